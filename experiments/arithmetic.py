@@ -1,0 +1,72 @@
+"""Quickstart: SFT, then RFT and Online RFT, on generated arithmetic word problems."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rft_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PoolConfig,
+    RolloutConfig,
+    SelectionConfig,
+    TokenizerConfig,
+    UpdateConfig,
+)
+
+SOURCE = "tfds:arithmetic_problems"
+
+SFT = Config(
+    method="sft",
+    steps=1000,
+    data=DataConfig(
+        train=f"{SOURCE}/demonstrations",
+        validation=f"{SOURCE}/validation",
+        test=f"{SOURCE}/test",
+        max_prompt_tokens=64,
+        max_completion_tokens=48,
+    ),
+    tokenizer=TokenizerConfig(corpus=f"{SOURCE}/demonstrations", vocab_size=448),
+    model=ModelConfig(
+        num_layers=3, d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+    ),
+    update=UpdateConfig(row_length=128, rows_per_microbatch=4, sequences_per_step=32),
+    optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=50),
+    evaluation=EvaluationConfig(
+        every_steps=250, num_questions=256, test_samples_per_question=16, questions_per_batch=32
+    ),
+    checkpoint=CheckpointConfig(every_steps=250),
+)
+
+RFT = replace(
+    SFT,
+    method="rft",
+    init_from="run:sft",
+    steps=100,
+    data=replace(SFT.data, train=f"{SOURCE}/train"),
+    rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),
+    pool=PoolConfig(rollout_steps=100),
+    selection=SelectionConfig(dedupe="text"),
+    update=replace(SFT.update, sequences_per_step=128),
+    optimizer=OptimizerConfig(learning_rate=2e-4),
+    evaluation=replace(SFT.evaluation, every_steps=50),
+    checkpoint=CheckpointConfig(every_steps=50),
+)
+
+ONLINE_RFT = replace(
+    RFT,
+    method="online_rft",
+    pool=None,
+    selection=SelectionConfig(),
+    update=replace(SFT.update, sequences_per_step=0),
+)
+
+
+def experiment() -> dict[str, Config]:
+    """The runs in order."""
+    return {"sft": SFT, "rft": RFT, "online_rft": ONLINE_RFT}

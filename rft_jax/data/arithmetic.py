@@ -1,0 +1,161 @@
+"""Word problems in the style of GSM8K, generated: the task of the first study.
+
+A problem tells of one person's things: a start, then events that amount to 2 to 4 additions,
+subtractions and multiplications whose running value stays within 1 to 99, then the question. Its
+solution is one operation a line and the answer:
+
+    Mia has 12 shells. She buys 3 bags of 6 and loses 5. How many shells does she have?
+
+    3*6=18
+    12+18=30
+    30-5=25
+    #### 25
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+SEED = 20240203
+"""Seed of the published splits; another value makes another data set."""
+
+SPLITS = {"demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048}
+"""Problems of each split. They are consecutive pieces of one stream of distinct problems."""
+
+SMALLEST, LARGEST = 1, 99
+STARTS = range(5, 31)
+AMOUNTS = range(3, 21)
+FACTORS = range(2, 10)
+NUM_OPERATIONS = range(2, 5)
+
+NAMES = {
+    "She": ("Ada", "Eva", "Ida", "Kim", "Lea", "Mia", "Nora", "Rosa", "Zoe"),
+    "He": ("Ali", "Ben", "Dan", "Ivan", "Leo", "Max", "Omar", "Sam", "Tom"),
+}
+OBJECTS = (
+    "apples", "balls", "beads", "books", "cards", "coins", "cups", "eggs", "figs", "hats", "keys",
+    "kites", "lemons", "nuts", "pears", "pens", "plums", "rings", "shells", "stamps", "stones",
+    "toys",
+)  # fmt: skip
+GAINS = ("finds", "gets", "makes", "wins")
+LOSSES = ("loses", "sells", "breaks", "uses")
+GROWTHS = ("soon has", "then has", "later has")
+CONTAINERS = ("bags", "boxes", "packs")
+RECEIVERS = ("friends", "cousins", "boys", "girls")
+QUESTIONS = (
+    "How many {objects} does {pronoun} have?",
+    "How many {objects} are there now?",
+    "How many {objects} are left?",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, its bare answer and the worked solution that ends in `#### answer`."""
+
+    question: str
+    answer: str
+    solution: str
+
+
+class _Event(NamedTuple):
+    """Something that happens: what is told, its operations one a line, the new running value."""
+
+    told: str
+    operations: tuple[str, ...]
+    value: int
+
+
+def problems(seed: int, count: int) -> Iterator[Problem]:
+    """`count` problems, a pure function of the seed; a longer stream begins with a shorter one.
+
+    No two share a solution, so that a held-out problem is never a known one in other words; hence
+    no two share a question.
+    """
+    return islice(_distinct_problems(seed), count)
+
+
+def split_problems(split: str) -> Iterator[Problem]:
+    """The problems of one published split, in the order of their row numbers."""
+    names = list(SPLITS)
+    start = sum(SPLITS[name] for name in names[: names.index(split)])
+    return islice(_distinct_problems(SEED), start, start + SPLITS[split])
+
+
+def _distinct_problems(seed: int) -> Iterator[Problem]:
+    source = random.Random(seed)
+    seen = set()
+    while True:
+        problem = _problem(source)
+        if problem.solution not in seen:
+            seen.add(problem.solution)
+            yield problem
+
+
+def _pick(source: random.Random, choices: Sequence[T]) -> T:
+    """One of the choices. Only `random()` promises its values to every Python version."""
+    return choices[int(source.random() * len(choices))]
+
+
+def _problem(source: random.Random) -> Problem:
+    pronoun = _pick(source, tuple(NAMES))
+    name, objects = _pick(source, NAMES[pronoun]), _pick(source, OBJECTS)
+    start = value = _pick(source, STARTS)
+    wanted = _pick(source, NUM_OPERATIONS)
+    told: list[str] = []
+    operations: list[str] = []
+    while len(operations) < wanted:
+        event = _pick(source, EVENTS)(source, value)
+        fits = len(operations) + len(event.operations) <= wanted
+        if fits and SMALLEST <= event.value <= LARGEST:
+            told.append(event.told)
+            operations.extend(event.operations)
+            value = event.value
+    events = " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+    asked = _pick(source, QUESTIONS).format(objects=objects, pronoun=pronoun.lower())
+    return Problem(
+        question=f"{name} has {start} {objects}. {pronoun} {events}. {asked}",
+        answer=str(value),
+        solution="\n".join([*operations, f"#### {value}"]),
+    )
+
+
+def _gain(source: random.Random, value: int) -> _Event:
+    n = _pick(source, AMOUNTS)
+    return _Event(f"{_pick(source, GAINS)} {n}", (f"{value}+{n}={value + n}",), value + n)
+
+
+def _loss(source: random.Random, value: int) -> _Event:
+    n = _pick(source, AMOUNTS)
+    return _Event(f"{_pick(source, LOSSES)} {n}", (f"{value}-{n}={value - n}",), value - n)
+
+
+def _growth(source: random.Random, value: int) -> _Event:
+    k = _pick(source, FACTORS)
+    told = f"{_pick(source, GROWTHS)} {k} times as many"
+    return _Event(told, (f"{k}*{value}={k * value}",), k * value)
+
+
+def _purchase(source: random.Random, value: int) -> _Event:
+    k, m = _pick(source, FACTORS), _pick(source, FACTORS)
+    new = value + k * m
+    told = f"buys {k} {_pick(source, CONTAINERS)} of {m}"
+    return _Event(told, (f"{k}*{m}={k * m}", f"{value}+{k * m}={new}"), new)
+
+
+def _gift(source: random.Random, value: int) -> _Event:
+    k, m = _pick(source, FACTORS), _pick(source, FACTORS)
+    new = value - k * m
+    told = f"gives {m} to each of {k} {_pick(source, RECEIVERS)}"
+    return _Event(told, (f"{k}*{m}={k * m}", f"{value}-{k * m}={new}"), new)
+
+
+EVENTS: tuple[Callable[[random.Random, int], _Event], ...] = (
+    _gain, _loss, _growth, _purchase, _gift,
+)  # fmt: skip

@@ -1,0 +1,254 @@
+"""Questions from TFDS (`tfds:NAME/SPLIT`) and JSONL files (`jsonl:PATH`), either with a slice."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rft_jax.records import Question
+
+OWN_DATA = "arithmetic_problems"
+"""The TFDS data set that this project generates (arithmetic_builder.py)."""
+
+_SOURCE = re.compile(r"(?P<kind>tfds|jsonl):(?P<target>.+?)(?P<slice>\[[^\[\]]*\])?")
+_SLICE = re.compile(r"\[(-?\d+)?:(-?\d+)?\]")
+_MARK = "####"
+
+
+class DataError(ValueError):
+    """A source, a row or a question cannot be used; the message names it and the remedy."""
+
+
+def load(source: str, data_dir: str = "") -> tuple[Question, ...]:
+    """The questions of a source; an id is the row number in the whole source, slice or not.
+
+    source: `tfds:NAME/SPLIT` or `jsonl:PATH`, either followed by a slice such as `[:7000]`. Paths
+        are relative to the working directory.
+    data_dir: folder of prepared TFDS data; empty for TFDS's own default.
+    Raises DataError.
+    """
+    found = _SOURCE.fullmatch(source)
+    if not found:
+        raise DataError(
+            f"source {source!r} is not understood: write tfds:NAME/SPLIT or jsonl:PATH, with a "
+            "slice such as [:7000] if wanted."
+        )
+    if found["kind"] == "jsonl":
+        questions = _jsonl_questions(Path(found["target"]).expanduser())
+        return tuple(questions[row] for row in _rows(source, found["slice"], len(questions)))
+    name, _, split = found["target"].rpartition("/")
+    if not name or not split:
+        raise DataError(f"source {source!r} names no split: write tfds:NAME/SPLIT.")
+    with _tfds(name, data_dir):
+        table = _tfds_table(name, split, data_dir)
+        rows = _rows(source, found["slice"], len(table))
+        records = [_decoded(record) for record in table.__getitems__(list(rows))]
+    return tuple(
+        _question(row, record, f"tfds:{name}/{split}: row {row}")
+        for row, record in zip(rows, records, strict=True)
+    )
+
+
+def _rows(source: str, written: str | None, count: int) -> range:
+    """The rows a slice takes of `count`; its bounds must exist."""
+    rows = range(count)
+    if written is not None:
+        found = _SLICE.fullmatch(written)
+        if not found:
+            raise DataError(
+                f"source {source!r}: the slice {written} is not understood: write [START:STOP] in "
+                "whole rows; either may be left out."
+            )
+        start, stop = (None if bound is None else int(bound) for bound in found.groups())
+        for bound in (start, stop):
+            if bound is not None and abs(bound) > count:
+                raise DataError(
+                    f"source {source!r}: the slice names row {bound} and there are {count} rows: "
+                    "keep it within them."
+                )
+        rows = rows[start:stop]
+    if not rows:
+        raise DataError(f"source {source!r} is empty: it takes 0 of {count} rows; name some.")
+    return rows
+
+
+def _question(row: int, record: Mapping[str, Any], where: str) -> Question:
+    """One row as a Question. An `answer` with a `####` mark is a GSM8K solution."""
+    text = _text(record, "question", where)
+    answer = _text(record, "answer", where)
+    solution = _text(record, "solution", where) if "solution" in record else None
+    if _MARK not in answer:
+        return Question(id=row, text=text, answer=answer.strip(), solution=solution)
+    if answer.count(_MARK) > 1:
+        raise DataError(
+            f"{where}: answer has {answer.count(_MARK)} {_MARK} marks: keep the one before the "
+            "final answer."
+        )
+    if solution is not None:
+        raise DataError(
+            f"{where}: answer is a worked solution (it has a {_MARK} mark) and solution is given "
+            "too: keep one of them."
+        )
+    reference = answer.partition(_MARK)[2].replace(",", "").strip()
+    if not reference:
+        raise DataError(f"{where}: answer has nothing after {_MARK}: write the final answer there.")
+    return Question(id=row, text=text, answer=reference, solution=answer)
+
+
+def _text(record: Mapping[str, Any], field: str, where: str) -> str:
+    """A field that must be text and not empty."""
+    if field not in record:
+        raise DataError(
+            f"{where}: {field} is missing: a row needs question and answer, and may have solution "
+            f"(found: {', '.join(sorted(record)) or 'no field'})."
+        )
+    value = record[field]
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: {field} is of type {type(value).__name__}: it must be text, in quotes."
+        )
+    if not value.strip():
+        raise DataError(f"{where}: {field} is empty: fill it in or leave the row out.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {field} has half of a surrogate pair at character {error.start}, which "
+            "UTF-8 cannot hold: mend the text."
+        ) from None
+    return value
+
+
+def _jsonl_questions(path: Path) -> list[Question]:
+    """Every row of a file, so that a bad row is found wherever the slice lies."""
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the questions ({error.strerror}): give the path of a JSONL file, "
+            "relative to the working directory."
+        ) from None
+    if lines == [b""]:
+        return []
+    return [
+        _question(row, _json_object(line, f"{path}:{row + 1}"), f"{path}:{row + 1}")
+        for row, line in enumerate(lines)
+    ]
+
+
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    if not line.strip():
+        raise DataError(f"{where}: the line is blank: every line must hold one JSON object.")
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}): every line must hold one "
+            "JSON object."
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        raise DataError(
+            f"{where}: not JSON to be read here ({error}): every line must hold one plain object."
+        ) from None
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{where}: a JSON {type(value).__name__}, not an object: write "
+            '{"question": ..., "answer": ...}.'
+        )
+    return value
+
+
+def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """TFDS gives text as bytes."""
+    return {
+        key: value.decode("utf-8") if isinstance(value, bytes) else value
+        for key, value in record.items()
+    }
+
+
+def _tfds_table(name: str, split: str, data_dir: str) -> Any:
+    """One split as a random-access table, prepared first if it is not on disk.
+
+    TFDS prepares into a folder of its own and renames it at the end, so that a killed process
+    leaves nothing that looks prepared; of two that start together the second finds the name taken
+    and reads what the first wrote.
+    """
+    # Imported here: it takes a third of a second, and JSONL needs none of it.
+    import tensorflow_datasets as tfds
+
+    def builder() -> Any:
+        folder = os.path.expanduser(data_dir) or None
+        if name == OWN_DATA:
+            from rft_jax.data.arithmetic_builder import ArithmeticProblems
+
+            return ArithmeticProblems(data_dir=folder, file_format="array_record")
+        return tfds.builder(name, data_dir=folder, file_format="array_record")
+
+    data = builder()
+    if not data.is_prepared():
+        try:
+            # Without this TFDS first asks its public bucket, hence the network.
+            settings = tfds.download.DownloadConfig(try_download_gcs=False)
+            data.download_and_prepare(download_config=settings)
+        except OSError:
+            data = builder()
+            if not data.is_prepared():
+                raise
+    if split not in data.info.splits:
+        raise DataError(
+            f"source 'tfds:{name}/{split}': there is no split {split}; choose one of "
+            f"{', '.join(data.info.splits)}."
+        )
+    return data.as_data_source(split)
+
+
+@contextlib.contextmanager
+def _tfds(name: str, data_dir: str) -> Iterator[None]:
+    """Around every use of TFDS: keeps it quiet, and makes its many errors one."""
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    # absl's logger says INFO lines wherever the program logs at that level.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        # TFDS prints to stdout, which belongs to the program's own results.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    except DataError:
+        raise
+    except Exception as error:  # TFDS documents none of its errors; the cause is kept.
+        raise DataError(_tfds_failure(name, data_dir, error)) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _tfds_failure(name: str, data_dir: str, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+    if name == OWN_DATA:
+        where = data_dir or "the default of TFDS"
+        return (
+            f"tfds:{name}: cannot be made or read in data_dir, {where} ({reason}): see that it is "
+            f"writable and has room, or delete its folder {OWN_DATA}, which is then made again."
+        )
+    if importlib.util.find_spec("tensorflow") is None:
+        reason = f"TensorFlow is not installed; {reason}"
+    return (
+        f"tfds:{name}: TFDS cannot give it ({reason}): its own data sets need TensorFlow "
+        "(pip install tensorflow) and, the first time, network; or download the official JSONL "
+        "files and name them as jsonl:PATH."
+    )

@@ -1,0 +1,34 @@
+"""The logical axes of every parameter: the one table from which shardings are derived."""
+
+from __future__ import annotations
+
+from rft_jax.batches import Params
+
+AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+    ("embedding",): ("vocab", "embed"),
+    ("unembedding",): ("embed", "vocab"),
+    ("final_norm", "scale"): (None,),
+    ("blocks", "attention_norm", "scale"): ("layer", None),
+    ("blocks", "attention", "query"): ("layer", "embed", "heads", None),
+    ("blocks", "attention", "key"): ("layer", "embed", "kv_heads", None),
+    ("blocks", "attention", "value"): ("layer", "embed", "kv_heads", None),
+    ("blocks", "attention", "output"): ("layer", "heads", None, "embed"),
+    ("blocks", "mlp_norm", "scale"): ("layer", None),
+    ("blocks", "mlp", "gate"): ("layer", "embed", "mlp"),
+    ("blocks", "mlp", "up"): ("layer", "embed", "mlp"),
+    ("blocks", "mlp", "down"): ("layer", "mlp", "embed"),
+}
+
+
+def logical_axes(params: Params) -> Params:
+    """The tree of `params` with each array replaced by the tuple of its logical axis names.
+
+    Raises KeyError for a parameter the table does not name.
+    """
+
+    def walk(node: Params, path: tuple[str, ...]) -> Params:
+        if isinstance(node, dict):
+            return {name: walk(child, (*path, name)) for name, child in node.items()}
+        return AXES[path]
+
+    return walk(params, ())

@@ -1,0 +1,84 @@
+"""The device mesh and the one table that maps logical axes to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rft_jax.batches import Params
+from rft_jax.config import ConfigError, MeshConfig
+
+RULES: dict[str, str | None] = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "layer": None,
+}
+"""Logical parameter axis -> mesh axis that splits it; None is kept whole."""
+
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes that split a batch."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A (data, fsdp, tensor) mesh over all devices of the job.
+
+    Raises ConfigError when the sizes do not multiply to the number of devices.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    count = jax.device_count()
+    known = math.prod(size for size in sizes if size != -1)
+    if count % known or (-1 not in sizes and known != count):
+        raise ConfigError(
+            f"mesh is data={config.data} x fsdp={config.fsdp} x tensor={config.tensor}: it must "
+            f"make up the {count} devices there are; leave one axis at -1 to infer it."
+        )
+    shape = tuple(count // known if size == -1 else size for size in sizes)
+    return Mesh(np.asarray(jax.devices()).reshape(shape), ("data", "fsdp", "tensor"))
+
+
+def batch_size_divisor(mesh: Mesh) -> int:
+    """Batches are split this many ways."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Arrays whose dimension `axis` is split over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
+
+
+def param_shardings(
+    mesh: Mesh, shapes: Params, axes: Params, *, fsdp: bool = True
+) -> dict[str, Any]:
+    """The sharding of every parameter.
+
+    shapes: a tree of arrays or ShapeDtypeStructs; axes: the same tree of logical axis names.
+    fsdp=False keeps the "embed" axis whole: the layout of a rollout, whose decode loop must not
+    gather weights.
+    Raises ConfigError when a mesh axis does not divide a dimension it should split.
+    """
+    rules = RULES if fsdp else RULES | {"embed": None}
+
+    def one(path: tuple[Any, ...], shape: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        spec = tuple(None if name is None else rules[name] for name in names)
+        for size, name, axis in zip(shape.shape, names, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                where = ".".join(str(part.key) for part in path)
+                raise ConfigError(
+                    f"mesh.{axis} is {mesh.shape[axis]}: it must divide the {name} axis of "
+                    f"parameter {where}, {size}; choose another mesh or model size."
+                )
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes)

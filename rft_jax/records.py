@@ -1,0 +1,67 @@
+"""Facts the host knows about questions and sampled outputs. Imports no jax."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Verdict(enum.StrEnum):
+    """What the verifier says of one output; I(o) = 1 only for CORRECT.
+
+    UNDECIDED (a timeout, a crash) is neither: it is masked out of the loss and of every pass rate.
+    """
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question q with its reference answer.
+
+    id: row number in its source, unique within one source and stable between runs.
+    text: the question as the source states it.
+    answer: the bare reference answer, e.g. `72` (what follows the last `####`).
+    solution: the worked demonstration that ends in the answer, or None where the source has none.
+    """
+
+    id: int
+    text: str
+    answer: str
+    solution: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reason, e.g. (INCORRECT, "no answer")."""
+
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled output o and all that is known of it.
+
+    step: the rollout that sampled it; with question_id and sample_index the address of its keys.
+    tokens: the completion, EOS included when there is one.
+    log_probs: log pi(o_t | q, o_<t) of the sampling distribution, in nats, one per token.
+    finished: True when the output ended with EOS; False when it was cut at the length limit.
+    """
+
+    question_id: int
+    sample_index: int
+    step: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+    verdict: Verdict
+    reason: str
+
+    @property
+    def accepted(self) -> bool:
+        """I(o) = 1."""
+        return self.verdict is Verdict.CORRECT

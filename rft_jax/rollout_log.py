@@ -1,0 +1,104 @@
+"""rollouts/: every sampled output of a run, one JSON object a line, one file a rollout.
+
+The log is data: RFT can be run from it (pool.from_rollouts), and the report browses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rft_jax.jsonl import LogError, read_jsonl
+from rft_jax.records import Question, Sample, Verdict
+
+_FIELDS = {
+    "question_id": int,
+    "sample_index": int,
+    "step": int,
+    "text": str,
+    "tokens": list,
+    "log_probs": list,
+    "finished": bool,
+    "verdict": str,
+    "reason": str,
+    "question": str,
+    "answer": str,
+    "seed": int,
+}
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The file of one rollout."""
+    return folder / f"step-{step:06d}.jsonl"
+
+
+def write(
+    folder: Path, step: int, samples: Iterable[Sample], questions: Sequence[Question], *, seed: int
+) -> None:
+    """Write one rollout's file, whole or not at all; one from a killed attempt is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    by_id = {question.id: question for question in questions}
+    path = path_of(folder, step)
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            question = by_id[sample.question_id]
+            facts = {"question": question.text, "answer": question.answer, "seed": seed}
+            file.write(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+def read(path: Path) -> list[tuple[Question, Sample]]:
+    """One rollout's samples, each with its question (without solution).
+
+    Raises jsonl.LogError, naming file and line, for a damaged line.
+    """
+    if not path.is_file():
+        raise LogError(f"{path}: there is no such rollout file; name a RUN/rollouts folder.")
+    pairs = []
+    for number, row in enumerate(read_jsonl(path, _FIELDS), start=1):
+        if row["verdict"] not in list(Verdict):
+            raise LogError(
+                f"{path}:{number}: field 'verdict' is {row['verdict']!r}, expected one of "
+                f"{', '.join(Verdict)}: remove the line."
+            )
+        question = Question(id=row["question_id"], text=row["question"], answer=row["answer"])
+        sample = Sample(
+            question_id=row["question_id"],
+            sample_index=row["sample_index"],
+            step=row["step"],
+            text=row["text"],
+            tokens=tuple(row["tokens"]),
+            log_probs=tuple(row["log_probs"]),
+            finished=row["finished"],
+            verdict=Verdict(row["verdict"]),
+            reason=row["reason"],
+        )
+        pairs.append((question, sample))
+    return pairs
+
+
+def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
+    """All samples of several runs' logs, in the order of folders and steps.
+
+    Raises LogError for a folder without rollouts, and when two logs use one question id for
+    different questions (they come from different sources and cannot be united).
+    """
+    pairs: list[tuple[Question, Sample]] = []
+    for folder in folders:
+        files = sorted(Path(folder).glob("step-*.jsonl"))
+        if not files:
+            raise LogError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
+        for file in files:
+            pairs.extend(read(file))
+    seen: dict[int, str] = {}
+    for question, _ in pairs:
+        if seen.setdefault(question.id, question.text) != question.text:
+            raise LogError(
+                f"{', '.join(folders)}: question {question.id} stands for two different questions;"
+                " unite only logs of runs on one source."
+            )
+    return pairs

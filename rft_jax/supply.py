@@ -1,0 +1,256 @@
+"""What each step trains on: the three sources of samples of the methods' table.
+
+Demonstrations and RFT's pool are fixed sets; Online RFT samples anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rft_jax import rollout_log
+from rft_jax.batches import Params
+from rft_jax.config import Config
+from rft_jax.data.prompts import completion_tokens, prompt_tokens
+from rft_jax.data.questions import Position, take
+from rft_jax.funnel import funnel
+from rft_jax.keys import Purpose
+from rft_jax.records import Question, Sample, Verdict
+from rft_jax.rollouts import Rollout, Sampling, rollout
+from rft_jax.training.objective import METHODS, output_weights
+from rft_jax.training.packing import TrainingSequence
+from rft_jax.training.selection import select
+
+logger = logging.getLogger(__name__)
+
+Facts = dict[str, Any]
+
+
+class SupplyError(ValueError):
+    """There is nothing to train on; the message says why."""
+
+
+class Supplied(NamedTuple):
+    """sequences: empty when nothing was accepted; position: of the stream after this step."""
+
+    sequences: list[TrainingSequence]
+    position: Position
+    facts: Facts
+
+
+Supply = Callable[[int, Position, Callable[[], Params]], Supplied]
+"""(step, position, the policy in its rollout layout, when it is wanted) -> what to train on."""
+
+
+class Chosen(NamedTuple):
+    """The outputs of a rollout or pool to train on, with their weights in the objective."""
+
+    sequences: list[TrainingSequence]
+    num_distinct: int
+    num_kept: int
+
+
+def choose(
+    samples: Sequence[Sample], questions: Sequence[Question], config: Config, sampling: Sampling
+) -> Chosen:
+    """Coefficients, selection and denominator: from verified samples to weighted sequences.
+
+    With a KL term every decided output is returned, as the KL is over all samples of the policy;
+    otherwise only the kept ones are.
+    """
+    assert config.selection is not None
+    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+    correct = np.array([sample.accepted for sample in decided], bool)
+    coefficients = METHODS[config.method].coefficient(correct)
+    coefficient_of = {id(s): float(c) for s, c in zip(decided, coefficients, strict=True) if c}
+    kept, num_distinct = select([s for s in decided if id(s) in coefficient_of], config.selection)
+    weights = output_weights(
+        np.array([sample.question_id for sample in kept], np.int64),
+        denominator=config.objective.denominator,
+        num_sampled=len(decided),
+        num_questions=len({sample.question_id for sample in samples}),
+    )
+    weight_of = {
+        id(sample): coefficient_of[id(sample)] * float(weight)
+        for sample, weight in zip(kept, weights, strict=True)
+    }
+    with_kl = config.objective.kl_coefficient > 0
+    prompts = {
+        question.id: prompt_tokens(question.text, config.data.prompt_template, sampling.tokenizer)
+        for question in questions
+    }
+    sequences = [
+        TrainingSequence(
+            prompt=prompts[sample.question_id],
+            completion=sample.tokens,
+            weight=weight_of.get(id(sample), 0.0),
+            kl_weight=1.0 / len(decided) if with_kl else 0.0,
+            log_probs=sample.log_probs,
+        )
+        for sample in (decided if with_kl else kept)
+    ]
+    return Chosen(sequences, num_distinct, len(kept))
+
+
+def fixed(sequences: Sequence[TrainingSequence], config: Config) -> Supply:
+    """Minibatches of a fixed set, in seeded random order, epoch after epoch.
+
+    Weights are those of the whole set; a minibatch scales them so that its expectation is theirs.
+    """
+    size = config.update.sequences_per_step
+    scale = len(sequences) / size
+
+    def supply(step: int, position: Position, policy: Callable[[], Params]) -> Supplied:
+        rows, position = take(len(sequences), config.seed, position, size)
+        batch = [
+            sequences[row]._replace(weight=sequences[row].weight * scale, log_probs=())
+            for row in rows
+        ]
+        return Supplied(batch, position, {})
+
+    return supply
+
+
+def demonstrations(
+    questions: Sequence[Question], config: Config, sampling: Sampling
+) -> list[TrainingSequence]:
+    """The source's own solutions, each an accepted output (SFT)."""
+    weights = output_weights(
+        np.array([question.id for question in questions], np.int64),
+        denominator=config.objective.denominator,
+        num_sampled=len(questions),
+        num_questions=len(questions),
+    )
+    coefficients = METHODS[config.method].coefficient(np.ones(len(questions), bool))
+    return [
+        TrainingSequence(
+            prompt_tokens(question.text, config.data.prompt_template, sampling.tokenizer),
+            completion_tokens(question.solution or "", sampling.tokenizer),
+            float(weight * coefficient),
+        )
+        for question, weight, coefficient in zip(questions, weights, coefficients, strict=True)
+    ]
+
+
+def _sample_step(
+    params: Params,
+    questions: Sequence[Question],
+    config: Config,
+    sampling: Sampling,
+    folder: Path,
+    step: int,
+) -> Rollout:
+    assert config.rollout is not None
+    drawn = rollout(
+        params,
+        questions,
+        sampling,
+        step=step,
+        num_samples=config.rollout.samples_per_question,
+        temperature=config.rollout.temperature,
+        purpose=Purpose.ROLLOUT,
+        questions_per_batch=config.rollout.questions_per_step,
+    )
+    rollout_log.write(folder, step, drawn.samples, questions, seed=config.seed)
+    return drawn
+
+
+def _seconds(drawn: Rollout) -> dict[str, float]:
+    return {
+        "seconds/sampling": drawn.seconds_sampling,
+        "seconds/verifying": drawn.seconds_verifying,
+        "seconds/verifying_hidden": drawn.seconds_verifying_hidden,
+    }
+
+
+def _next_questions(
+    questions: Sequence[Question], config: Config, position: Position
+) -> tuple[list[Question], Position]:
+    """One rollout's questions. One that an epoch's end and the next one's start both name is
+    asked once: the second time it would get the same samples (their keys are addressed)."""
+    assert config.rollout is not None
+    rows, position = take(len(questions), config.seed, position, config.rollout.questions_per_step)
+    return [questions[row] for row in dict.fromkeys(rows.tolist())], position
+
+
+def online(
+    questions: Sequence[Question],
+    config: Config,
+    sampling: Sampling,
+    folder: Path,
+) -> Supply:
+    """Outputs of the current policy, sampled at each step and logged in `folder` (Online RFT)."""
+
+    def supply(step: int, position: Position, policy: Callable[[], Params]) -> Supplied:
+        asked, position = _next_questions(questions, config, position)
+        drawn = _sample_step(policy(), asked, config, sampling, folder, step)
+        chosen = choose(drawn.samples, asked, config, sampling)
+        facts = funnel(drawn.samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
+        facts |= _seconds(drawn) | {
+            "policy/entropy": float(drawn.entropies.mean()),
+            "sampled_tokens": drawn.num_tokens,
+            "sampled_outputs": len(drawn.samples),
+        }
+        return Supplied(chosen.sequences, position, facts)
+
+    return supply
+
+
+def sample_pool(
+    params: Params,
+    questions: Sequence[Question],
+    config: Config,
+    sampling: Sampling,
+    folder: Path,
+    stopped: Callable[[], int],
+) -> dict[str, float] | None:
+    """Fill rollouts/ with RFT's pool from the frozen start; None when stopped before the end.
+
+    A rollout whose file exists is not repeated, so a killed run goes on where it was.
+    """
+    assert config.pool is not None
+    assert config.rollout is not None
+    position = Position(0, 0)
+    seconds = dict.fromkeys(_seconds(Rollout([], np.zeros(0), 0.0, 0.0, 0.0)), 0.0)
+    for step in range(config.pool.rollout_steps):
+        asked, position = _next_questions(questions, config, position)
+        if rollout_log.path_of(folder, step).exists():
+            continue
+        if stopped():
+            return None
+        drawn = _sample_step(params, asked, config, sampling, folder, step)
+        seconds = {name: seconds[name] + value for name, value in _seconds(drawn).items()}
+        logger.info("pool: rollout %d of %d", step + 1, config.pool.rollout_steps)
+    return seconds
+
+
+def pool(config: Config, sampling: Sampling, folder: Path) -> tuple[list[TrainingSequence], Facts]:
+    """RFT's fixed set, from the log in `folder` or from pool.from_rollouts, and its funnel.
+
+    Raises SupplyError when no output of the pool is accepted.
+    """
+    assert config.pool is not None
+    sources = config.pool.from_rollouts or (str(folder),)
+    if config.pool.from_rollouts:
+        pairs = rollout_log.read_folders(sources)
+    else:
+        steps = range(config.pool.rollout_steps)
+        pairs = [p for step in steps for p in rollout_log.read(rollout_log.path_of(folder, step))]
+    questions = list({question.id: question for question, _ in pairs}.values())
+    samples = [sample for _, sample in pairs]
+    chosen = choose(samples, questions, config, sampling)
+    if not chosen.sequences:
+        raise SupplyError(
+            f"{', '.join(sources)}: none of {len(samples)} sampled outputs is correct, so there is "
+            "nothing to train on; look at them in the report, start from a better model, or sample "
+            "more (pool.rollout_steps, rollout.samples_per_question)."
+        )
+    facts = funnel(samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
+    return chosen.sequences, facts | {
+        "sampled_tokens": sum(len(sample.tokens) for sample in samples),
+        "sampled_outputs": len(samples),
+    }

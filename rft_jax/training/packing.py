@@ -1,0 +1,107 @@
+"""Packing: sequences of odd lengths into rows of one static shape. Host side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rft_jax.batches import PackedBatch
+
+
+class TrainingSequence(NamedTuple):
+    """A prompt and an output with the output's weight in the objective.
+
+    weight: GC / denominator, per output (1/|o| is applied in packing); kl_weight: the same for the
+    KL term; log_probs: what the sampler reported for each completion token, empty when unknown.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    weight: float
+    kl_weight: float = 0.0
+    log_probs: Sequence[float] = ()
+
+
+def num_microbatches(
+    num_sequences: int, longest: int, *, row_length: int, rows_per_microbatch: int
+) -> int:
+    """Micro-batches that hold `num_sequences` of at most `longest` tokens, however they fall."""
+    per_row = row_length // longest
+    rows = -(-num_sequences // per_row)
+    return -(-rows // rows_per_microbatch)
+
+
+def _first_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
+    """(row, offset) of each sequence: longest first, each in the first row with room."""
+    used: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        row = next((r for r, taken in enumerate(used) if taken + length <= row_length), len(used))
+        if row == len(used):
+            used.append(0)
+        places[index] = (row, used[row])
+        used[row] += length
+    return places
+
+
+def pack(
+    sequences: Sequence[TrainingSequence],
+    *,
+    row_length: int,
+    rows_per_microbatch: int,
+    max_microbatches: int,
+) -> PackedBatch:
+    """Pack sequences into [M, R, S] rows; a sequence of n tokens takes n - 1 slots.
+
+    A token's weight is its output's weight / |o|, at the slot that predicts it. The arrays are
+    numpy's; the same shapes come out whatever the sequences, so an update is compiled once.
+    Raises ValueError when the sequences do not fit.
+    """
+    lengths = [len(s.prompt) + len(s.completion) - 1 for s in sequences]
+    for length in lengths:
+        if length > row_length:
+            raise ValueError(
+                f"a sequence of {length + 1} tokens does not fit update.row_length, {row_length}."
+            )
+    places = _first_fit(lengths, row_length)
+    rows = 1 + max((row for row, _ in places), default=-1)
+    used = -(-rows // rows_per_microbatch)
+    if used > max_microbatches:
+        raise ValueError(
+            f"{len(sequences)} sequences need {used} micro-batches and there is room for "
+            f"{max_microbatches}: raise update.row_length."
+        )
+    shape = (max_microbatches * rows_per_microbatch, row_length)
+    whole = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets", "positions")}
+    segments = np.zeros(shape, np.int32)
+    real = {name: np.zeros(shape, np.float32) for name in ("weights", "kl_weights", "log_probs")}
+    numbers = np.zeros(shape[0], np.int32)
+    for sequence, length, (row, offset) in zip(sequences, lengths, places, strict=True):
+        tokens = np.fromiter((*sequence.prompt, *sequence.completion), np.int32, length + 1)
+        here = slice(offset, offset + length)
+        numbers[row] += 1
+        whole["inputs"][row, here] = tokens[:-1]
+        whole["targets"][row, here] = tokens[1:]
+        whole["positions"][row, here] = np.arange(length)
+        segments[row, here] = numbers[row]
+        outputs = slice(offset + len(sequence.prompt) - 1, offset + length)
+        size = len(sequence.completion)
+        real["weights"][row, outputs] = sequence.weight / size
+        real["kl_weights"][row, outputs] = sequence.kl_weight / size
+        if len(sequence.log_probs):
+            real["log_probs"][row, outputs] = sequence.log_probs
+    split = (max_microbatches, rows_per_microbatch, row_length)
+    arrays: dict[str, Any] = {
+        "inputs": whole["inputs"].reshape(split),
+        "targets": whole["targets"].reshape(split),
+        "positions": whole["positions"].reshape(split),
+        "segments": segments.reshape(split),
+        "weights": real["weights"].reshape(split),
+        "kl_weights": real["kl_weights"].reshape(split),
+        "sampler_log_probs": real["log_probs"].reshape(split),
+        "num_microbatches": np.int32(used),
+    }
+    return PackedBatch(**arrays)

@@ -1,0 +1,138 @@
+"""The update: (state, batch) -> (state, metrics), a pure function, jitted once."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from rft_jax.batches import PackedBatch, Params, TrainState
+from rft_jax.config import ModelConfig
+from rft_jax.training.log_probs import target_log_probs
+from rft_jax.training.objective import k3, objective
+
+
+class UpdateMetrics(NamedTuple):
+    """Facts of one update, as scalars.
+
+    value: J without its KL term; kl: the k3 estimate; gradient_norm: before clipping;
+    mismatch_max, mismatch_mean: |trainer's - sampler's log-prob| over trained tokens, in nats
+    (meaningless where the sampler's are unknown).
+    """
+
+    value: Float[Array, ""]
+    kl: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    mismatch_max: Float[Array, ""]
+    mismatch_mean: Float[Array, ""]
+
+
+class _Sums(NamedTuple):
+    """What adds up over micro-batches."""
+
+    gradients: Params
+    value: Float[Array, ""]
+    kl: Float[Array, ""]
+    mismatch_max: Float[Array, ""]
+    mismatch_sum: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def gradients(
+    params: Params,
+    reference: Params | None,
+    batch: PackedBatch,
+    temperature: Float[Array, ""],
+    *,
+    config: ModelConfig,
+    kl_coefficient: float,
+    chunk: int,
+) -> _Sums:
+    """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
+
+    The number of micro-batches is data, not shape: rejected outputs are not computed on and
+    nothing is compiled again when their number changes.
+    """
+    log_probs_of = functools.partial(target_log_probs, config=config, chunk=chunk)
+
+    def loss(params: Params, micro: PackedBatch) -> tuple[Array, tuple[Array, ...]]:
+        rows = (micro.inputs, micro.targets, micro.positions, micro.segments, temperature)
+        log_probs = log_probs_of(params, *rows)
+        value = objective(log_probs, micro.weights)
+        kl = jnp.zeros((), log_probs.dtype)
+        if kl_coefficient:
+            kl = jnp.sum(micro.kl_weights * k3(log_probs, log_probs_of(reference, *rows)))
+        trained = (micro.weights != 0) | (micro.kl_weights != 0)
+        gap = jnp.where(trained, jnp.abs(log_probs - micro.sampler_log_probs), 0.0)
+        facts = (value, kl, jnp.max(gap), jnp.sum(gap), jnp.sum(trained.astype(gap.dtype)))
+        return -value + kl_coefficient * kl, facts
+
+    def add(index: Array, sums: _Sums) -> _Sums:
+        micro = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+            batch._replace(num_microbatches=jnp.zeros((1,))),
+        )
+        (_, facts), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
+        value, kl, gap_max, gap_sum, tokens = facts
+        return _Sums(
+            gradients=jax.tree.map(jnp.add, sums.gradients, grads),
+            value=sums.value + value,
+            kl=sums.kl + kl,
+            mismatch_max=jnp.maximum(sums.mismatch_max, gap_max),
+            mismatch_sum=sums.mismatch_sum + gap_sum,
+            tokens=sums.tokens + tokens,
+        )
+
+    zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+    start = _Sums(jax.tree.map(jnp.zeros_like, params), zero, zero, zero, zero, zero)
+    return jax.lax.fori_loop(0, batch.num_microbatches, add, start)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "optimizer", "kl_coefficient", "chunk"),
+    donate_argnames=("state",),
+)
+def update(
+    state: TrainState,
+    reference: Params | None,
+    batch: PackedBatch,
+    temperature: Float[Array, ""],
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    kl_coefficient: float,
+    chunk: int,
+) -> tuple[TrainState, UpdateMetrics]:
+    """One ascent step on the objective of `batch` (rft_jax/training/objective.py).
+
+    reference: parameters of pi_ref, None unless kl_coefficient is positive; temperature: the one
+    the outputs were sampled at (1 for demonstrations and for the pool of RFT).
+    """
+    sums = gradients(
+        state.params,
+        reference,
+        batch,
+        temperature,
+        config=config,
+        kl_coefficient=kl_coefficient,
+        chunk=chunk,
+    )
+    changes, optimizer_state = optimizer.update(sums.gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, changes)
+    return TrainState(state.step + 1, params, optimizer_state), UpdateMetrics(
+        value=sums.value,
+        kl=sums.kl,
+        gradient_norm=optax.global_norm(sums.gradients),
+        mismatch_max=sums.mismatch_max,
+        mismatch_mean=sums.mismatch_sum / jnp.maximum(sums.tokens, 1.0),
+    )

@@ -1,0 +1,273 @@
+"""Verification in worker processes, while the caller goes on sampling. Imports no jax.
+
+Chunks of items, not items, cross process borders. A worker that overruns an item's deadline, or
+that ends by itself, is replaced: the item at work is undecided, and every other one is judged.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from types import TracebackType
+from typing import NamedTuple
+
+from rft_jax.records import Judgement, Verdict
+from rft_jax.verification.process import START_SECONDS, WorkerGone, WorkerProcess
+from rft_jax.verification.rules import TRUNCATED, VerifierError
+from rft_jax.verification.worker import IDLE, Verdicts
+
+CHUNK_ITEMS = 256
+"""Items of the largest chunk."""
+CHUNKS_PER_WORKER = 4
+"""A small batch is cut so that each worker gets this many chunks, to even out slow items."""
+POLL_SECONDS = 0.05
+"""A deadline is noticed at most so late."""
+MAX_ENDS_WITHOUT_ITEM = 3
+"""Workers in a row that may end before they begin an item; then the pool gives up."""
+
+
+class Item(NamedTuple):
+    """One output to judge against a reference: a bare answer, or a solution ending in one.
+
+    finished: False for an output cut at the length limit, which is never correct by accident.
+    """
+
+    reference: str
+    output: str
+    finished: bool
+
+
+class VerifierPool:
+    """Worker processes that judge items; a context manager that leaves no process behind.
+
+    verifier: a built-in rule (`hash`) or `module:function`; see rules.Verifier.
+    timeout_seconds: time one item may take, counted from when its work begins.
+    Raises VerifierError when the verifier cannot be loaded in a worker.
+    """
+
+    def __init__(self, verifier: str, workers: int, timeout_seconds: float) -> None:
+        self._verifier = verifier
+        self._timeout = timeout_seconds
+        # Modules resolve as in this process, and from the current folder as under `python -m`.
+        self._search_path = [*sys.path, os.getcwd()]
+        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the four below
+        self._closed = False
+        self._failure: VerifierError | None = None
+        self._batches: set[_Batch] = set()
+        self._processes: list[WorkerProcess] = []
+        self._threads: list[threading.Thread] = []
+        try:
+            for _ in range(workers):
+                self._processes.append(WorkerProcess(verifier, self._search_path))
+            for process in self._processes:
+                process.wait_ready()
+        except BaseException:
+            for process in self._processes:
+                process.kill()
+                process.release()
+            raise
+        for slot in range(workers):
+            thread = threading.Thread(
+                target=self._serve, args=(slot,), name=f"verifier-{slot}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def submit(self, items: Sequence[Item]) -> Future[list[Judgement]]:
+        """Begin to judge and return at once; the future's result is one judgement an item, in
+        order. The result raises VerifierError if the pool is closed first or its workers fail."""
+        batch = _Batch(len(items))
+        to_run = []
+        for position, item in enumerate(items):
+            if item.finished:
+                to_run.append(position)
+            else:
+                batch.judgements[position] = _judgement(Verdict.INCORRECT, TRUNCATED)
+        batch.remaining = len(to_run)
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._closed:
+                raise VerifierError("the verifier pool is closed: submit while it is open.")
+            if to_run:
+                self._batches.add(batch)
+        if not to_run:
+            batch.finish()
+        shares = len(self._threads) * CHUNKS_PER_WORKER
+        size = min(CHUNK_ITEMS, math.ceil(len(to_run) / shares)) or 1
+        for start in range(0, len(to_run), size):
+            positions = to_run[start : start + size]
+            pairs = [(items[position].reference, items[position].output) for position in positions]
+            self._chunks.put(_Chunk(batch, positions, pairs))
+        return batch.future
+
+    def verify(self, items: Sequence[Item]) -> list[Judgement]:
+        """One judgement an item, in order."""
+        return self.submit(items).result()
+
+    def close(self) -> None:
+        """Kill the workers; unfinished batches raise. Closing twice is harmless."""
+        self._stop(None)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _stop(self, failure: VerifierError | None) -> None:
+        """End everything; `failure` is why, or None for a close that was asked for."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._failure = failure
+            unfinished, self._batches = self._batches, set()
+            for process in self._processes:
+                process.kill()
+        for _ in self._threads:
+            self._chunks.put(None)
+        for batch in unfinished:
+            batch.future.set_exception(
+                failure or VerifierError("the verifier pool was closed before this batch was done.")
+            )
+
+    def _serve(self, slot: int) -> None:
+        """Thread of one worker: chunk after chunk, with a new worker when the old one ended."""
+        process = self._processes[slot]
+        ends_without_item = 0
+        try:
+            while (chunk := self._chunks.get()) is not None and not self._closed:
+                settled = self._run(process, chunk)
+                ends_without_item = 0 if settled else ends_without_item + 1
+                if not process.killed:
+                    continue
+                if ends_without_item == MAX_ENDS_WITHOUT_ITEM:
+                    raise VerifierError(
+                        f"verification workers end before they begin an item ({process.ending}, "
+                        f"{MAX_ENDS_WITHOUT_ITEM} in a row); see their messages above."
+                    )
+                fresh = self._replace(slot)
+                if fresh is None:
+                    return
+                process = fresh
+        except VerifierError as error:
+            self._stop(error)
+        except Exception as error:  # nothing may leave a caller waiting for ever
+            self._stop(VerifierError(f"the verifier pool failed: {type(error).__name__}: {error}"))
+        finally:
+            self._processes[slot].kill()
+            self._processes[slot].release()
+
+    def _replace(self, slot: int) -> WorkerProcess | None:
+        """A new worker in place of a killed one; None once the pool is closed."""
+        with self._lock:
+            if self._closed:
+                return None
+            fresh = WorkerProcess(self._verifier, self._search_path)
+            self._processes[slot].release()
+            self._processes[slot] = fresh
+        fresh.wait_ready()
+        return fresh
+
+    def _run(self, process: WorkerProcess, chunk: _Chunk) -> int:
+        """Judge a chunk, killing the worker if it fails, and return how many items are settled.
+
+        After a failure the verdicts that arrived stand, the item at work is undecided, and the rest
+        goes back to the queue in halves, so that a cluster of slow items spreads over the workers.
+        """
+        total = len(chunk.pairs)
+        done = 0
+        watched, since = IDLE, time.monotonic()
+        overdue = False
+        try:
+            process.send(chunk.pairs)
+            while done < total and not overdue:
+                done += self._settle(chunk, done, process.receive(POLL_SECONDS))
+                current, now = process.current, time.monotonic()
+                if current != watched:
+                    # The item began since the last look: its time is never counted too long.
+                    watched, since = current, now
+                limit = START_SECONDS if current == IDLE else self._timeout
+                overdue = now - since > limit
+        except WorkerGone:
+            pass
+        if done == total:
+            return total
+        process.kill()
+        done += self._settle(chunk, done, process.drain())
+        culprit = watched if overdue else process.current
+        left = list(range(done, total))
+        if culprit in left:
+            verdict = (Verdict.UNDECIDED.value, "timeout" if overdue else "crashed")
+            self._settle(chunk, culprit, [verdict])
+            left.remove(culprit)
+        half = math.ceil(len(left) / 2) or 1
+        for indices in (left[:half], left[half:]):
+            if indices:
+                self._chunks.put(
+                    _Chunk(
+                        chunk.batch,
+                        [chunk.positions[index] for index in indices],
+                        [chunk.pairs[index] for index in indices],
+                    )
+                )
+        return total - len(left)
+
+    def _settle(self, chunk: _Chunk, start: int, verdicts: Verdicts) -> int:
+        """Record verdicts of the chunk's items from `start` on; returns how many."""
+        batch = chunk.batch
+        for position, (verdict, reason) in zip(chunk.positions[start:], verdicts, strict=False):
+            batch.judgements[position] = _judgement(verdict, reason)
+        with self._lock:
+            batch.remaining -= len(verdicts)
+            complete = batch.remaining == 0 and batch in self._batches
+            if complete:
+                self._batches.remove(batch)
+        if complete:
+            batch.finish()
+        return len(verdicts)
+
+
+class _Batch:
+    """The items of one submit, and what is known of them."""
+
+    def __init__(self, size: int) -> None:
+        self.judgements: list[Judgement | None] = [None] * size
+        self.remaining = size
+        self.future: Future[list[Judgement]] = Future()
+        self.future.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+
+    def finish(self) -> None:
+        """Hand the judgements over; every one is there."""
+        judgements = [judgement for judgement in self.judgements if judgement is not None]
+        assert len(judgements) == len(self.judgements)
+        self.future.set_result(judgements)
+
+
+class _Chunk(NamedTuple):
+    """Items of one batch that travel together: their positions in it and (reference, output)."""
+
+    batch: _Batch
+    positions: list[int]
+    pairs: list[tuple[str, str]]
+
+
+@lru_cache(maxsize=1024)
+def _judgement(verdict: str, reason: str) -> Judgement:
+    return Judgement(Verdict(verdict), reason)

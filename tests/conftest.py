@@ -1,0 +1,26 @@
+"""Conditions of every test: 8 simulated devices on CPU, shapes and types checked at each call."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax is imported before tests/conftest.py could set it up: run pytest alone")
+
+# The environment, so that processes which tests start have the same conditions.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+import hypothesis
+import jaxtyping
+
+# Before any import of the package: every annotated function then checks its arguments.
+jaxtyping.install_import_hook("rft_jax", "beartype.beartype")
+
+# A first call compiles, which says nothing about the next.
+hypothesis.settings.register_profile("rft_jax", deadline=None)
+hypothesis.settings.load_profile("rft_jax")

@@ -1,0 +1,116 @@
+"""The generated word problems: right, distinct, within their bounds, the same for ever."""
+
+import hashlib
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rft_jax.data.arithmetic import SPLITS, problems, split_problems
+
+OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {name: list(split_problems(name)) for name in SPLITS}
+
+
+def check(problem):
+    """Every line computes; values stay within 1 to 99; the last one is the answer."""
+    *lines, last = problem.solution.split("\n")
+    assert 2 <= len(lines) <= 4
+    for line in lines:
+        left, sign, right, result = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", line).groups()
+        assert OPERATIONS[sign](int(left), int(right)) == int(result)
+        assert 1 <= int(result) <= 99
+    assert last == f"#### {problem.answer}" == f"#### {result}"
+
+
+def retold(question):
+    """The answer from the question's words alone."""
+    told, events, asked = re.fullmatch(r"(.*?\.) (.*\.) (How many .*\?)", question).groups()
+    value = int(re.fullmatch(r"[A-Z]\w+ has (\d+) \w+\.", told)[1])
+    for event in re.split(r", | and ", re.fullmatch(r"(?:She|He) (.*)\.", events)[1]):
+        numbers = [int(digits) for digits in re.findall(r"\d+", event)]
+        match event.split()[0]:
+            case "buys":
+                value += numbers[0] * numbers[1]
+            case "gives":
+                value -= numbers[0] * numbers[1]
+            case "soon" | "then" | "later":
+                value *= numbers[0]
+            case "finds" | "gets" | "makes" | "wins":
+                value += numbers[0]
+            case "loses" | "sells" | "breaks" | "uses":
+                value -= numbers[0]
+            case other:
+                raise AssertionError(other)
+        assert 1 <= value <= 99
+    assert told.split()[-1].strip(".") == asked.split()[2]
+    return str(value)
+
+
+def test_every_problem_is_right(splits):
+    for problem in (problem for split in splits.values() for problem in split):
+        check(problem)
+        assert retold(problem.question) == problem.answer
+
+
+def test_splits_have_their_sizes_and_share_nothing(splits):
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048,
+    }  # fmt: skip
+    rows = [problem for split in splits.values() for problem in split]
+    assert len({problem.question for problem in rows}) == len(rows)
+    assert len({problem.solution for problem in rows}) == len(rows)
+
+
+def test_splits_are_alike(splits):
+    """Pieces of one stream: the same share of problems of each length in each."""
+    for rows in splits.values():
+        lengths = Counter(problem.solution.count("\n") for problem in rows)
+        assert set(lengths) == {2, 3, 4}
+        for number in lengths.values():
+            assert 0.28 < number / len(rows) < 0.38
+
+
+def test_the_vocabulary_is_small(splits):
+    words = {
+        word
+        for problem in splits["train"]
+        for word in re.findall(r"[A-Za-z]+", problem.question)
+    }
+    assert 70 <= len(words) <= 130
+    assert max(len(problem.question) for problem in splits["train"]) < 160
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.integers(0, 60), st.integers(0, 60))
+def test_problems_are_a_function_of_the_seed(seed, shorter, longer):
+    many = list(problems(seed, shorter + longer))
+    assert len(many) == shorter + longer
+    assert list(problems(seed, shorter)) == many[:shorter]
+    assert len({problem.question for problem in many}) == len(many)
+    for problem in many:
+        check(problem)
+
+
+def test_seeds_differ():
+    assert list(problems(0, 20)) != list(problems(1, 20))
+
+
+def test_the_published_splits_never_change(splits):
+    """Golden digest, made by this generator. Prepared copies of the data carry VERSION of
+    arithmetic_builder.py and are not made again: who changes the problems must raise VERSION."""
+    digest = hashlib.sha256()
+    for name, rows in splits.items():
+        digest.update(name.encode())
+        for problem in rows:
+            digest.update(repr((problem.question, problem.answer, problem.solution)).encode())
+    assert digest.hexdigest() == GOLDEN
+
+
+GOLDEN = "3723c345c6f5eb3e972b3de3442da73f15b1e55ca08ae48086293fc2877d8b68"

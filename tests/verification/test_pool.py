@@ -1,0 +1,400 @@
+"""The pool of verification workers: verdicts, faults, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rft_jax.records import Judgement, Verdict
+from rft_jax.verification import pool as pool_module
+from rft_jax.verification import process as process_module
+from rft_jax.verification.pool import Item, VerifierPool
+from rft_jax.verification.rules import TRUNCATED, VerifierError, hash_rule
+
+HERE = Path(__file__).parent
+ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
+REJECTED = Judgement(Verdict.INCORRECT, "rejected")
+
+
+def undecided(reason: str) -> Judgement:
+    return Judgement(Verdict.UNDECIDED, reason)
+
+
+def items_of(*outputs: str) -> list[Item]:
+    return [Item(reference="good", output=output, finished=True) for output in outputs]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process lives; a zombie does not."""
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(shown.stdout.strip()) and not shown.stdout.strip().startswith("Z")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _verifiers_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+@pytest.fixture(scope="module")
+def hash_pool() -> Iterator[VerifierPool]:
+    with VerifierPool("hash", workers=2, timeout_seconds=10.0) as pool:
+        yield pool
+
+
+@pytest.fixture
+def acting_pool(_verifiers_of_the_tests: None) -> Iterator[VerifierPool]:
+    with VerifierPool("misbehaving:act", workers=2, timeout_seconds=0.5) as pool:
+        yield pool
+
+
+# Verdicts
+
+
+def test_the_built_in_rule(hash_pool: VerifierPool) -> None:
+    outputs = ["#### 18", "#### 19", "18", "#### 18 or 19"]
+    judgements = hash_pool.verify([Item("9 + 9 = 18\n#### 18", output, True) for output in outputs])
+    assert judgements == [hash_rule("18", output) for output in outputs]
+
+
+def test_a_truncated_output_is_incorrect_and_not_run(acting_pool: VerifierPool) -> None:
+    items = [Item("good", "exit", finished=False), Item("good", "good", finished=False)]
+    assert acting_pool.verify(items) == [Judgement(Verdict.INCORRECT, TRUNCATED)] * 2
+
+
+def test_nothing_to_verify(hash_pool: VerifierPool) -> None:
+    assert hash_pool.verify([]) == []
+
+
+def test_order_is_kept(hash_pool: VerifierPool) -> None:
+    items = [Item(str(row % 7), f"#### {row % 5}", row % 11 != 0) for row in range(5000)]
+    futures = [hash_pool.submit(items[start : start + 700]) for start in range(0, 5000, 700)]
+    judgements = [judgement for future in futures for judgement in future.result()]
+    assert judgements == [
+        hash_rule(item.reference, item.output)
+        if item.finished
+        else Judgement(Verdict.INCORRECT, TRUNCATED)
+        for item in items
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.text(), st.text(), st.text("#0123456789 \n/.,"))))
+def test_any_text_gets_the_verdict_of_the_rule(
+    hash_pool: VerifierPool, rows: list[tuple[str, str, str]]
+) -> None:
+    items = [Item(reference, start + end, True) for reference, start, end in rows]
+    expected = [hash_rule(item.reference, item.output) for item in items]
+    assert hash_pool.verify(items) == expected
+
+
+def test_submit_returns_while_the_workers_work(acting_pool: VerifierPool) -> None:
+    began = time.monotonic()
+    future = acting_pool.submit(items_of("sleep 0.3", "good"))
+    assert time.monotonic() - began < 0.2
+    assert not future.done()
+    assert future.result() == [REJECTED, ACCEPTED]
+
+
+def test_a_future_cannot_be_cancelled(acting_pool: VerifierPool) -> None:
+    assert not acting_pool.submit(items_of("good")).cancel()
+
+
+# Faults of one item
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("sleep 60", "timeout"),
+        ("hang-in-c", "timeout"),
+        ("exit", "crashed"),
+        ("segfault", "crashed"),
+        ("signal", "crashed"),
+        ("detached-child", "crashed"),
+        ("raise it", "error: KeyError"),
+        ("sys.exit", "error: SystemExit"),
+        ("none", "error: returned NoneType"),
+        ("bad-verdict", "error: ValueError"),
+    ],
+)
+def test_a_fault_leaves_only_its_item_undecided(
+    acting_pool: VerifierPool, action: str, reason: str
+) -> None:
+    outputs = ["good", "bad", action] + ["good", "bad"] * 20
+    judgements = acting_pool.verify(items_of(*outputs))
+    expected = {"good": ACCEPTED, "bad": REJECTED, action: undecided(reason)}
+    assert judgements == [expected[output] for output in outputs]
+    assert acting_pool.verify(items_of("good")) == [ACCEPTED]
+
+
+def test_a_fault_is_never_laid_on_the_next_item() -> None:
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=0.5) as pool:
+        for action, reason in (("exit", "crashed"), ("sleep 60", "timeout"), ("exit", "crashed")):
+            # Batches of one item and of two: the fault is the whole chunk.
+            assert pool.verify(items_of(action)) == [undecided(reason)]
+            assert pool.verify(items_of("good", action)) == [ACCEPTED, undecided(reason)]
+            assert pool.verify(items_of(action, "good")) == [undecided(reason), ACCEPTED]
+
+
+def test_many_faults_in_one_batch(acting_pool: VerifierPool) -> None:
+    poison = {7: "exit", 60: "signal", 61: "exit", 150: "raise it", 299: "hang-in-c"}
+    reasons = {"exit": "crashed", "signal": "crashed", "hang-in-c": "timeout"}
+    outputs = [poison.get(row, "good") for row in range(300)]
+    assert acting_pool.verify(items_of(*outputs)) == [
+        ACCEPTED if output == "good" else undecided(reasons.get(output, "error: KeyError"))
+        for output in outputs
+    ]
+
+
+def test_the_deadline_is_one_item_s_and_not_the_batch_s(acting_pool: VerifierPool) -> None:
+    # Eight times 0.2 s on two workers last longer than the 0.5 s that one item may take.
+    judgements = acting_pool.verify(items_of(*["sleep 0.2"] * 8))
+    assert judgements == [REJECTED] * 8
+
+
+def test_the_deadline_is_kept(acting_pool: VerifierPool) -> None:
+    began = time.monotonic()
+    acting_pool.verify(items_of("sleep 60"))
+    assert 0.5 <= time.monotonic() - began < 1.5
+
+
+def test_what_a_verifier_prints_and_reads_harms_nothing(acting_pool: VerifierPool) -> None:
+    judgements = acting_pool.verify(items_of("print", "read", "good"))
+    assert judgements == [REJECTED, Judgement(Verdict.CORRECT, "read ''"), ACCEPTED]
+
+
+def test_a_worker_killed_while_idle_is_replaced() -> None:
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+        (first,) = pool.verify(items_of("pid"))
+        os.kill(int(first.reason), signal.SIGKILL)
+        (second,) = pool.verify(items_of("pid"))
+        assert second.verdict is Verdict.CORRECT
+        assert second.reason != first.reason
+
+
+def test_a_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "START_SECONDS", 0.5)
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+        (first,) = pool.verify(items_of("pid"))
+        os.kill(int(first.reason), signal.SIGSTOP)
+        assert pool.verify(items_of("good")) == [ACCEPTED]
+
+
+# What a worker is
+
+
+def test_workers_import_no_jax(acting_pool: VerifierPool) -> None:
+    (judgement,) = acting_pool.verify(items_of("modules"))
+    loaded = {name.partition(".")[0] for name in judgement.reason.split()}
+    assert "rft_jax" in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "torch"}
+
+
+def test_workers_see_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+        found = pool.verify(
+            items_of("environment JAX_PLATFORMS", "environment CUDA_VISIBLE_DEVICES")
+        )
+    assert [judgement.reason for judgement in found] == ["'cpu'", "''"]
+
+
+def test_workers_find_the_modules_this_process_finds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "verifier_of_a_user.py").write_text("def f(reference, output): return True\n")
+    with VerifierPool("verifier_of_a_user:f", workers=1, timeout_seconds=5.0) as pool:
+        assert pool.verify(items_of("anything")) == [ACCEPTED]
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+        (judgement,) = pool.verify(items_of("path"))
+        assert judgement.reason.split("\n") == [*sys.path, str(tmp_path)]
+
+
+# The pool's own errors
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hsh", "verification.verifier is 'hsh': it must be a built-in rule (hash) or"),
+        ("no_such_module:f", "(ModuleNotFoundError: No module named 'no_such_module')"),
+        ("misbehaving:NOT_A_FUNCTION", "misbehaving.NOT_A_FUNCTION is a int;"),
+    ],
+)
+def test_a_bad_verifier_is_an_error_at_the_start(name: str, message: str) -> None:
+    with pytest.raises(VerifierError) as raised:
+        VerifierPool(name, workers=2, timeout_seconds=1.0)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def _module(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: str) -> str:
+    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(str(folder))
+    return f"{name}:f"
+
+
+def test_a_module_that_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = _module(monkeypatch, tmp_path, "ends_the_worker", "import os\nos._exit(4)\n")
+    with pytest.raises(VerifierError) as raised:
+        VerifierPool(name, workers=1, timeout_seconds=1.0)
+    assert str(raised.value) == (
+        "verification.verifier is 'ends_the_worker:f': the worker ended while it loaded it "
+        "(exit code 4); see its messages above."
+    )
+
+
+def test_a_module_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process_module, "START_SECONDS", 1.0)
+    name = _module(monkeypatch, tmp_path, "loads_for_ever", "import time\ntime.sleep(600)\n")
+    with pytest.raises(VerifierError) as raised:
+        VerifierPool(name, workers=1, timeout_seconds=1.0)
+    assert str(raised.value) == (
+        "verification.verifier is 'loads_for_ever:f': a worker did not load it within 1 s; make "
+        "its module quicker to import."
+    )
+
+
+def test_workers_that_end_before_any_item(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A thread ends each worker shortly after it said that it is ready.
+    name = _module(
+        monkeypatch,
+        tmp_path,
+        "ends_soon",
+        """
+        import os, threading
+        threading.Timer(0.2, os._exit, [5]).start()
+        def f(reference, output): return True
+        """,
+    )
+    with VerifierPool(name, workers=1, timeout_seconds=1.0) as pool:
+        monkeypatch.setattr(process_module.WorkerProcess, "send", _wait_for_the_end)
+        with pytest.raises(VerifierError) as raised:
+            pool.verify(items_of("good"))
+        assert str(raised.value) == (
+            "verification workers end before they begin an item (exit code 5, 3 in a row); see "
+            "their messages above."
+        )
+        with pytest.raises(VerifierError, match="before they begin an item"):
+            pool.submit(items_of("good"))
+
+
+def _wait_for_the_end(process: process_module.WorkerProcess, chunk: object) -> None:
+    process._process.wait()
+    raise process_module.WorkerGone
+
+
+def test_a_failure_inside_the_pool_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more_files(process: process_module.WorkerProcess, chunk: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with VerifierPool("hash", workers=1, timeout_seconds=1.0) as pool:
+        monkeypatch.setattr(process_module.WorkerProcess, "send", no_more_files)
+        with pytest.raises(VerifierError) as raised:
+            pool.verify(items_of("good"))
+    assert str(raised.value) == (
+        "the verifier pool failed: OSError: [Errno 24] Too many open files"
+    )
+
+
+def test_closing_ends_what_is_not_done() -> None:
+    began = time.monotonic()
+    with VerifierPool("misbehaving:act", workers=2, timeout_seconds=60.0) as pool:
+        future = pool.submit(items_of("sleep 60", "good", "sleep 60"))
+        time.sleep(0.1)
+    pool.close()
+    assert time.monotonic() - began < 5.0
+    with pytest.raises(VerifierError) as raised:
+        future.result(timeout=1.0)
+    assert str(raised.value) == "the verifier pool was closed before this batch was done."
+    with pytest.raises(VerifierError) as raised:
+        pool.submit(items_of("good"))
+    assert str(raised.value) == "the verifier pool is closed: submit while it is open."
+
+
+# What is left behind
+
+
+def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/dev/fd"))
+    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=60.0) as pool:
+        pool.verify(items_of("exit", "good"))
+        (judgement,) = pool.verify(items_of("pid"))
+        pool.submit(items_of(f"child {tmp_path / 'child'}"))
+        assert wait_until(lambda: (tmp_path / "child").exists())
+        assert wait_until(lambda: bool((tmp_path / "child").read_text()))
+    assert not is_running(int(judgement.reason))
+    child = int((tmp_path / "child").read_text())
+    assert wait_until(lambda: not is_running(child))
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_a_bad_start_leaves_no_descriptor() -> None:
+    descriptors = len(os.listdir("/dev/fd"))
+    with pytest.raises(VerifierError):
+        VerifierPool("hsh", workers=2, timeout_seconds=1.0)
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+_PARENT = """
+import sys, time
+from rft_jax.verification.pool import Item, VerifierPool
+print("main runs", flush=True)
+pool = VerifierPool("misbehaving:act", workers=1, timeout_seconds=600.0)
+print(pool.verify([Item("", "pid", True)])[0].reason, flush=True)
+pool.submit([Item("", sys.argv[1], True)])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("action", ["sleep 600", "hang-in-c", "child"])
+def test_no_orphans_when_the_parent_is_killed(
+    tmp_path: Path, action: str, ending: signal.Signals
+) -> None:
+    # The script has no `if __name__ == "__main__"`: a worker must not run it again.
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    child_file = tmp_path / "child"
+    parent = subprocess.Popen(
+        [sys.executable, str(script), f"child {child_file}" if action == "child" else action],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "main runs\n"
+        pids = [int(parent.stdout.readline())]
+        if action == "child":
+            assert wait_until(lambda: child_file.exists() and bool(child_file.read_text()))
+            pids.append(int(child_file.read_text()))
+        else:
+            time.sleep(0.2)
+        assert all(is_running(pid) for pid in pids)
+        parent.send_signal(ending)
+        assert parent.wait(timeout=10) != 0
+        assert parent.stdout.read() == ""
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))

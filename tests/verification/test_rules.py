@@ -1,0 +1,113 @@
+"""Built-in rules, the funnel's `parsed`, and the names of verifiers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rft_jax.records import Judgement, Verdict
+from rft_jax.verification.answers import reference_answer
+from rft_jax.verification.rules import (
+    BAD_REFERENCE,
+    TRUNCATED,
+    VerifierError,
+    hash_rule,
+    is_parsed,
+    load_verifier,
+)
+
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
+
+
+@pytest.fixture(autouse=True)
+def _verifiers_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "verdict", "reason", "parsed"),
+    [
+        ("18", "so\n#### 18", Verdict.CORRECT, "equal", True),
+        ("9 + 9 = 18\n#### 18", "#### $18.00", Verdict.CORRECT, "equal", True),
+        ("18", "#### 19", Verdict.INCORRECT, "not equal", True),
+        ("18", "18", Verdict.INCORRECT, "no answer", False),
+        ("5", "#### 5 or 6", Verdict.INCORRECT, "two answers", False),
+        ("5", "#### five", Verdict.INCORRECT, "not a number", False),
+        ("5", "#### 5\nfive", Verdict.INCORRECT, "text after answer", False),
+        ("", "#### ", Verdict.UNDECIDED, BAD_REFERENCE, False),
+        ("five", "#### five", Verdict.UNDECIDED, BAD_REFERENCE, False),
+    ],
+)
+def test_hash_rule(
+    reference: str, output: str, verdict: Verdict, reason: str, parsed: bool
+) -> None:
+    judgement = hash_rule(reference, output)
+    assert judgement == Judgement(verdict, reason)
+    assert is_parsed(judgement) is parsed
+
+
+@pytest.mark.parametrize("reason", ["timeout", "crashed", "error: KeyError"])
+def test_undecided_is_not_parsed(reason: str) -> None:
+    assert not is_parsed(Judgement(Verdict.UNDECIDED, reason))
+
+
+def test_truncated_is_not_parsed() -> None:
+    assert not is_parsed(Judgement(Verdict.INCORRECT, TRUNCATED))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_gsm8k_solution_is_right_for_its_own_answer_only(split: str) -> None:
+    path = GSM8K / f"{split}.jsonl"
+    if not path.exists():
+        pytest.skip(f"GSM8K's {split}.jsonl is not in {GSM8K}")
+    with path.open(encoding="utf-8") as file:
+        solutions = [json.loads(line)["answer"] for line in file]
+    assert len(solutions) == {"train": 7473, "test": 1319}[split]
+    for solution in solutions:
+        answer = reference_answer(solution)
+        assert hash_rule(answer, solution) == Judgement(Verdict.CORRECT, "equal"), solution
+        assert hash_rule(solution, solution) == Judgement(Verdict.CORRECT, "equal"), solution
+        other = str(int(answer.replace(",", "")) + 1)
+        assert hash_rule(other, solution) == Judgement(Verdict.INCORRECT, "not equal"), solution
+
+
+def test_a_verifier_is_loaded_by_name() -> None:
+    assert load_verifier("hash") is hash_rule
+    assert load_verifier("misbehaving:act")("same", "same") is True
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *[
+            (
+                name,
+                f"verification.verifier is {name!r}: it must be a built-in rule (hash) or a "
+                "function of yours as module:function.",
+            )
+            for name in ("", "hsh", "module:", ":function", "misbehaving.act")
+        ],
+        (
+            "no_such_module:f",
+            "verification.verifier is 'no_such_module:f': module no_such_module cannot be imported "
+            "in a worker (ModuleNotFoundError: No module named 'no_such_module'); it must lie in "
+            "the current folder or on the Python path.",
+        ),
+        (
+            "misbehaving:missing",
+            "verification.verifier is 'misbehaving:missing': misbehaving.missing does not exist; "
+            "it must be a function (reference, output) -> bool or Judgement.",
+        ),
+        (
+            "misbehaving:NOT_A_FUNCTION",
+            "verification.verifier is 'misbehaving:NOT_A_FUNCTION': misbehaving.NOT_A_FUNCTION is "
+            "a int; it must be a function (reference, output) -> bool or Judgement.",
+        ),
+    ],
+)
+def test_bad_names(name: str, message: str) -> None:
+    with pytest.raises(VerifierError) as raised:
+        load_verifier(name)
+    assert str(raised.value) == message
