@@ -27,7 +27,7 @@ SFT = Config(
     data=DataConfig(
         train=f"{SOURCE}/demonstrations",
         validation=f"{SOURCE}/validation",
-        test=f"{SOURCE}/test",
+        test=f"{SOURCE}/test[:1024]",
         max_prompt_tokens=64,
         max_completion_tokens=48,
     ),
@@ -38,7 +38,7 @@ SFT = Config(
     update=UpdateConfig(row_length=128, rows_per_microbatch=4, sequences_per_step=32),
     optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=50),
     evaluation=EvaluationConfig(
-        every_steps=250, num_questions=256, test_samples_per_question=16, questions_per_batch=32
+        every_steps=250, num_questions=256, test_samples_per_question=16, questions_per_batch=64
     ),
     checkpoint=CheckpointConfig(every_steps=250),
 )

@@ -109,7 +109,7 @@ def _run(args: list[str]) -> int:
         experiments.print_help(experiment, usage=_RUN_USAGE, description=_RUN_DESCRIPTION)
         return 0
     arguments = _arguments(Path(path), rest, only=True)
-    experiment = experiments.apply_options(experiment, arguments.rest)
+    experiment = experiments.apply_options(experiment, arguments.rest, ("--workdir", "--only"))
     selected = _select(experiment, arguments.only)
     workdir = arguments.workdir
     _claim(workdir, Path(path))

@@ -97,11 +97,16 @@ def parse_options(args: Sequence[str]) -> list[Option]:
     return found
 
 
-def apply_options(experiment: Experiment, options: Sequence[Option]) -> dict[str, Config]:
-    """The experiment with the fields replaced that `options` name, checked again as a whole."""
+def apply_options(
+    experiment: Experiment, options: Sequence[Option], others: Sequence[str] = ()
+) -> dict[str, Config]:
+    """The experiment with the fields replaced that `options` name, checked again as a whole.
+
+    others: options that the caller took out, which an unknown name may have meant.
+    """
     changes: dict[str, dict[str, Any]] = {name: {} for name in experiment}
     for option in options:
-        run, field = _find(experiment, option.name)
+        run, field = _find(experiment, option.name, others)
         if field in changes[run]:
             raise ConfigError(f"--{option.name} is given twice: give it once.")
         changes[run][field] = _convert(option, field_types()[field])
@@ -218,7 +223,7 @@ def _check_tokenizers(experiment: Experiment) -> None:
                 )
 
 
-def _find(experiment: Experiment, name: str) -> tuple[str, str]:
+def _find(experiment: Experiment, name: str, others: Sequence[str]) -> tuple[str, str]:
     """(run, dotted field) of an option's name."""
     run, _, field = name.partition(".")
     if run in experiment and field in field_types():
@@ -236,7 +241,7 @@ def _find(experiment: Experiment, name: str) -> tuple[str, str]:
         )
     # Fields of sections that a run leaves out are no suggestion.
     valid = [f"--{r}.{field}" for r, config in experiment.items() for field in _settable(config)]
-    raise ConfigError(f"unknown option --{name}{suggest(f'--{name}', valid)}")
+    raise ConfigError(f"unknown option --{name}{suggest(f'--{name}', [*others, *valid])}")
 
 
 def _settable(config: Config) -> list[str]:

@@ -104,7 +104,7 @@ def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
     return {(line["kind"], line["step"]) for line in kept}
 
 
-def _plain(name: str, value: Value) -> float | int | list[float | int | None] | None:
+def _plain(name: str, value: object) -> float | int | list[float | int | None] | None:
     """A value as JSON has it: Python numbers, None for what is not finite, lists of these."""
     if name in ("step", "kind"):
         raise MetricsError(f"a metric is named {name!r}, which every line has: rename it.")

@@ -12,10 +12,13 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Values = Sequence[float | int | None] | np.ndarray
 """One value a question, such as 0/1 correctness or a pass rate; None or NaN where undecided."""
+
+Counts = int | Sequence[int] | np.ndarray
+"""Numbers of outputs: one for each question, or one for all."""
 
 RESAMPLES = 10_000
 """Bootstrap resamples of `paired_interval`."""
@@ -48,7 +51,7 @@ def pass_ks(num_samples: int) -> tuple[int, ...]:
     return (*powers, num_samples) if num_samples > 0 else ()
 
 
-def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> NDArray[np.float64]:
+def pass_at_k(num_samples: Counts, num_correct: Counts, k: int) -> NDArray[np.float64]:
     """Unbiased pass@k of each question: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
     The probability that k of a question's n outputs, drawn without replacement, hold a correct one.

@@ -19,7 +19,7 @@ import hypothesis
 import jaxtyping
 
 # Before any import of the package: every annotated function then checks its arguments.
-jaxtyping.install_import_hook("rft_jax", "beartype.beartype")
+jaxtyping.install_import_hook("rft_jax", "typecheck.checked")
 
 # A first call compiles, which says nothing about the next.
 hypothesis.settings.register_profile("rft_jax", deadline=None)

@@ -313,7 +313,7 @@ def test_override_of_a_tuple() -> None:
          "unknown option --sft.learning_rate; did you mean --sft.optimizer.learning_rate?"),
         (["--sft.rolout.temperature", "1"],
          "unknown option --sft.rolout.temperature; did you mean --rft.rollout.temperature?"),
-        (["--sft.model", "big"], 
+        (["--sft.model", "big"],
          "--sft.model is a section: name one of its fields, such as --sft.model.num_layers."),
         (["--sft.rollout.temperature", "1"],
          "--sft.rollout.temperature does nothing: run sft (method sft) has no section rollout."),

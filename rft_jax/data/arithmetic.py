@@ -23,8 +23,8 @@ from typing import NamedTuple, TypeVar
 SEED = 20240203
 """Seed of the published splits; another value makes another data set."""
 
-SPLITS = {"demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048}
-"""Problems of each split. They are consecutive pieces of one stream of distinct problems."""
+SPLITS = {"demonstrations": 3000, "train": 8192, "validation": 1024, "test": 2048}
+"""Number of problems in each split."""
 
 SMALLEST, LARGEST = 1, 99
 STARTS = range(5, 31)
@@ -52,7 +52,7 @@ QUESTIONS = (
     "How many {objects} are left?",
 )
 
-T = TypeVar("T")
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,10 @@ def problems(seed: int, count: int) -> Iterator[Problem]:
     return islice(_distinct_problems(seed), count)
 
 
-def split_problems(split: str) -> Iterator[Problem]:
-    """The problems of one published split, in the order of their row numbers."""
-    names = list(SPLITS)
-    start = sum(SPLITS[name] for name in names[: names.index(split)])
-    return islice(_distinct_problems(SEED), start, start + SPLITS[split])
+def splits() -> dict[str, list[Problem]]:
+    """The published data: consecutive pieces of one stream, in the order of their row numbers."""
+    stream = _distinct_problems(SEED)
+    return {name: list(islice(stream, size)) for name, size in SPLITS.items()}
 
 
 def _distinct_problems(seed: int) -> Iterator[Problem]:
@@ -98,7 +97,7 @@ def _distinct_problems(seed: int) -> Iterator[Problem]:
             yield problem
 
 
-def _pick(source: random.Random, choices: Sequence[T]) -> T:
+def _pick(source: random.Random, choices: Sequence[Choice]) -> Choice:
     """One of the choices. Only `random()` promises its values to every Python version."""
     return choices[int(source.random() * len(choices))]
 

@@ -33,8 +33,9 @@ class ArithmeticProblems(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-        return {split: self._generate_examples(split) for split in arithmetic.SPLITS}
+        return {name: self._generate_examples(rows) for name, rows in arithmetic.splits().items()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-        for row, problem in enumerate(arithmetic.split_problems(split)):
-            yield row, asdict(problem)
+    def _generate_examples(
+        self, problems: list[arithmetic.Problem]
+    ) -> Iterator[tuple[int, dict[str, str]]]:
+        return ((row, asdict(problem)) for row, problem in enumerate(problems))

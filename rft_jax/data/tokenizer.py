@@ -129,7 +129,7 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> Tokenizer:
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            required_chars=" ",  # its mark as bytes would not come back as a space
+            required_chars=_SPACE_MARK,  # a space in bytes would come back as its mark
             max_sentence_length=_LONGEST_TEXT,
             pad_id=PAD_ID,
             bos_id=BOS_ID,

@@ -22,6 +22,7 @@ def _multiples(
     has: Callable[[Run], bool],
     draw: Callable[[Axes, Run, str], None],
     *,
+    x_label: str = "",
     y_label: str = "",
 ) -> Figure | None:
     """One small panel a run, in its colour, on common axes."""
@@ -39,6 +40,9 @@ def _multiples(
         )
     for axes in panels.flat[len(chosen) :]:
         axes.set_visible(False)
+    for axes in panels.flat[max(len(chosen) - columns, 0) : len(chosen)]:  # none below them
+        axes.set_xlabel(x_label)
+        axes.tick_params(labelbottom=bool(x_label))
     for axes in panels[:, 0]:
         axes.set_ylabel(y_label)
     return figure
@@ -61,7 +65,6 @@ def funnel(runs: Sequence[Run]) -> Figure | None:
         axes.set_ylim(len(_STAGES) - 0.5, -0.5)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        axes.tick_params(axis="x", labelbottom=False)
 
     return _multiples(runs, lambda run: run.total("funnel/sampled") > 0, draw)
 
@@ -79,14 +82,17 @@ def pass_rates(runs: Sequence[Run]) -> Figure | None:
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("pass rate of a question")
 
     def _has_histogram(line: dict[str, Any]) -> bool:
         counts = line.get(name)
         return line["kind"] == "train" and isinstance(counts, list) and None not in counts
 
     return _multiples(
-        runs, lambda run: any(map(_has_histogram, run.metrics)), draw, y_label="questions"
+        runs,
+        lambda run: any(map(_has_histogram, run.metrics)),
+        draw,
+        x_label="pass rate of a question",
+        y_label="questions",
     )
 
 
@@ -102,11 +108,14 @@ def lengths_by_verdict(runs: Sequence[Run]) -> Figure | None:
             window = max(1, len(y) // 20)
             smooth = np.convolve(y, np.ones(window) / window, mode="valid")
             axes.plot(x[window - 1 :], smooth, dash, color=colour, label=label, linewidth=1.6)
-        axes.set_xlabel("updates")
         axes.legend(frameon=False, fontsize=8, handlelength=2.2)
 
     return _multiples(
-        runs, lambda run: bool(run.series("train", ("lengths/correct",))), draw, y_label="tokens"
+        runs,
+        lambda run: len(run.series("train", ("lengths/correct",))) > 1,
+        draw,
+        x_label="updates",
+        y_label="tokens",
     )
 
 

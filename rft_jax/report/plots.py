@@ -99,7 +99,8 @@ PLOTS = (
     ),
     Plot(
         "pass_rates", "Pass rates of training questions",
-        "Filled: the last quarter of the run; line: the first quarter. Only questions between 0 "
+        "Filled: the last quarter of the run; line: the first quarter; RFT has one pool for the "
+        "whole run, where both agree. Only questions between 0 "
         "and 100 % tell right from wrong outputs.",
         pass_rates,
     ),

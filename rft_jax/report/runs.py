@@ -77,6 +77,12 @@ class Run:
         lines = (line for line in self.metrics if line["kind"] in kinds and is_number(line, name))
         return sum((float(line[name]) for line in lines), start=0.0)
 
+    def counted(self, name: str) -> float:
+        """The sum of a train counter that starts at zero again whenever the run resumes."""
+        values = [value for (value,) in self.series("train", (name,))]
+        before = [0.0, *values[:-1]]
+        return sum((v - b if v >= b else v for v, b in zip(values, before, strict=True)), start=0.0)
+
     def series(self, kind: str, names: Sequence[str]) -> list[tuple[float, ...]]:
         """(value of each name) for the lines of a kind that have a number for all of them."""
         return [

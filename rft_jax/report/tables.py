@@ -51,14 +51,14 @@ def results(runs: Sequence[Run]) -> Table:
     if k > 1:
         columns[f"pass@{k} %"] = lambda run: _percent(run.final, f"pass_at/{k}")
     columns |= {
-        "entropy (nats)": lambda run: _number(run.final.get("policy/entropy"), ".3f"),
+        "entropy": lambda run: _number(run.final.get("policy/entropy"), ".3f"),
         "distinct correct": lambda run: _number(run.final.get("questions/distinct_correct"), ".2f"),
         "sampled tokens": lambda run: compact(run.last("cost/sampled_tokens")),
         "updates": lambda run: _number(run.last("cost/updates"), ",.0f"),
         "seconds": lambda run: _number(run.last("seconds/elapsed"), ",.0f"),
     }
     rows = tuple(tuple(cell(run) for cell in columns.values()) for run in runs)
-    notes = ["± is one standard error over questions."]
+    notes = ["± is one standard error over questions; entropy in nats a token."]
     if len({run.split for run in runs if run.split}) > 1:
         notes.append("Runs evaluated on different questions cannot be compared.")
     return Table("Results", tuple(columns), rows, tuple(notes))
@@ -159,7 +159,7 @@ def time_table(runs: Sequence[Run]) -> Table:
                 *(f"{parts[name]:,.1f} ({100 * parts[name] / whole:.0f} %)" for name in PARTS),
                 f"{whole:,.1f}",
                 f"{run.total('seconds/verifying_hidden'):,.1f}",
-                f"{run.total('seconds/compiling'):,.1f}",
+                f"{run.counted('seconds/compiling'):,.1f}",
             )
         )
     notes = (

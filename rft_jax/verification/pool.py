@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from rft_jax.records import Judgement, Verdict
-from rft_jax.verification.process import START_SECONDS, WorkerGone, WorkerProcess
+from rft_jax.verification.process import START_SECONDS, EndedAtStartError, WorkerGone, WorkerProcess
 from rft_jax.verification.rules import TRUNCATED, VerifierError
 from rft_jax.verification.worker import IDLE, Verdicts
 
@@ -176,13 +176,19 @@ class VerifierPool:
 
     def _replace(self, slot: int) -> WorkerProcess | None:
         """A new worker in place of a killed one; None once the pool is closed."""
-        with self._lock:
-            if self._closed:
-                return None
-            fresh = WorkerProcess(self._verifier, self._search_path)
-            self._processes[slot].release()
-            self._processes[slot] = fresh
-        fresh.wait_ready()
+        for attempt in range(1, MAX_ENDS_WITHOUT_ITEM + 1):
+            with self._lock:
+                if self._closed:
+                    return None
+                fresh = WorkerProcess(self._verifier, self._search_path)
+                self._processes[slot].release()
+                self._processes[slot] = fresh
+            try:
+                fresh.wait_ready()
+                break
+            except EndedAtStartError:
+                if attempt == MAX_ENDS_WITHOUT_ITEM:
+                    raise
         return fresh
 
     def _run(self, process: WorkerProcess, chunk: _Chunk) -> int:

@@ -34,6 +34,10 @@ class WorkerGone(Exception):
     """The process ended, or does not take what it is sent."""
 
 
+class EndedAtStartError(VerifierError):
+    """The process ended while it loaded the verifier: because of it, or killed from outside."""
+
+
 class WorkerProcess:
     """A running worker in a session of its own (Ctrl-C does not reach it; it is killed whole)."""
 
@@ -94,7 +98,7 @@ class WorkerProcess:
                     )
         except WorkerGone:
             self.kill()
-            raise VerifierError(
+            raise EndedAtStartError(
                 f"verification.verifier is {self._verifier!r}: the worker ended while it loaded it "
                 f"({self.ending}); see its messages above."
             ) from None

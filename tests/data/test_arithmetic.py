@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft_jax.data.arithmetic import SPLITS, problems, split_problems
+from rft_jax.data.arithmetic import SEED, problems, splits
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
 
 @pytest.fixture(scope="module")
-def splits():
-    return {name: list(split_problems(name)) for name in SPLITS}
+def published():
+    return splits()
 
 
 def check(problem):
@@ -53,38 +53,42 @@ def retold(question):
     return str(value)
 
 
-def test_every_problem_is_right(splits):
-    for problem in (problem for split in splits.values() for problem in split):
+def test_every_problem_is_right(published):
+    for problem in (problem for split in published.values() for problem in split):
         check(problem)
         assert retold(problem.question) == problem.answer
 
 
-def test_splits_have_their_sizes_and_share_nothing(splits):
-    assert {name: len(rows) for name, rows in splits.items()} == {
+def test_splits_have_their_sizes_and_share_nothing(published):
+    assert {name: len(rows) for name, rows in published.items()} == {
         "demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048,
     }  # fmt: skip
-    rows = [problem for split in splits.values() for problem in split]
+    rows = [problem for split in published.values() for problem in split]
     assert len({problem.question for problem in rows}) == len(rows)
     assert len({problem.solution for problem in rows}) == len(rows)
 
 
-def test_splits_are_alike(splits):
+def test_splits_are_pieces_of_one_stream(published):
+    assert list(problems(SEED, 2100)) == published["demonstrations"] + published["train"][:100]
+
+
+def test_splits_are_alike(published):
     """Pieces of one stream: the same share of problems of each length in each."""
-    for rows in splits.values():
+    for rows in published.values():
         lengths = Counter(problem.solution.count("\n") for problem in rows)
         assert set(lengths) == {2, 3, 4}
         for number in lengths.values():
             assert 0.28 < number / len(rows) < 0.38
 
 
-def test_the_vocabulary_is_small(splits):
+def test_the_vocabulary_is_small(published):
     words = {
         word
-        for problem in splits["train"]
+        for problem in published["train"]
         for word in re.findall(r"[A-Za-z]+", problem.question)
     }
     assert 70 <= len(words) <= 130
-    assert max(len(problem.question) for problem in splits["train"]) < 160
+    assert max(len(problem.question) for problem in published["train"]) < 160
 
 
 @settings(max_examples=20)
@@ -102,11 +106,11 @@ def test_seeds_differ():
     assert list(problems(0, 20)) != list(problems(1, 20))
 
 
-def test_the_published_splits_never_change(splits):
+def test_the_published_splits_never_change(published):
     """Golden digest, made by this generator. Prepared copies of the data carry VERSION of
     arithmetic_builder.py and are not made again: who changes the problems must raise VERSION."""
     digest = hashlib.sha256()
-    for name, rows in splits.items():
+    for name, rows in published.items():
         digest.update(name.encode())
         for problem in rows:
             digest.update(repr((problem.question, problem.answer, problem.solution)).encode())

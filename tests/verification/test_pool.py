@@ -1,14 +1,13 @@
-"""The pool of verification workers: verdicts, faults, and what is left behind."""
+"""The pool of verification workers: verdicts, faults and errors."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from rft_jax.verification import process as process_module
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import TRUNCATED, VerifierError, hash_rule
 
-HERE = Path(__file__).parent
 ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
 REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 
@@ -32,26 +30,6 @@ def undecided(reason: str) -> Judgement:
 
 def items_of(*outputs: str) -> list[Item]:
     return [Item(reference="good", output=output, finished=True) for output in outputs]
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process lives; a zombie does not."""
-    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return bool(shown.stdout.strip()) and not shown.stdout.strip().startswith("Z")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-@pytest.fixture(autouse=True)
-def _verifiers_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +278,51 @@ def test_workers_that_end_before_any_item(monkeypatch: pytest.MonkeyPatch, tmp_p
             pool.submit(items_of("good"))
 
 
+def test_a_replacement_that_ends_at_its_start_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The module counts its imports: the second and third end the worker.
+    name = _module(
+        monkeypatch,
+        tmp_path,
+        "ends_twice",
+        """
+        import os
+        from pathlib import Path
+        count = Path(__file__).with_suffix(".count")
+        count.write_text((count.read_text() if count.exists() else "") + "x")
+        if count.read_text() in ("xx", "xxx"): os._exit(6)
+        def f(reference, output): return output == "good" or os._exit(7)
+        """,
+    )
+    with VerifierPool(name, workers=1, timeout_seconds=5.0) as pool:
+        assert pool.verify(items_of("exit", "good")) == [undecided("crashed"), ACCEPTED]
+
+
+def test_replacements_that_all_end_at_their_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = _module(
+        monkeypatch,
+        tmp_path,
+        "ends_later",
+        """
+        import os
+        from pathlib import Path
+        if Path(__file__).with_suffix(".seen").exists(): os._exit(6)
+        Path(__file__).with_suffix(".seen").touch()
+        def f(reference, output): os._exit(7)
+        """,
+    )
+    with VerifierPool(name, workers=1, timeout_seconds=5.0) as pool:
+        with pytest.raises(VerifierError) as raised:
+            pool.verify(items_of("exit", "good"))
+        assert str(raised.value) == (
+            "verification.verifier is 'ends_later:f': the worker ended while it loaded it (exit "
+            "code 6); see its messages above."
+        )
+
+
 def _wait_for_the_end(process: process_module.WorkerProcess, chunk: object) -> None:
     process._process.wait()
     raise process_module.WorkerGone
@@ -331,70 +354,3 @@ def test_closing_ends_what_is_not_done() -> None:
     with pytest.raises(VerifierError) as raised:
         pool.submit(items_of("good"))
     assert str(raised.value) == "the verifier pool is closed: submit while it is open."
-
-
-# What is left behind
-
-
-def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
-    descriptors = len(os.listdir("/dev/fd"))
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=60.0) as pool:
-        pool.verify(items_of("exit", "good"))
-        (judgement,) = pool.verify(items_of("pid"))
-        pool.submit(items_of(f"child {tmp_path / 'child'}"))
-        assert wait_until(lambda: (tmp_path / "child").exists())
-        assert wait_until(lambda: bool((tmp_path / "child").read_text()))
-    assert not is_running(int(judgement.reason))
-    child = int((tmp_path / "child").read_text())
-    assert wait_until(lambda: not is_running(child))
-    assert len(os.listdir("/dev/fd")) == descriptors
-
-
-def test_a_bad_start_leaves_no_descriptor() -> None:
-    descriptors = len(os.listdir("/dev/fd"))
-    with pytest.raises(VerifierError):
-        VerifierPool("hsh", workers=2, timeout_seconds=1.0)
-    assert len(os.listdir("/dev/fd")) == descriptors
-
-
-_PARENT = """
-import sys, time
-from rft_jax.verification.pool import Item, VerifierPool
-print("main runs", flush=True)
-pool = VerifierPool("misbehaving:act", workers=1, timeout_seconds=600.0)
-print(pool.verify([Item("", "pid", True)])[0].reason, flush=True)
-pool.submit([Item("", sys.argv[1], True)])
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("action", ["sleep 600", "hang-in-c", "child"])
-def test_no_orphans_when_the_parent_is_killed(
-    tmp_path: Path, action: str, ending: signal.Signals
-) -> None:
-    # The script has no `if __name__ == "__main__"`: a worker must not run it again.
-    script = tmp_path / "parent.py"
-    script.write_text(_PARENT)
-    child_file = tmp_path / "child"
-    parent = subprocess.Popen(
-        [sys.executable, str(script), f"child {child_file}" if action == "child" else action],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-    )
-    with parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "main runs\n"
-        pids = [int(parent.stdout.readline())]
-        if action == "child":
-            assert wait_until(lambda: child_file.exists() and bool(child_file.read_text()))
-            pids.append(int(child_file.read_text()))
-        else:
-            time.sleep(0.2)
-        assert all(is_running(pid) for pid in pids)
-        parent.send_signal(ending)
-        assert parent.wait(timeout=10) != 0
-        assert parent.stdout.read() == ""
-    assert wait_until(lambda: not any(is_running(pid) for pid in pids))

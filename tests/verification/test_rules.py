@@ -21,11 +21,6 @@ from rft_jax.verification.rules import (
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 
 
-@pytest.fixture(autouse=True)
-def _verifiers_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-
-
 @pytest.mark.parametrize(
     ("reference", "output", "verdict", "reason", "parsed"),
     [
