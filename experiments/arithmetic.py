@@ -28,10 +28,10 @@ SFT = Config(
         train=f"{SOURCE}/demonstrations",
         validation=f"{SOURCE}/validation",
         test=f"{SOURCE}/test[:1024]",
-        max_prompt_tokens=64,
-        max_completion_tokens=48,
+        max_prompt_tokens=48,
+        max_completion_tokens=40,
     ),
-    tokenizer=TokenizerConfig(corpus=f"{SOURCE}/demonstrations", vocab_size=448),
+    tokenizer=TokenizerConfig(corpus=f"{SOURCE}/demonstrations", vocab_size=512),
     model=ModelConfig(
         num_layers=3, d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
     ),

@@ -6,357 +6,51 @@ that a method does not use are None and refused when given: a setting either act
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rft_jax.sections import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    Denominator,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PoolConfig,
+    RolloutConfig,
+    SelectionConfig,
+    TokenizerConfig,
+    UpdateConfig,
+    VerificationConfig,
+    require,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "Denominator",
+    "EvaluationConfig",
+    "Experiment",
+    "MeshConfig",
+    "Method",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PoolConfig",
+    "RolloutConfig",
+    "SelectionConfig",
+    "TokenizerConfig",
+    "UpdateConfig",
+    "VerificationConfig",
+]
+
 Method = Literal["sft", "rft", "online_rft"]
-Denominator = Literal["sampled", "accepted", "accepted_per_question"]
-
-
-class ConfigError(ValueError):
-    """A setting is wrong. The message names the field, what was found and the remedy."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where questions come from. A source is `tfds:NAME/SPLIT` or `jsonl:PATH`, either with an
-    optional slice of rows such as `[:7000]` or `[7000:]`."""
-
-    train: str
-    """Questions to train on; for SFT they must carry solutions (demonstrations)."""
-    validation: str
-    """Questions evaluated while training; choose settings on these."""
-    test: str = ""
-    """Questions evaluated once, when the run ends; empty for none. Never tune on these."""
-    data_dir: str = ""
-    """Folder of prepared TFDS data; empty for TFDS's own default (~/tensorflow_datasets)."""
-    prompt_template: str = "{question}\n"
-    """Text put before the model; `{question}` is replaced by the question."""
-    max_prompt_tokens: int = 128
-    """Longest prompt in tokens; a longer one is an error before any work is done."""
-    max_completion_tokens: int = 128
-    """Longest output in tokens, EOS included; sampling stops there."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.prompt_template.count("{question}") == 1,
-            f"data.prompt_template is {self.prompt_template!r}: it must hold {{question}} once.",
-        )
-        for name in ("max_prompt_tokens", "max_completion_tokens"):
-            value = getattr(self, name)
-            _require(value >= 1, f"data.{name} is {value}: it must be at least 1.")
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """A SentencePiece model, loaded from a file or trained on the experiment's demonstrations."""
-
-    path: str = ""
-    """A SentencePiece `.model` file; empty: WORKDIR/tokenizer.model, trained when it is missing."""
-    corpus: str = ""
-    """Source the tokenizer is trained on (questions and solutions); only with an empty path."""
-    vocab_size: int = 0
-    """Pieces to train, special and byte pieces included; only with an empty path."""
-
-    def __post_init__(self) -> None:
-        if self.path:
-            _require(
-                not self.corpus and not self.vocab_size,
-                "tokenizer.corpus and tokenizer.vocab_size train a new tokenizer and do nothing "
-                "beside tokenizer.path: remove them or the path.",
-            )
-        else:
-            _require(
-                bool(self.corpus),
-                "tokenizer.path and tokenizer.corpus are both empty: name a .model file or a "
-                "source to train on.",
-            )
-            _require(
-                self.vocab_size > 260,
-                f"tokenizer.vocab_size is {self.vocab_size}: it must exceed 260 (256 byte pieces "
-                "and 4 special ones).",
-            )
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the decoder transformer (RMSNorm, RoPE, SwiGLU, grouped-query attention)."""
-
-    num_layers: int = 4
-    """Transformer blocks (L)."""
-    d_model: int = 128
-    """Width of the residual stream (D)."""
-    num_heads: int = 4
-    """Query heads (N)."""
-    num_kv_heads: int = 4
-    """Key/value heads (K); divides num_heads."""
-    head_dim: int = 32
-    """Width of a head (H), even."""
-    mlp_dim: int = 384
-    """Width of the gated MLP (F)."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
-    tie_embeddings: bool = False
-    """Use the embedding as output projection."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and of weights inside matrix products; masters stay float32."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or every block."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
-            value = getattr(self, name)
-            _require(value >= 1, f"model.{name} is {value}: it must be at least 1.")
-        _require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"model.num_kv_heads is {self.num_kv_heads}: it must divide model.num_heads, "
-            f"{self.num_heads}.",
-        )
-        _require(
-            self.head_dim % 2 == 0,
-            f"model.head_dim is {self.head_dim}: rotary embeddings need an even width.",
-        )
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the device mesh's axes; at most one is -1: what the other two leave."""
-
-    data: int = -1
-    """Copies of the parameters that split the batch."""
-    fsdp: int = 1
-    """Devices that split the batch and, by the model width, the parameters."""
-    tensor: int = 1
-    """Devices that split heads, MLP and vocabulary."""
-
-    def __post_init__(self) -> None:
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        for name, size in sizes.items():
-            _require(
-                size == -1 or size >= 1,
-                f"mesh.{name} is {size}: it must be a positive size, or -1 to be inferred.",
-            )
-        inferred = [name for name, size in sizes.items() if size == -1]
-        _require(
-            len(inferred) <= 1,
-            f"mesh.{' and mesh.'.join(inferred)} are both -1: only one axis can be inferred.",
-        )
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """One sampling phase: questions x samples from a policy (RFT and Online RFT)."""
-
-    questions_per_step: int = 32
-    """Questions of one rollout (Q)."""
-    samples_per_question: int = 8
-    """Outputs sampled per question (G)."""
-    temperature: float = 1.0
-    """Divides the logits; 1 samples from pi_theta itself."""
-
-    def __post_init__(self) -> None:
-        for name in ("questions_per_step", "samples_per_question"):
-            value = getattr(self, name)
-            _require(value >= 1, f"rollout.{name} is {value}: it must be at least 1.")
-        _require(
-            self.temperature > 0 and math.isfinite(self.temperature),
-            f"rollout.temperature is {self.temperature}: training samples need a positive, finite "
-            "temperature (greedy outputs explore nothing).",
-        )
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """The fixed pool of RFT: rollouts of the frozen start, or the log of earlier runs."""
-
-    rollout_steps: int = 0
-    """Rollouts that fill the pool, each of rollout.questions_per_step questions."""
-    from_rollouts: tuple[str, ...] = ()
-    """Folders `WORKDIR/RUN/rollouts` of earlier runs, united, in place of sampling."""
-
-    def __post_init__(self) -> None:
-        _require(
-            (self.rollout_steps >= 1) != bool(self.from_rollouts),
-            f"pool.rollout_steps is {self.rollout_steps} and pool.from_rollouts is "
-            f"{list(self.from_rollouts)}: give exactly one of them.",
-        )
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """Which accepted outputs are trained on."""
-
-    dedupe: Literal["none", "text", "equations"] = "none"
-    """Keep one output of each question's outputs with equal text, or with equal equation lists."""
-    max_per_question: int = 0
-    """Keep at most this many outputs of a question; 0 for all."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.max_per_question >= 0,
-            f"selection.max_per_question is {self.max_per_question}: 0 (no cap) or more is needed.",
-        )
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The denominator of the objective and its optional KL term (rft_jax/training/objective.py)."""
-
-    denominator: Denominator = "accepted"
-    """What the sum over kept outputs is divided by: every sampled output (eq. 11, unbiased), the
-    kept ones, or each question's kept ones and then the number of questions."""
-    kl_coefficient: float = 0.0
-    """Weight of the k3 estimate of KL(pi_theta || pi_ref), pi_ref being the run's start."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.kl_coefficient >= 0 and math.isfinite(self.kl_coefficient),
-            f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",
-        )
-
-
-@dataclass(frozen=True)
-class UpdateConfig:
-    """Static shapes of the update: packed rows, micro-batches and log-prob chunks."""
-
-    row_length: int = 256
-    """Tokens of one packed row; holds at least one longest prompt and output."""
-    rows_per_microbatch: int = 16
-    """Rows of one gradient-accumulation step; a multiple of the mesh's data x fsdp size."""
-    sequences_per_step: int = 0
-    """Outputs per update (SFT and RFT); 0 for Online RFT, whose rollout decides it."""
-    log_prob_chunk: int = 1024
-    """Tokens whose logits exist at a time."""
-
-    def __post_init__(self) -> None:
-        for name in ("row_length", "rows_per_microbatch", "log_prob_chunk"):
-            value = getattr(self, name)
-            _require(value >= 1, f"update.{name} is {value}: it must be at least 1.")
-        _require(
-            self.sequences_per_step >= 0,
-            f"update.sequences_per_step is {self.sequences_per_step}: it must be 0 or more.",
-        )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with clipping and a learning-rate schedule."""
-
-    learning_rate: float = 1e-4
-    """Peak learning rate."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape after warm-up; cosine and linear end at final_fraction of the peak."""
-    warmup_steps: int = 0
-    """Updates of linear warm-up from 0."""
-    final_fraction: float = 0.0
-    """Last learning rate as a share of the peak (cosine and linear only)."""
-    b1: float = 0.9
-    """Decay of the first moment."""
-    b2: float = 0.999
-    """Decay of the second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; norms are exempt."""
-    clip_norm: float = 1.0
-    """Largest global gradient norm; 0 for no clipping."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.learning_rate > 0 and math.isfinite(self.learning_rate),
-            f"optimizer.learning_rate is {self.learning_rate}: it must be a positive number.",
-        )
-        _require(
-            self.schedule != "constant" or self.final_fraction == 0,
-            "optimizer.final_fraction does nothing under a constant schedule: remove it or choose "
-            "cosine or linear.",
-        )
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "eps"):
-            value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name} is {value}: it must be 0 or more.")
-        for name in ("b1", "b2", "final_fraction"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"optimizer.{name} is {value}: it must lie in [0, 1).")
-
-
-@dataclass(frozen=True)
-class VerificationConfig:
-    """How I(o) is decided."""
-
-    verifier: str = "hash"
-    """A built-in rule (`hash`: the number after the last `####`), or a function of yours as
-    `module:function`."""
-    workers: int = 2
-    """Verifier processes."""
-    timeout_seconds: float = 10.0
-    """Time one output may take; past it the verdict is undecided."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.workers >= 1, f"verification.workers is {self.workers}: it must be at least 1."
-        )
-        _require(
-            self.timeout_seconds > 0,
-            f"verification.timeout_seconds is {self.timeout_seconds}: it must be positive.",
-        )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation: greedy accuracy, pass@k and maj@k."""
-
-    every_steps: int = 0
-    """Evaluate on data.validation every so many steps, and before the first; 0 for never."""
-    num_questions: int = 0
-    """Use the first so many validation questions; 0 for all. The test set is always used whole."""
-    samples_per_question: int = 0
-    """Outputs per question for pass@k and maj@k on validation; 0 for greedy only."""
-    test_samples_per_question: int = 0
-    """The same on the test set."""
-    temperature: float = 1.0
-    """Temperature of those samples."""
-    questions_per_batch: int = 64
-    """Questions sampled at once."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "every_steps", "num_questions", "samples_per_question", "test_samples_per_question",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            _require(value >= 0, f"evaluation.{name} is {value}: it must be 0 or more.")
-        _require(
-            self.questions_per_batch >= 1,
-            f"evaluation.questions_per_batch is {self.questions_per_batch}: it must be at least 1.",
-        )
-        _require(
-            self.temperature > 0,
-            f"evaluation.temperature is {self.temperature}: it must be positive (greedy accuracy "
-            "is always measured).",
-        )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When the whole state of the loop is saved."""
-
-    every_steps: int = 100
-    """Save every so many steps; the last step is always saved."""
-    keep: int = 2
-    """Newest checkpoints kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            value = getattr(self, name)
-            _require(value >= 1, f"checkpoint.{name} is {value}: it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -388,23 +82,23 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
-        _require(
+        require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
+        require(
             0 <= self.seed < 2**31, f"seed is {self.seed}: it must lie between 0 and 2147483647."
         )
         kind, _, target = self.init_from.partition(":")
-        _require(
+        require(
             self.init_from == "random" or (kind in ("run", "workdir") and bool(target)),
             f"init_from is {self.init_from!r}: it must be random, run:NAME or workdir:PATH.",
         )
         self._check_sections()
         longest = self.data.max_prompt_tokens + self.data.max_completion_tokens
-        _require(
+        require(
             self.update.row_length >= longest,
             f"update.row_length is {self.update.row_length}: a row must hold the longest prompt "
             f"and output, data.max_prompt_tokens + data.max_completion_tokens = {longest}.",
         )
-        _require(
+        require(
             self.optimizer.warmup_steps < self.steps or self.optimizer.warmup_steps == 0,
             f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: it must be below steps, "
             f"{self.steps}.",
@@ -421,23 +115,23 @@ class Config:
         for name, needed in needs.items():
             given = getattr(self, name) is not None
             why = " from a rollout log" if name == "rollout" and from_log else ""
-            _require(given or not needed, f"{name} is missing: method {self.method} needs it.")
-            _require(
+            require(given or not needed, f"{name} is missing: method {self.method} needs it.")
+            require(
                 needed or not given,
                 f"{name} does nothing under method {self.method}{why}: remove it.",
             )
         online = self.method == "online_rft"
-        _require(
+        require(
             online == (self.update.sequences_per_step == 0),
             f"update.sequences_per_step is {self.update.sequences_per_step}: it must be 0 for "
             "online_rft (the rollout decides) and at least 1 for sft and rft.",
         )
-        _require(
+        require(
             online or self.objective.kl_coefficient == 0,
             f"objective.kl_coefficient acts on the policy's own samples: it must be 0 under method "
             f"{self.method}.",
         )
-        _require(
+        require(
             not samples or self.init_from != "random",
             f"init_from is random: method {self.method} starts from a supervised model; name it "
             "as run:NAME or workdir:PATH.",

@@ -14,7 +14,8 @@ import rft_jax
 ROOT = Path(rft_jax.__file__).parent
 
 RANKS = (
-    {"records", "config", "keys"},
+    {"records", "sections", "keys"},
+    {"config"},
     {"batches", "fields", "jsonl", "progress", "signals", "statistics", "system"},
     {"models", "parallel"},
     {"data", "sampling", "training", "verification"},
@@ -32,7 +33,8 @@ one rank do not know each other."""
 
 WITHOUT_JAX = {
     "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "progress",
-    "provenance", "records", "report", "rollout_log", "signals", "statistics", "verification",
+    "provenance", "records", "report", "rollout_log", "sections", "signals", "statistics",
+    "verification",
 }  # fmt: skip
 """Rooms that import no jax, not even indirectly: host processes and start-up must be light."""
 

@@ -144,9 +144,9 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
         ),
         (
             HEADER + "    import dataclasses\n    sft = tiny.sft()\n"
-            "    other = dataclasses.replace(sft.tokenizer, vocab_size=280)\n"
+            "    other = dataclasses.replace(sft.tokenizer, vocab_size=300)\n"
             "    return {'sft': sft, 'wide': tiny.sft(tokenizer=other)}\n",
-            "{path}: wide: tokenizer.vocab_size is 280 but 270 in run sft: an experiment trains "
+            "{path}: wide: tokenizer.vocab_size is 300 but 284 in run sft: an experiment trains "
             "one tokenizer; set both alike.",
         ),
     ],

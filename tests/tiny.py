@@ -34,7 +34,7 @@ def sft(questions: str = "jsonl:questions.jsonl", **changes: Any) -> Config:
         data=DataConfig(
             train=questions, validation=questions, max_prompt_tokens=24, max_completion_tokens=40
         ),
-        tokenizer=TokenizerConfig(corpus=questions, vocab_size=270),
+        tokenizer=TokenizerConfig(corpus=questions, vocab_size=284),
         steps=3,
         model=model(),
         update=UpdateConfig(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -24,27 +25,32 @@ class CompletionCache(NamedTuple):
     values: Float[Array, "Q G K T H"]
 
 
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """The type of norms, angles, scores and logits: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def rotate(
     x: Float[Array, "... S N H"], positions: Int[Array, "... S"], *, theta: float
 ) -> Float[Array, "... S N H"]:
     """Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), halves rotated as in Llama.
 
-    Angles are computed in float32 whatever the type of x.
+    Angles are computed in at least float32 whatever the type of x.
     """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies.reshape(
+    half, dtype = x.shape[-1] // 2, at_least_float32(x.dtype)
+    frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = positions[..., None, None].astype(dtype) * frequencies.reshape(
         (1,) * (positions.ndim + 1) + (half,)
     )
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
 def _softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
-    """Softmax in float32 over the unmasked positions; a row with none gives zeros, not NaN."""
-    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    """Softmax in at least float32 over the unmasked positions; a row with none gives zeros, not NaN."""
+    scores = jnp.where(mask, scores.astype(at_least_float32(scores.dtype)), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -61,7 +67,12 @@ def packed_attention(
     rows, slots, heads, width = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.reshape(rows, slots, kv_heads, heads // kv_heads, width)
-    scores = jnp.einsum("rsknh,rtkh->rknst", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "rsknh,rtkh->rknst",
+        grouped,
+        keys,
+        preferred_element_type=at_least_float32(queries.dtype),
+    )
     same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
     causal = jnp.tril(jnp.ones((slots, slots), dtype=bool))
     weights = _softmax(scores / math.sqrt(width), (same & causal[None])[:, None, None])
@@ -84,11 +95,10 @@ def decode_attention(
     questions, samples, heads, width = queries.shape
     kv_heads = prompt.keys.shape[1]
     grouped = queries.reshape(questions, samples, kv_heads, heads // kv_heads, width)
-    on_prompt = jnp.einsum(
-        "qgknh,qkph->qgknp", grouped, prompt.keys, preferred_element_type=jnp.float32
-    )
+    dtype = at_least_float32(queries.dtype)
+    on_prompt = jnp.einsum("qgknh,qkph->qgknp", grouped, prompt.keys, preferred_element_type=dtype)
     on_own = jnp.einsum(
-        "qgknh,qgkth->qgknt", grouped, completion.keys, preferred_element_type=jnp.float32
+        "qgknh,qgkth->qgknt", grouped, completion.keys, preferred_element_type=dtype
     )
     slots = prompt.keys.shape[2]
     in_prompt = jnp.arange(slots)[None, :] < prompt_lengths[:, None]

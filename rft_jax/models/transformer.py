@@ -22,6 +22,7 @@ from rft_jax.config import ModelConfig
 from rft_jax.models.attention import (
     CompletionCache,
     PromptCache,
+    at_least_float32,
     decode_attention,
     packed_attention,
     rotate,
@@ -37,14 +38,14 @@ def _normal(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[A
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale (arXiv 1910.07467, eq. 4), the mean square in float32."""
+    """x / rms(x) * scale (arXiv 1910.07467, eq. 4), the mean square in at least float32."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        wide = x.astype(jnp.float32)
+        wide = x.astype(at_least_float32(x.dtype))
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
         return (normed * scale).astype(x.dtype)
@@ -156,9 +157,10 @@ def _final_norm(params: Params, config: ModelConfig, x: Float[Array, "... D"]) -
 def logits(
     params: Params, hidden: Float[Array, "... D"], *, config: ModelConfig
 ) -> Float[Array, "... V"]:
-    """Unnormalised log-probabilities of the next token, float32 whatever the compute type."""
+    """Unnormalised log-probabilities of the next token, in at least float32."""
     table = params["embedding"].T if config.tie_embeddings else params["unembedding"]
-    return jnp.matmul(hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    dtype = at_least_float32(hidden.dtype)
+    return jnp.matmul(hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
 
 
 def hidden_states(

@@ -1,0 +1,292 @@
+"""The policy against a Llama written out in float64; packed, cached and recomputed."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rft_jax.batches import Params, Prompts
+from rft_jax.config import ModelConfig
+from rft_jax.models import transformer
+
+VOCAB = 20
+SLOTS = 16
+BASE = tiny.model(num_heads=4, num_kv_heads=2)
+CONFIGS = {
+    "grouped": BASE,
+    "tied": tiny.model(num_heads=4, num_kv_heads=2, tie_embeddings=True),
+    "multi-head": tiny.model(num_heads=2, num_kv_heads=2),
+    "multi-query": tiny.model(num_heads=4, num_kv_heads=1, rope_theta=500.0, norm_eps=1e-3),
+}
+
+hidden_states = jax.jit(transformer.hidden_states, static_argnames="config")
+
+
+@functools.cache
+def policy(config: ModelConfig) -> Params:
+    """Random parameters, the norms' scales too."""
+    params = transformer.init(jax.random.key(3), config=config, vocab_size=VOCAB)
+    blocks = params["blocks"]
+    for number, norm in enumerate(
+        (blocks["attention_norm"], blocks["mlp_norm"], params["final_norm"])
+    ):
+        noise = jax.random.normal(jax.random.key(number), norm["scale"].shape)
+        norm["scale"] = norm["scale"] + 0.3 * noise
+    return params
+
+
+def llama(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Logits after every token of one sequence, token by token and head by head, in float64."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    width, half = config.head_dim, config.head_dim // 2
+    group = config.num_heads // config.num_kv_heads
+
+    def norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return x / np.sqrt(np.mean(x**2) + config.norm_eps) * scale
+
+    def rope(x: np.ndarray, position: int) -> np.ndarray:
+        turned = np.empty_like(x)
+        for pair in range(half):
+            angle = position / config.rope_theta ** (2 * pair / width)
+            a, b = x[pair], x[pair + half]
+            turned[pair] = a * math.cos(angle) - b * math.sin(angle)
+            turned[pair + half] = b * math.cos(angle) + a * math.sin(angle)
+        return turned
+
+    stream = [params["embedding"][token] for token in tokens]
+    for layer in range(config.num_layers):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        attention, mlp = block["attention"], block["mlp"]
+        normed = [norm(x, block["attention_norm"]["scale"]) for x in stream]
+        for head in range(config.num_heads):
+            own = head // group
+            keys = [rope(x @ attention["key"][:, own], at) for at, x in enumerate(normed)]
+            values = [x @ attention["value"][:, own] for x in normed]
+            for at, x in enumerate(normed):
+                query = rope(x @ attention["query"][:, head], at)
+                scores = np.array([query @ key for key in keys[: at + 1]]) / math.sqrt(width)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                mixed = sum(w * v for w, v in zip(weights, values, strict=False))
+                stream[at] = stream[at] + mixed @ attention["output"][head]
+        for at, x in enumerate(stream):
+            normed_x = norm(x, block["mlp_norm"]["scale"])
+            gate = normed_x @ mlp["gate"]
+            silu = gate / (1 + np.exp(-gate))
+            stream[at] = x + (silu * (normed_x @ mlp["up"])) @ mlp["down"]
+    table = params["embedding"].T if config.tie_embeddings else params["unembedding"]
+    return np.stack([norm(x, params["final_norm"]["scale"]) @ table for x in stream])
+
+
+def tokens_of(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(VOCAB, size=shape).astype(np.int32)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.max(np.abs(np.asarray(found) - expected)) / np.max(np.abs(expected)))
+
+
+def alone(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Hidden states of sequences that fill their rows."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return np.asarray(hidden_states(params, tokens, positions, np.ones_like(tokens), config=config))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_those_of_a_llama_in_float64(name: str) -> None:
+    config = CONFIGS[name]
+    params, tokens = policy(config), tokens_of(0, 2, 9)
+    found = transformer.logits(params, jnp.asarray(alone(params, tokens, config)), config=config)
+    expected = np.stack([llama(params, row, config) for row in tokens])
+    assert relative_error(found, expected) < 1e-5
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """(padding before it, length) of each sequence of one row of SLOTS slots."""
+    layout, room = [], SLOTS
+    while room > 0 and len(layout) < 5:
+        gap = draw(st.integers(0, min(3, room - 1)))
+        length = draw(st.integers(1, room - gap))
+        layout.append((gap, length))
+        room -= gap + length
+    return layout
+
+
+@settings(max_examples=25)
+@given(layout=layouts(), seed=st.integers(0, 2**16))
+def test_sequences_packed_into_a_row_do_not_see_each_other_or_padding(
+    layout: list[tuple[int, int]], seed: int
+) -> None:
+    params = policy(BASE)
+    # Tokens and positions of padding are rubbish on purpose.
+    tokens, positions = tokens_of(seed, 1, SLOTS), tokens_of(seed + 1, 1, SLOTS)
+    segments = np.zeros((1, SLOTS), np.int32)
+    separate, at = tokens_of(seed + 2, 5, SLOTS), 0
+    places = []
+    for number, (gap, length) in enumerate(layout):
+        here = slice(at + gap, at + gap + length)
+        segments[0, here] = number + 1
+        positions[0, here] = np.arange(length)
+        separate[number, :length] = tokens[0, here]
+        places.append((here, length))
+        at += gap + length
+    packed = hidden_states(params, tokens, positions, segments, config=BASE)
+    expected = alone(params, separate, BASE)
+    assert np.all(np.isfinite(packed))
+    for number, (here, length) in enumerate(places):
+        np.testing.assert_allclose(packed[0, here], expected[number, :length], atol=2e-5)
+
+
+def test_tokens_after_a_position_and_padding_change_nothing() -> None:
+    params, width = policy(BASE), 7
+    short = tokens_of(1, 2, width)
+    exact = alone(params, short, BASE)
+    padded, positions = tokens_of(2, 2, SLOTS), tokens_of(3, 2, SLOTS)
+    padded[:, :width], positions[:, :width] = short, np.arange(width)
+    segments = np.broadcast_to((np.arange(SLOTS) < width).astype(np.int32), padded.shape)
+    found = hidden_states(params, padded, positions, segments, config=BASE)
+    np.testing.assert_allclose(found[:, :width], exact, atol=2e-6)
+    longer = np.concatenate([short, tokens_of(4, 2, SLOTS - width)], axis=1)
+    np.testing.assert_allclose(alone(params, longer, BASE)[:, :width], exact, atol=2e-6)
+
+
+def _gradients(config: ModelConfig) -> Params:
+    tokens = tokens_of(5, 2, SLOTS)
+    segments = np.repeat(np.array([[1, 2, 0]], np.int32), [5, 7, 4], axis=1).repeat(2, axis=0)
+    positions = np.concatenate([np.arange(5), np.arange(7), np.zeros(4)]).astype(np.int32)
+    rows = [jnp.asarray(np.broadcast_to(a, tokens.shape)) for a in (tokens, positions, segments)]
+
+    def loss(params: Params) -> jax.Array:
+        hidden = transformer.hidden_states(params, *rows, config=config)
+        log_probs = jax.nn.log_softmax(transformer.logits(params, hidden, config=config))
+        chosen = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(segments > 0, chosen, 0.0))
+
+    return jax.jit(jax.grad(loss))(policy(BASE))
+
+
+def test_what_the_backward_pass_recomputes_does_not_change_gradients() -> None:
+    expected = _gradients(BASE)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(expected))
+    for remat in ("dots", "full"):
+        config = tiny.model(num_heads=4, num_kv_heads=2, remat=remat)
+        found = _gradients(config)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert relative_error(one, np.asarray(other)) < 1e-6
+
+
+def test_remat_full_keeps_no_activation_inside_a_block() -> None:
+    """The backward pass of `full` runs the forward's products again, that of `none` does not."""
+
+    def products(config: ModelConfig) -> int:
+        tokens = jnp.asarray(tokens_of(0, 1, SLOTS))
+
+        def loss(params: Params) -> jax.Array:
+            return jnp.sum(transformer.hidden_states(params, tokens, tokens, tokens, config=config))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(policy(BASE))).count("dot_general")
+
+    full = tiny.model(num_heads=4, num_kv_heads=2, remat="full")
+    dots = tiny.model(num_heads=4, num_kv_heads=2, remat="dots")
+    assert products(BASE) < products(dots) < products(full)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bfloat16_compute_stays_close_and_keeps_float32_logits(tied: bool) -> None:
+    config = tiny.model(num_heads=4, num_kv_heads=2, tie_embeddings=tied, compute_dtype="bfloat16")
+    params, tokens = policy(config), tokens_of(0, 2, 9)
+    positions = np.broadcast_to(np.arange(9, dtype=np.int32), tokens.shape)
+    hidden = hidden_states(params, tokens, positions, np.ones_like(tokens), config=config)
+    found = transformer.logits(params, hidden, config=config)
+    assert hidden.dtype == jnp.bfloat16
+    assert found.dtype == jnp.float32
+    expected = np.stack([llama(params, row, config) for row in tokens])
+    assert 1e-4 < relative_error(found, expected) < 2e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str) -> None:
+    config = CONFIGS[name]
+    params, samples, new = policy(config), 3, 6
+    lengths = np.array([5, 1, 8], np.int32)
+    prompts = tokens_of(0, 3, 8)  # rubbish after each prompt's end
+    completions = tokens_of(1, 3, samples, new)
+    hidden, cache = transformer.prefill(
+        params,
+        Prompts(jnp.asarray(prompts), jnp.asarray(lengths), jnp.arange(3)),
+        config=config,
+        num_samples=samples,
+        max_new_tokens=new,
+    )
+    found = [np.repeat(np.asarray(hidden)[:, None], samples, axis=1)]
+    decode = jax.jit(transformer.decode, static_argnames="config")
+    for position in range(new):
+        after, cache = decode(
+            params, completions[:, :, position], jnp.int32(position), cache, config=config
+        )
+        found.append(np.asarray(after))
+    for question, length in enumerate(lengths):
+        whole = np.concatenate(
+            [np.tile(prompts[question, :length], (samples, 1)), completions[question]], axis=1
+        )
+        expected = alone(params, whole, config)[:, length - 1 :]
+        np.testing.assert_allclose(np.stack(found, axis=2)[question], expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_float32_of_the_announced_shapes_and_number(name: str) -> None:
+    c = CONFIGS[name]
+    params = transformer.init(jax.random.key(0), config=c, vocab_size=VOCAB)
+    shapes = transformer.abstract_params(config=c, vocab_size=VOCAB)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), shapes
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    d, n, k, h = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
+    block = 2 * d + d * n * h + 2 * d * k * h + n * h * d + 3 * d * c.mlp_dim
+    tables = VOCAB * d * (1 if c.tie_embeddings else 2)
+    expected = tables + d + c.num_layers * block
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
+    def init(seed: int) -> Params:
+        return transformer.init(jax.random.key(seed), config=BASE, vocab_size=VOCAB)
+
+    first, again, other = init(0), init(0), init(1)
+    matrices = [leaf for leaf in jax.tree.leaves(first["blocks"]) if leaf.ndim > 2]
+    assert len(matrices) == 7
+    for leaf in matrices:
+        assert not np.any(leaf[0] == leaf[1])
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.any(first["embedding"] == other["embedding"])
+    assert not np.any(first["embedding"] == first["unembedding"].T)
+
+
+def test_initial_matrices_keep_variance_and_start_residual_branches_small() -> None:
+    config = tiny.model(d_model=64, head_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=96)
+    params = transformer.init(jax.random.key(0), config=config, vocab_size=64)
+    attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
+    into_stream = 2 * config.num_layers
+    for leaf, fan_in in [
+        (params["embedding"], 64),
+        (params["unembedding"], 64),
+        (attention["query"], 64),
+        (attention["key"], 64),
+        (attention["value"], 64),
+        (attention["output"], 4 * 32 * into_stream),
+        (mlp["gate"], 64),
+        (mlp["up"], 64),
+        (mlp["down"], 96 * into_stream),
+    ]:
+        assert float(jnp.std(leaf)) == pytest.approx(1 / math.sqrt(fan_in), rel=0.06)
