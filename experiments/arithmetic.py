@@ -10,7 +10,6 @@ from rft_jax.config import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     PoolConfig,
     RolloutConfig,

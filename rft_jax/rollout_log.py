@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rft_jax.jsonl import LogError, read_jsonl
+from rft_jax.jsonl import LogError, numbered_lines, parse_line
 from rft_jax.records import Question, Sample, Verdict
 
 _FIELDS = {
@@ -59,10 +59,12 @@ def read(path: Path) -> list[tuple[Question, Sample]]:
     if not path.is_file():
         raise LogError(f"{path}: there is no such rollout file; name a RUN/rollouts folder.")
     pairs = []
-    for number, row in enumerate(read_jsonl(path, _FIELDS), start=1):
+    for number, line in numbered_lines(path):
+        where = f"{path}:{number}"
+        row = parse_line(line, where, _FIELDS)
         if row["verdict"] not in list(Verdict):
             raise LogError(
-                f"{path}:{number}: field 'verdict' is {row['verdict']!r}, expected one of "
+                f"{where}: field 'verdict' is {row['verdict']!r}, expected one of "
                 f"{', '.join(Verdict)}: remove the line."
             )
         question = Question(id=row["question_id"], text=row["question"], answer=row["answer"])

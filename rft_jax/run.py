@@ -171,6 +171,7 @@ def _loop(
     """The algorithm: steps until the last one or a signal, then the test."""
     config, first = this.config, this.step
     every, accuracy = config.evaluation.every_steps, None
+    saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
     source = _supply(this, stopped)
     if source is None:
         return RunResult(0, False, stopped())
@@ -183,12 +184,13 @@ def _loop(
                 "system/compilations": compilations.count,
                 "seconds/compiling": compilations.seconds,
                 "system/peak_memory_bytes": peak_memory_bytes(),
+                "seconds/checkpointing": saving,
             }
             this.log.write("train", this.step, facts | this.costs())
             if every and this.step % every == 0:
                 accuracy = _evaluate(this, "validation")
-            if this.step % config.checkpoint.every_steps == 0 or this.step == config.steps:
-                _save(this, manager)
+            due = this.step % config.checkpoint.every_steps == 0 or this.step == config.steps
+            saving = _save(this, manager) if due else 0.0
             progress.update(
                 this.step,
                 acceptance=facts.get("pass_rate"),
@@ -200,9 +202,11 @@ def _loop(
         if manager.latest_step() != this.step:
             _save(this, manager)
         return RunResult(this.step - first, False, stopped())
-    if config.data.test and not this.log.has("test", this.step):
+    if config.data.test and not stopped() and not this.log.has("test", this.step):
         _evaluate(this, "test")
     manager.wait_until_finished()
+    if stopped():
+        return RunResult(this.step - first, False, stopped())
     _finish(this)
     return RunResult(this.step - first, True)
 
@@ -323,11 +327,16 @@ def _evaluate(this: Run, kind: Kind) -> float | None:
     return metrics["greedy/accuracy"]
 
 
-def _save(this: Run, manager: ocp.CheckpointManager) -> None:
-    """Checkpoint parameters, optimizer, stream position and counters, all as of one step."""
+def _save(this: Run, manager: ocp.CheckpointManager) -> float:
+    """Checkpoint parameters, optimizer, stream position and counters, all as of one step.
+
+    Returns the seconds the loop waited; the writing goes on beside it.
+    """
+    began = time.perf_counter()
     this.costs()
     host = {"position": asdict(this.position), "counters": asdict(this.counters)}
     checkpoint.save(manager, this.step, checkpoint.Saved(this.state, host))
+    return time.perf_counter() - began
 
 
 def _finish(this: Run) -> None:

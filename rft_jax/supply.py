@@ -72,7 +72,7 @@ def choose(
         np.array([sample.question_id for sample in kept], np.int64),
         denominator=config.objective.denominator,
         num_sampled=len(decided),
-        num_questions=len({sample.question_id for sample in samples}),
+        num_questions=len({sample.question_id for sample in decided}),
     )
     weight_of = {
         id(sample): coefficient_of[id(sample)] * float(weight)

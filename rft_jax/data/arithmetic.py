@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 SEED = 20240203
 """Seed of the published splits; another value makes another data set."""
 
-SPLITS = {"demonstrations": 3000, "train": 8192, "validation": 1024, "test": 2048}
+SPLITS = {"demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048}
 """Number of problems in each split."""
 
 SMALLEST, LARGEST = 1, 99

@@ -49,7 +49,7 @@ def rotate(
 
 
 def _softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
-    """Softmax in at least float32 over the unmasked positions; a row with none gives zeros, not NaN."""
+    """Softmax in at least float32 over unmasked positions; a row with none gives zeros, not NaN."""
     scores = jnp.where(mask, scores.astype(at_least_float32(scores.dtype)), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))

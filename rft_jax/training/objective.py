@@ -74,7 +74,7 @@ def output_weights(
     """The weight of each kept output, so that the sum over them estimates the expectation.
 
     question_ids: the question of each kept output; num_sampled: decided outputs, kept or not;
-    num_questions: sampled questions, with or without a kept output.
+    num_questions: questions with a decided output, kept or not.
     sampled: 1 / num_sampled, the unbiased estimate of eq. 11, in which rejected outputs count;
     accepted: 1 / kept, the mean over what is trained on;
     accepted_per_question: the mean over each question's kept outputs, then over all questions.

@@ -70,7 +70,10 @@ def gradients(
         value = objective(log_probs, micro.weights)
         kl = jnp.zeros((), log_probs.dtype)
         if kl_coefficient:
-            kl = jnp.sum(micro.kl_weights * k3(log_probs, log_probs_of(reference, *rows)))
+            # Elsewhere the policies may differ without bound, and 0 times infinity is no 0.
+            counts = micro.kl_weights != 0
+            of_reference = jnp.where(counts, log_probs_of(reference, *rows), log_probs)
+            kl = jnp.sum(micro.kl_weights * k3(log_probs, of_reference))
         trained = (micro.weights != 0) | (micro.kl_weights != 0)
         gap = jnp.where(trained, jnp.abs(log_probs - micro.sampler_log_probs), 0.0)
         facts = (value, kl, jnp.max(gap), jnp.sum(gap), jnp.sum(trained.astype(gap.dtype)))

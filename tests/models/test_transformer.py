@@ -221,7 +221,10 @@ def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str
     lengths = np.array([5, 1, 8], np.int32)
     prompts = tokens_of(0, 3, 8)  # rubbish after each prompt's end
     completions = tokens_of(1, 3, samples, new)
-    hidden, cache = transformer.prefill(
+    prefill = jax.jit(
+        transformer.prefill, static_argnames=("config", "num_samples", "max_new_tokens")
+    )
+    hidden, cache = prefill(
         params,
         Prompts(jnp.asarray(prompts), jnp.asarray(lengths), jnp.arange(3)),
         config=config,

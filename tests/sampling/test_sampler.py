@@ -1,0 +1,403 @@
+"""The sampler against one that knows no cache, batch or loop; and what its outputs depend on."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from rft_jax.batches import Completions, Params, Prompts
+from rft_jax.config import MeshConfig, ModelConfig
+from rft_jax.keys import Purpose, run_key
+from rft_jax.models import transformer
+from rft_jax.models.axes import logical_axes
+from rft_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, replicated
+from rft_jax.sampling.reshard import rollout_params
+from rft_jax.sampling.sampler import sample
+from rft_jax.training.log_probs import target_log_probs
+from rft_jax.training.packing import TrainingSequence, pack
+
+VOCAB = 12
+EOS = 2
+NEW = 8
+MODEL = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32)
+SEED, STEP = 17, 4
+
+# Three questions; the ids stand far apart, as they do in a shuffled epoch.
+IDS = [7, 4096, 0]
+PROMPTS = [[1, 5, 9, 3], [1, 8], [1, 4, 4, 10, 11, 6]]
+
+
+@functools.cache
+def policy(config: ModelConfig = MODEL) -> Params:
+    """Random, with a peaked enough distribution that temperature and context matter."""
+    params = transformer.init(jax.random.key(1), config=config, vocab_size=VOCAB)
+    return params | {"embedding": 3 * params["embedding"]}
+
+
+def chain(logits: np.ndarray) -> Params:
+    """A policy whose logits depend on the last token alone: logits[token] in float32."""
+    width = MODEL.d_model
+    params = jax.tree.map(jnp.zeros_like, policy())
+    norms = jax.tree.map(jnp.ones_like, params["final_norm"])
+    embedding = np.eye(VOCAB, width, dtype=np.float32)
+    # The norm turns a unit vector into one of length sqrt(D).
+    unembedding = np.zeros((width, VOCAB), np.float32)
+    unembedding[:VOCAB] = logits / np.sqrt(width)
+    return params | {
+        "final_norm": norms,
+        "embedding": jnp.asarray(embedding),
+        "unembedding": jnp.asarray(unembedding),
+    }
+
+
+def leading_to(following: dict[int, int]) -> Params:
+    """A policy that puts all probability on one next token; EOS after tokens not named."""
+    logits = np.full((VOCAB, VOCAB), -1000.0, np.float32)
+    for token in range(VOCAB):
+        logits[token, following.get(token, EOS)] = 0.0
+    return chain(logits)
+
+
+def make_prompts(
+    rows: list[tuple[int, list[int]] | None], *, width: int = 6, rubbish: int = 0
+) -> Prompts:
+    """Right-padded prompts of (id, tokens); None is a filler row."""
+    tokens = np.random.default_rng(rubbish).integers(VOCAB, size=(len(rows), width))
+    lengths, ids = np.ones(len(rows), np.int32), np.full(len(rows), -1, np.int32)
+    for row, content in enumerate(rows):
+        if content is not None:
+            ids[row], prompt = content
+            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    return Prompts(jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths), jnp.asarray(ids))
+
+
+QUESTIONS: list[tuple[int, list[int]] | None] = list(zip(IDS, PROMPTS, strict=True))
+
+
+def run(
+    params: Params,
+    prompts: Prompts,
+    *,
+    seed: int = SEED,
+    step: int = STEP,
+    temperature: float = 1.3,
+    **static: Any,
+) -> Completions:
+    """`sample` as the loop calls it, its result as numpy arrays."""
+    settings = {"config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_id": EOS} | static
+    root = run_key(seed=seed, purpose=Purpose.ROLLOUT)
+    return jax.device_get(
+        sample(params, prompts, root, np.int32(step), np.float32(temperature), **settings)
+    )
+
+
+@functools.cache
+def baseline() -> Completions:
+    return run(policy(), make_prompts(QUESTIONS))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _next_logits(
+    params: Params, tokens: jax.Array, length: jax.Array, *, config: ModelConfig
+) -> jax.Array:
+    """Logits after the first `length` of `tokens`, by the trainer's forward pass."""
+    slots = jnp.arange(tokens.shape[0])
+    segments = (slots < length).astype(jnp.int32)
+    hidden = transformer.hidden_states(
+        params, tokens[None], slots[None], segments[None], config=config
+    )
+    return transformer.logits(params, hidden[0, length - 1], config=config)
+
+
+def plain_sampler(
+    params: Params,
+    question_id: int,
+    prompt: list[int],
+    index: int,
+    *,
+    temperature: float,
+    greedy: bool = False,
+) -> tuple[list[int], list[float], list[float]]:
+    """Tokens, log-probs and entropies of one sample, the whole sequence anew at every step."""
+    key = jax.random.key(SEED)
+    for part in (int(Purpose.ROLLOUT), STEP, question_id, index):
+        key = jax.random.fold_in(key, part)
+    sequence, log_probs, entropies = list(prompt), [], []
+    for position in range(NEW):
+        padded = np.zeros(6 + NEW, np.int32)
+        padded[: len(sequence)] = sequence
+        scores = _next_logits(params, padded, np.int32(len(sequence)), config=MODEL)
+        scaled = np.asarray(scores, np.float64) / (1.0 if greedy else temperature)
+        noise = jax.random.gumbel(jax.random.fold_in(key, position), (VOCAB,))
+        token = int(np.argmax(scaled if greedy else scaled + np.asarray(noise)))
+        distribution = special.log_softmax(scaled)
+        sequence.append(token)
+        log_probs.append(float(distribution[token]))
+        entropies.append(float(special.entr(np.exp(distribution)).sum()))
+        if token == EOS:
+            break
+    return sequence[len(prompt) :], log_probs, entropies
+
+
+@pytest.mark.parametrize(("temperature", "greedy"), [(1.3, False), (0.6, False), (1.0, True)])
+def test_outputs_are_those_of_the_plain_sampler(temperature: float, greedy: bool) -> None:
+    """Promise 3, and the tokens bit for bit."""
+    found = run(policy(), make_prompts(QUESTIONS), temperature=temperature, greedy=greedy)
+    for row, (question_id, prompt) in enumerate(zip(IDS, PROMPTS, strict=True)):
+        for index in range(1 if greedy else 4):
+            tokens, log_probs, entropies = plain_sampler(
+                policy(), question_id, prompt, index, temperature=temperature, greedy=greedy
+            )
+            length = found.lengths[row, index]
+            assert found.tokens[row, index, :length].tolist() == tokens
+            np.testing.assert_allclose(found.log_probs[row, index, :length], log_probs, atol=1e-5)
+            np.testing.assert_allclose(found.entropies[row, index, :length], entropies, atol=1e-5)
+            assert found.finished[row, index] == (tokens[-1] == EOS)
+            assert not found.tokens[row, index, length:].any()
+
+
+def test_the_baseline_holds_finished_and_truncated_outputs_of_several_lengths() -> None:
+    """Without which the other tests would show little."""
+    found = baseline()
+    assert found.finished.any()
+    assert not found.finished.all()
+    assert len(set(found.lengths.ravel().tolist())) >= 4
+
+
+def same_outputs(found: Completions, expected: Completions, *, atol: float = 1e-5) -> None:
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    np.testing.assert_array_equal(found.finished, expected.finished)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=atol)
+    np.testing.assert_allclose(found.entropies, expected.entropies, atol=atol)
+
+
+@settings(max_examples=15)
+@given(slots=st.permutations(range(5)), rubbish=st.integers(1, 2**16))
+def test_outputs_do_not_depend_on_the_order_of_questions_or_on_fillers(
+    slots: list[int], rubbish: int
+) -> None:
+    rows = [QUESTIONS[slot] if slot < 3 else None for slot in slots]
+    found = run(policy(), make_prompts(rows, rubbish=rubbish))
+    back = [slots.index(slot) for slot in range(3)]
+    same_outputs(Completions(*(leaf[np.array(back)] for leaf in found)), baseline())
+    fillers = [row for row, content in enumerate(rows) if content is None]
+    for leaf in found:
+        assert not leaf[np.array(fillers)].any()
+
+
+def test_outputs_do_not_depend_on_the_batch_or_on_the_width_of_prompts() -> None:
+    for row, content in enumerate(QUESTIONS):
+        found = run(policy(), make_prompts([content], width=9, rubbish=row))
+        same_outputs(found, Completions(*(leaf[row : row + 1] for leaf in baseline())))
+
+
+def test_more_samples_leave_the_first_as_they_are() -> None:
+    found = run(policy(), make_prompts(QUESTIONS), num_samples=7)
+    same_outputs(Completions(*(leaf[:, :4] for leaf in found)), baseline())
+
+
+def test_a_shorter_limit_cuts_the_same_outputs() -> None:
+    limit, whole = 5, baseline()
+    found = run(policy(), make_prompts(QUESTIONS), max_new_tokens=limit)
+    same_outputs(
+        found,
+        Completions(
+            tokens=whole.tokens[..., :limit],
+            log_probs=whole.log_probs[..., :limit],
+            entropies=whole.entropies[..., :limit],
+            lengths=np.minimum(whole.lengths, limit),
+            finished=whole.finished & (whole.lengths <= limit),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
+    ids=lambda sizes: "x".join(map(str, sizes)),
+)
+def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
+    mesh = make_mesh(MeshConfig(*sizes))
+    params = policy()
+    layout = param_shardings(mesh, params, logical_axes(params), fsdp=False)
+    placed = rollout_params(params, layout, dtype="float32")
+    rows = [*QUESTIONS, *[None] * 5]
+    prompts = jax.device_put(make_prompts(rows, rubbish=3), batch_sharding(mesh))
+    root, step, temperature = jax.device_put(
+        (run_key(seed=SEED, purpose=Purpose.ROLLOUT), np.int32(STEP), np.float32(1.3)),
+        replicated(mesh),
+    )
+    found = jax.device_get(
+        sample(
+            placed, prompts, root, step, temperature,
+            config=MODEL, num_samples=4, max_new_tokens=NEW, eos_id=EOS,
+        )
+    )  # fmt: skip
+    same_outputs(Completions(*(leaf[:3] for leaf in found)), baseline())
+
+
+def test_every_part_of_the_address_changes_outputs() -> None:
+    """A uniform policy, so that tokens are a picture of the keys alone."""
+    uniform = chain(np.where(np.arange(VOCAB) == EOS, -1000.0, 0.0)[None].repeat(VOCAB, axis=0))
+    rows: list[tuple[int, list[int]] | None] = [(1, [3]), (2, [3]), (3, [3])]
+    outputs: list[tuple[int, ...]] = []
+    for seed, step in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        found = run(uniform, make_prompts(rows), seed=seed, step=step)
+        outputs += [tuple(tokens) for tokens in found.tokens.reshape(-1, NEW).tolist()]
+    assert len(set(outputs)) == len(outputs) == 4 * 3 * 4
+    # Within outputs as between them: tokens at all positions together are uniform.
+    counts = np.bincount(np.array(outputs).ravel(), minlength=VOCAB)
+    assert stats.chisquare(np.delete(counts, EOS)).pvalue > 1e-3
+
+
+def test_eos_is_kept_and_counted_and_nothing_follows_it() -> None:
+    params = leading_to({3: 4, 4: 5, 5: 6, 6: EOS, 8: 8})
+    rows: list[tuple[int, list[int]] | None] = [(0, [1, 3]), (1, [6]), None, (2, [3, 8])]
+    found = run(params, make_prompts(rows))
+    expected = np.zeros((4, NEW), np.int32)
+    expected[0, :4], expected[1, 0], expected[3] = [4, 5, 6, EOS], EOS, 8
+    for index in range(4):
+        np.testing.assert_array_equal(found.tokens[:, index], expected)
+        assert found.lengths[:, index].tolist() == [4, 1, 0, NEW]
+        assert found.finished[:, index].tolist() == [True, True, False, False]
+    after = np.arange(NEW) >= found.lengths[..., None]
+    for leaf in (found.tokens, found.log_probs, found.entropies):
+        assert not leaf[after].any()
+
+
+def test_eos_in_the_last_place_finishes_an_output() -> None:
+    found = run(leading_to({3: 4}), make_prompts([(0, [3])]), max_new_tokens=2)
+    assert found.tokens[0].tolist() == [[4, EOS]] * 4
+    assert found.finished.all()
+    assert found.lengths.tolist() == [[2] * 4]
+
+
+@pytest.mark.parametrize(
+    ("following", "rows", "steps"),
+    [
+        ({}, [(0, [3]), (1, [4])], 1),
+        ({3: 4, 4: 5}, [(0, [3]), (1, [4]), None], 3),
+        ({3: 3}, [(0, [3]), (1, [4])], NEW),
+        ({3: 3}, [None, None], 0),
+    ],
+    ids=["EOS at once", "longest of two", "limit", "only fillers"],
+)
+def test_decoding_stops_when_every_output_has_ended(
+    following: dict[int, int],
+    rows: list[tuple[int, list[int]] | None],
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    positions: list[int] = []
+    decode = transformer.decode
+
+    def counted(params: Params, tokens: Any, position: Any, cache: Any, **static: Any) -> Any:
+        jax.debug.callback(lambda at: positions.append(int(at)), position)
+        return decode(params, tokens, position, cache, **static)
+
+    monkeypatch.setattr(transformer, "decode", counted)
+    # Traced anew, and outside the cache of `sample`, which other tests use.
+    static = {"config": MODEL, "num_samples": 2, "max_new_tokens": NEW, "eos_id": EOS}
+    root = run_key(seed=0, purpose=Purpose.ROLLOUT)
+    jax.jit(functools.partial(sample.__wrapped__, **static))(
+        leading_to(following), make_prompts(rows), root, np.int32(0), np.float32(1)
+    )
+    jax.effects_barrier()
+    assert sorted(positions) == list(range(steps))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_first_tokens_follow_the_tempered_policy(temperature: float) -> None:
+    count = 20_000
+    found = run(
+        policy(),
+        make_prompts([QUESTIONS[0]]),
+        temperature=temperature,
+        num_samples=count,
+        max_new_tokens=1,
+    )
+    prompt = np.zeros(6, np.int32)
+    prompt[:4] = PROMPTS[0]
+    scores = np.asarray(_next_logits(policy(), prompt, np.int32(4), config=MODEL), np.float64)
+    observed = np.bincount(found.tokens.ravel(), minlength=VOCAB)
+    assert stats.chisquare(observed, count * special.softmax(scores / temperature)).pvalue > 1e-3
+    assert found.finished.sum() == observed[EOS]
+
+
+def test_pairs_of_tokens_follow_the_joint_distribution() -> None:
+    """The keys of two positions are independent: pairs follow p(a) p(b | a)."""
+    count, tokens = 20_000, [3, 4, 5]
+    logits = np.full((VOCAB, VOCAB), -1000.0, np.float32)
+    logits[np.ix_(tokens, tokens)] = [[0.0, 1.0, -1.0], [0.5, 0.0, 0.0], [-0.5, 0.7, 0.2]]
+    found = run(
+        chain(logits),
+        make_prompts([(0, [3])]),
+        temperature=1.0,
+        num_samples=count,
+        max_new_tokens=2,
+    )
+    step = special.softmax(logits.astype(np.float64), axis=-1)[np.ix_(tokens, tokens)]
+    expected = count * step[0][:, None] * step
+    pairs = np.zeros((3, 3))
+    np.add.at(pairs, (found.tokens[0, :, 0] - 3, found.tokens[0, :, 1] - 3), 1)
+    assert stats.chisquare(pairs.ravel(), expected.ravel()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_log_probs_are_the_trainers(
+    compute_dtype: str, tolerance: float, temperature: float
+) -> None:
+    """Promise 3, on packed rows as the update sees them."""
+    config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype=compute_dtype)
+    params = policy()
+    rolling = rollout_params(params, params["embedding"].sharding, dtype=compute_dtype)
+    found = run(rolling, make_prompts(QUESTIONS), temperature=temperature, config=config)
+    sequences = [
+        TrainingSequence(
+            prompt,
+            found.tokens[row, index, : found.lengths[row, index]].tolist(),
+            weight=float(found.lengths[row, index]),
+            log_probs=found.log_probs[row, index, : found.lengths[row, index]].tolist(),
+        )
+        for row, prompt in enumerate(PROMPTS)
+        for index in range(4)
+    ]
+    batch = pack(sequences, row_length=32, rows_per_microbatch=8, max_microbatches=1)
+    rows = [jnp.asarray(leaf[0]) for leaf in batch[:4]]
+    trained = np.asarray(
+        jax.jit(target_log_probs, static_argnames=("config", "chunk"))(
+            params, *rows, np.float32(temperature), config=config, chunk=64
+        )
+    )
+    outputs = batch.weights[0] > 0
+    assert outputs.sum() == found.lengths.sum()
+    gap = np.abs(trained - batch.sampler_log_probs[0])[outputs]
+    assert gap.max() < tolerance
+    if compute_dtype == "float32":
+        # Weighted by |o| / |o| = 1 at output tokens: the sum is the log-prob of all outputs.
+        total = float(np.sum(trained * batch.weights[0]))
+        assert total == pytest.approx(float(found.log_probs.sum()), rel=1e-5)
+
+
+def test_other_steps_temperatures_seeds_and_questions_compile_nothing() -> None:
+    static = {"max_new_tokens": 3, "num_samples": 3}
+    run(policy(), make_prompts(QUESTIONS), **static)
+    compiled = sample._cache_size()
+    for step, temperature in [(0, 1.0), (1, 0.7), (50, 1.0)]:
+        rows = [QUESTIONS[step % 3], None, QUESTIONS[0]]
+        run(
+            leading_to({3: 4}), make_prompts(rows), step=step, seed=step, temperature=temperature,
+            **static,
+        )  # fmt: skip
+    assert sample._cache_size() == compiled
