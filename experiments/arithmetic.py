@@ -46,15 +46,15 @@ RFT = replace(
     SFT,
     method="rft",
     init_from="run:sft",
-    steps=100,
+    steps=160,
     data=replace(SFT.data, train=f"{SOURCE}/train"),
     rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),
-    pool=PoolConfig(rollout_steps=100),
+    pool=PoolConfig(rollout_steps=160),
     selection=SelectionConfig(dedupe="text"),
     update=replace(SFT.update, sequences_per_step=128),
-    optimizer=OptimizerConfig(learning_rate=2e-4),
-    evaluation=replace(SFT.evaluation, every_steps=50),
-    checkpoint=CheckpointConfig(every_steps=50),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, b2=0.99),
+    evaluation=replace(SFT.evaluation, every_steps=40),
+    checkpoint=CheckpointConfig(every_steps=40),
 )
 
 ONLINE_RFT = replace(

@@ -134,7 +134,7 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
         "validation_pass_at_1": scores,
         "chosen": chosen,
         "versions": versions(),
-        "git_commit": (git_commit() or {}),
+        "git_commit": git_commit(),
         "curves": {
             seed: {arm: curve(workdir, name) for arm, name in of_seed.items()}
             for seed, of_seed in runs.items()

@@ -212,7 +212,7 @@ class SelectionConfig:
 class ObjectiveConfig:
     """The denominator of the objective and its optional KL term (rft_jax/training/objective.py)."""
 
-    denominator: Denominator = "accepted"
+    denominator: Denominator = "sampled"
     """What the sum over kept outputs is divided by: every sampled output (eq. 11, unbiased), the
     kept ones, or each question's kept ones and then the number of questions."""
     kl_coefficient: float = 0.0

@@ -135,7 +135,7 @@ def update(
     return TrainState(state.step + 1, params, optimizer_state), UpdateMetrics(
         value=sums.value,
         kl=sums.kl,
-        gradient_norm=optax.global_norm(sums.gradients),
+        gradient_norm=optax.tree.norm(sums.gradients),
         mismatch_max=sums.mismatch_max,
         mismatch_mean=sums.mismatch_sum / jnp.maximum(sums.tokens, 1.0),
     )

@@ -80,7 +80,8 @@ def make_prompts(
     return Prompts(jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths), jnp.asarray(ids))
 
 
-QUESTIONS: list[tuple[int, list[int]] | None] = list(zip(IDS, PROMPTS, strict=True))
+# With two fillers: five rows in most tests, which then share one compiled function.
+QUESTIONS: list[tuple[int, list[int]] | None] = [*zip(IDS, PROMPTS, strict=True), None, None]
 
 
 def run(
@@ -118,6 +119,15 @@ def _next_logits(
     return transformer.logits(params, hidden[0, length - 1], config=config)
 
 
+@jax.jit
+def _noise(question_id: jax.Array, index: jax.Array, position: jax.Array) -> jax.Array:
+    """The Gumbel noise at one address, folded in one part after the other."""
+    key = jax.random.key(SEED)
+    for part in (int(Purpose.ROLLOUT), STEP, question_id, index, position):
+        key = jax.random.fold_in(key, part)
+    return jax.random.gumbel(key, (VOCAB,))
+
+
 def plain_sampler(
     params: Params,
     question_id: int,
@@ -128,17 +138,14 @@ def plain_sampler(
     greedy: bool = False,
 ) -> tuple[list[int], list[float], list[float]]:
     """Tokens, log-probs and entropies of one sample, the whole sequence anew at every step."""
-    key = jax.random.key(SEED)
-    for part in (int(Purpose.ROLLOUT), STEP, question_id, index):
-        key = jax.random.fold_in(key, part)
     sequence, log_probs, entropies = list(prompt), [], []
     for position in range(NEW):
         padded = np.zeros(6 + NEW, np.int32)
         padded[: len(sequence)] = sequence
         scores = _next_logits(params, padded, np.int32(len(sequence)), config=MODEL)
         scaled = np.asarray(scores, np.float64) / (1.0 if greedy else temperature)
-        noise = jax.random.gumbel(jax.random.fold_in(key, position), (VOCAB,))
-        token = int(np.argmax(scaled if greedy else scaled + np.asarray(noise)))
+        noise = 0.0 if greedy else np.asarray(_noise(question_id, index, position))
+        token = int(np.argmax(scaled + noise))
         distribution = special.log_softmax(scaled)
         sequence.append(token)
         log_probs.append(float(distribution[token]))
@@ -186,17 +193,18 @@ def same_outputs(found: Completions, expected: Completions, *, atol: float = 1e-
 def test_outputs_do_not_depend_on_the_order_of_questions_or_on_fillers(
     slots: list[int], rubbish: int
 ) -> None:
-    rows = [QUESTIONS[slot] if slot < 3 else None for slot in slots]
-    found = run(policy(), make_prompts(rows, rubbish=rubbish))
-    back = [slots.index(slot) for slot in range(3)]
-    same_outputs(Completions(*(leaf[np.array(back)] for leaf in found)), baseline())
-    fillers = [row for row, content in enumerate(rows) if content is None]
-    for leaf in found:
-        assert not leaf[np.array(fillers)].any()
+    found = run(policy(), make_prompts([QUESTIONS[slot] for slot in slots], rubbish=rubbish))
+    back = np.array([slots.index(slot) for slot in range(5)])
+    same_outputs(Completions(*(leaf[back] for leaf in found)), baseline())
+
+
+def test_fillers_have_no_output() -> None:
+    for leaf in baseline():
+        assert not leaf[3:].any()
 
 
 def test_outputs_do_not_depend_on_the_batch_or_on_the_width_of_prompts() -> None:
-    for row, content in enumerate(QUESTIONS):
+    for row, content in enumerate(QUESTIONS[:3]):
         found = run(policy(), make_prompts([content], width=9, rubbish=row))
         same_outputs(found, Completions(*(leaf[row : row + 1] for leaf in baseline())))
 
@@ -231,8 +239,9 @@ def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
     params = policy()
     layout = param_shardings(mesh, params, logical_axes(params), fsdp=False)
     placed = rollout_params(params, layout, dtype="float32")
-    rows = [*QUESTIONS, *[None] * 5]
-    prompts = jax.device_put(make_prompts(rows, rubbish=3), batch_sharding(mesh))
+    prompts = jax.device_put(
+        make_prompts([*QUESTIONS, *[None] * 3], rubbish=3), batch_sharding(mesh)
+    )
     root, step, temperature = jax.device_put(
         (run_key(seed=SEED, purpose=Purpose.ROLLOUT), np.int32(STEP), np.float32(1.3)),
         replicated(mesh),
@@ -243,18 +252,18 @@ def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
             config=MODEL, num_samples=4, max_new_tokens=NEW, eos_id=EOS,
         )
     )  # fmt: skip
-    same_outputs(Completions(*(leaf[:3] for leaf in found)), baseline())
+    same_outputs(Completions(*(leaf[:5] for leaf in found)), baseline())
 
 
 def test_every_part_of_the_address_changes_outputs() -> None:
     """A uniform policy, so that tokens are a picture of the keys alone."""
     uniform = chain(np.where(np.arange(VOCAB) == EOS, -1000.0, 0.0)[None].repeat(VOCAB, axis=0))
-    rows: list[tuple[int, list[int]] | None] = [(1, [3]), (2, [3]), (3, [3])]
+    rows: list[tuple[int, list[int]] | None] = [(number, [3]) for number in range(5)]
     outputs: list[tuple[int, ...]] = []
     for seed, step in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         found = run(uniform, make_prompts(rows), seed=seed, step=step)
         outputs += [tuple(tokens) for tokens in found.tokens.reshape(-1, NEW).tolist()]
-    assert len(set(outputs)) == len(outputs) == 4 * 3 * 4
+    assert len(set(outputs)) == len(outputs) == 4 * 5 * 4
     # Within outputs as between them: tokens at all positions together are uniform.
     counts = np.bincount(np.array(outputs).ravel(), minlength=VOCAB)
     assert stats.chisquare(np.delete(counts, EOS)).pvalue > 1e-3
@@ -262,42 +271,28 @@ def test_every_part_of_the_address_changes_outputs() -> None:
 
 def test_eos_is_kept_and_counted_and_nothing_follows_it() -> None:
     params = leading_to({3: 4, 4: 5, 5: 6, 6: EOS, 8: 8})
-    rows: list[tuple[int, list[int]] | None] = [(0, [1, 3]), (1, [6]), None, (2, [3, 8])]
+    rows: list[tuple[int, list[int]] | None] = [(0, [1, 3]), (1, [6]), None, (2, [3, 8]), None]
     found = run(params, make_prompts(rows))
-    expected = np.zeros((4, NEW), np.int32)
+    expected = np.zeros((5, NEW), np.int32)
     expected[0, :4], expected[1, 0], expected[3] = [4, 5, 6, EOS], EOS, 8
     for index in range(4):
         np.testing.assert_array_equal(found.tokens[:, index], expected)
-        assert found.lengths[:, index].tolist() == [4, 1, 0, NEW]
-        assert found.finished[:, index].tolist() == [True, True, False, False]
+        assert found.lengths[:, index].tolist() == [4, 1, 0, NEW, 0]
+        assert found.finished[:, index].tolist() == [True, True, False, False, False]
     after = np.arange(NEW) >= found.lengths[..., None]
     for leaf in (found.tokens, found.log_probs, found.entropies):
         assert not leaf[after].any()
 
 
 def test_eos_in_the_last_place_finishes_an_output() -> None:
-    found = run(leading_to({3: 4}), make_prompts([(0, [3])]), max_new_tokens=2)
-    assert found.tokens[0].tolist() == [[4, EOS]] * 4
-    assert found.finished.all()
-    assert found.lengths.tolist() == [[2] * 4]
+    params = leading_to({token: token + 1 for token in range(3, 3 + NEW - 1)})
+    found = run(params, make_prompts([(0, [3]), None, None, None, None]))
+    assert found.tokens[0].tolist() == [[4, 5, 6, 7, 8, 9, 10, EOS]] * 4
+    assert found.finished[0].all()
+    assert found.lengths[0].tolist() == [NEW] * 4
 
 
-@pytest.mark.parametrize(
-    ("following", "rows", "steps"),
-    [
-        ({}, [(0, [3]), (1, [4])], 1),
-        ({3: 4, 4: 5}, [(0, [3]), (1, [4]), None], 3),
-        ({3: 3}, [(0, [3]), (1, [4])], NEW),
-        ({3: 3}, [None, None], 0),
-    ],
-    ids=["EOS at once", "longest of two", "limit", "only fillers"],
-)
-def test_decoding_stops_when_every_output_has_ended(
-    following: dict[int, int],
-    rows: list[tuple[int, list[int]] | None],
-    steps: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_decoding_stops_when_every_output_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     positions: list[int] = []
     decode = transformer.decode
 
@@ -308,12 +303,20 @@ def test_decoding_stops_when_every_output_has_ended(
     monkeypatch.setattr(transformer, "decode", counted)
     # Traced anew, and outside the cache of `sample`, which other tests use.
     static = {"config": MODEL, "num_samples": 2, "max_new_tokens": NEW, "eos_id": EOS}
-    root = run_key(seed=0, purpose=Purpose.ROLLOUT)
-    jax.jit(functools.partial(sample.__wrapped__, **static))(
-        leading_to(following), make_prompts(rows), root, np.int32(0), np.float32(1)
-    )
-    jax.effects_barrier()
-    assert sorted(positions) == list(range(steps))
+    traced = jax.jit(functools.partial(sample.__wrapped__, **static))
+
+    def steps(following: dict[int, int], rows: list[tuple[int, list[int]] | None]) -> list[int]:
+        positions.clear()
+        root = run_key(seed=0, purpose=Purpose.ROLLOUT)
+        traced(leading_to(following), make_prompts(rows), root, np.int32(0), np.float32(1))
+        jax.effects_barrier()
+        return sorted(positions)
+
+    # EOS at once; the longer of two; the limit; nothing to sample.
+    assert steps({}, [(0, [3]), (1, [4]), None]) == [0]
+    assert steps({3: 4, 4: 5}, [(0, [3]), (1, [4]), None]) == [0, 1, 2]
+    assert steps({3: 3}, [(0, [3]), (1, [4]), None]) == list(range(NEW))
+    assert steps({3: 3}, [None, None, None]) == []
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -324,14 +327,14 @@ def test_first_tokens_follow_the_tempered_policy(temperature: float) -> None:
         make_prompts([QUESTIONS[0]]),
         temperature=temperature,
         num_samples=count,
-        max_new_tokens=1,
+        max_new_tokens=2,
     )
     prompt = np.zeros(6, np.int32)
     prompt[:4] = PROMPTS[0]
     scores = np.asarray(_next_logits(policy(), prompt, np.int32(4), config=MODEL), np.float64)
-    observed = np.bincount(found.tokens.ravel(), minlength=VOCAB)
+    observed = np.bincount(found.tokens[0, :, 0], minlength=VOCAB)
     assert stats.chisquare(observed, count * special.softmax(scores / temperature)).pvalue > 1e-3
-    assert found.finished.sum() == observed[EOS]
+    assert np.sum(found.finished & (found.lengths == 1)) == observed[EOS]
 
 
 def test_pairs_of_tokens_follow_the_joint_distribution() -> None:
@@ -353,7 +356,7 @@ def test_pairs_of_tokens_follow_the_joint_distribution() -> None:
     assert stats.chisquare(pairs.ravel(), expected.ravel()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_log_probs_are_the_trainers(
     compute_dtype: str, tolerance: float, temperature: float
@@ -361,8 +364,7 @@ def test_log_probs_are_the_trainers(
     """Promise 3, on packed rows as the update sees them."""
     config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype=compute_dtype)
     params = policy()
-    rolling = rollout_params(params, params["embedding"].sharding, dtype=compute_dtype)
-    found = run(rolling, make_prompts(QUESTIONS), temperature=temperature, config=config)
+    found = run(params, make_prompts(QUESTIONS), temperature=temperature, config=config)
     sequences = [
         TrainingSequence(
             prompt,
@@ -390,14 +392,23 @@ def test_log_probs_are_the_trainers(
         assert total == pytest.approx(float(found.log_probs.sum()), rel=1e-5)
 
 
+def test_casting_parameters_for_the_rollout_changes_no_output_by_a_bit() -> None:
+    config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype="bfloat16")
+    params = policy()
+    scale = 1 + 0.1 * jax.random.normal(jax.random.key(0), (MODEL.d_model,))
+    params = params | {"final_norm": {"scale": scale}}
+    cast = rollout_params(params, scale.sharding, dtype="bfloat16")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cast):
+        expected = "float32" if path[-1].key == "scale" else "bfloat16"
+        assert leaf.dtype == expected, path
+    prompts = make_prompts(QUESTIONS)
+    same_outputs(run(cast, prompts, config=config), run(params, prompts, config=config), atol=0)
+
+
 def test_other_steps_temperatures_seeds_and_questions_compile_nothing() -> None:
-    static = {"max_new_tokens": 3, "num_samples": 3}
-    run(policy(), make_prompts(QUESTIONS), **static)
-    compiled = sample._cache_size()
+    sample.clear_cache()
     for step, temperature in [(0, 1.0), (1, 0.7), (50, 1.0)]:
-        rows = [QUESTIONS[step % 3], None, QUESTIONS[0]]
-        run(
-            leading_to({3: 4}), make_prompts(rows), step=step, seed=step, temperature=temperature,
-            **static,
-        )  # fmt: skip
-    assert sample._cache_size() == compiled
+        rows = [QUESTIONS[step % 3], None, QUESTIONS[0], None, None]
+        params = policy() if step else leading_to({3: 4})
+        run(params, make_prompts(rows), step=step, seed=step, temperature=temperature)
+    assert sample._cache_size() == 1

@@ -1,10 +1,11 @@
-"""The transformer's log-probs and gradients in the plainest way: no packing, chunks or batches."""
+"""The plainest way: log-probs and gradients without packing, chunks or batches; AdamW in numpy."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from enumeration import LIMIT, OUTPUTS, PROMPTS, QUESTIONS, VOCABULARY
 
 from rft_jax.batches import Params
-from rft_jax.config import ModelConfig
+from rft_jax.config import ModelConfig, OptimizerConfig
 from rft_jax.models import transformer
 
 WIDTH = max(map(len, PROMPTS.values())) + LIMIT - 1
@@ -88,3 +89,57 @@ def case_of(question: int, tokens: Sequence[int]) -> int:
 def flat(tree: Any) -> np.ndarray:
     """All numbers of a tree as one vector."""
     return np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+
+def learning_rate(config: OptimizerConfig, steps: int, update: int) -> float:
+    """The rate of the update that follows `update` others."""
+    peak, last = config.learning_rate, config.learning_rate * config.final_fraction
+    if update < config.warmup_steps:
+        return peak * (update + 1) / config.warmup_steps
+    progress = min((update - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+    share = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": (1.0 + math.cos(math.pi * progress)) / 2,
+    }[config.schedule]
+    return last + (peak - last) * share
+
+
+class Moments(NamedTuple):
+    """AdamW's memory, shaped like the parameters."""
+
+    first: dict[str, np.ndarray]
+    second: dict[str, np.ndarray]
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves in numpy by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+
+
+def adamw(
+    params: dict[str, np.ndarray],
+    gradient: dict[str, np.ndarray],
+    moments: Moments | None,
+    update: int,
+    config: OptimizerConfig,
+    steps: int,
+) -> tuple[dict[str, np.ndarray], Moments]:
+    """One step down the gradient: clip, then AdamW (arXiv 1711.05101, algorithm 2)."""
+    zeros = {name: np.zeros_like(leaf) for name, leaf in params.items()}
+    first, second = moments or Moments(zeros, zeros)
+    norm = math.sqrt(sum(float(np.sum(leaf**2)) for leaf in gradient.values()))
+    factor = config.clip_norm / norm if config.clip_norm and norm > config.clip_norm else 1.0
+    rate = learning_rate(config, steps, update)
+    new: dict[str, np.ndarray] = {}
+    firsts, seconds = {}, {}
+    for name, value in params.items():
+        slope = gradient[name] * factor
+        firsts[name] = config.b1 * first[name] + (1 - config.b1) * slope
+        seconds[name] = config.b2 * second[name] + (1 - config.b2) * slope**2
+        mean = firsts[name] / (1 - config.b1 ** (update + 1))
+        square = seconds[name] / (1 - config.b2 ** (update + 1))
+        decay = 0.0 if "scale" in name else config.weight_decay
+        new[name] = value - rate * (mean / (np.sqrt(square) + config.eps) + decay * value)
+    return new, Moments(firsts, seconds)

@@ -351,12 +351,13 @@ def test_updates_on_samples_of_the_sampler_converge_to_the_gradient() -> None:
     assert chances.sum() == pytest.approx(len(QUESTIONS))
     # Each case's share of J's gradient, as a vector; half of the samples go to each question.
     cases = [sample(QUESTIONS[question], output) for question, output in reference.CASES]
-    correct = np.array([one.accepted for one in cases])
-    lengths = mask.sum(axis=1)
-    vectors = np.stack([
-        reference.flat(jax.tree.map(lambda leaf, r=row: np.asarray(leaf)[r, :n].sum(0) / n, scores))
-        for row, n in enumerate(lengths)
-    ]) * correct[:, None]  # fmt: skip
+    correct = np.array([one.accepted for one in cases], float)
+    vectors = np.stack(
+        [
+            reference.flat(reference.weighted(scores, coefficients([one], correct[[row]])))
+            for row, one in enumerate(cases)
+        ]
+    )
     means = [chances[rows] @ vectors[rows] for rows in (slice(0, 15), slice(15, 30))]
     exact = sum(means) / 2
     variance = (chances @ np.sum(vectors**2, axis=1) - sum(m @ m for m in means)) / 2

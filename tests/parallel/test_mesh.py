@@ -1,0 +1,234 @@
+"""The mesh, the layouts made from its one table, and equal numbers on every factorisation."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+
+from rft_jax.batches import PackedBatch, Params, Prompts
+from rft_jax.config import ConfigError, MeshConfig
+from rft_jax.keys import Purpose, run_key
+from rft_jax.models import transformer
+from rft_jax.models.axes import AXES, logical_axes
+from rft_jax.parallel.mesh import (
+    batch_sharding,
+    batch_size_divisor,
+    make_mesh,
+    param_shardings,
+    replicated,
+)
+from rft_jax.parallel.processes import is_main
+from rft_jax.sampling.sampler import sample
+from rft_jax.training.packing import TrainingSequence, pack
+from rft_jax.training.update import gradients
+
+VOCAB = 24
+MODEL = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32)
+
+
+@functools.cache
+def policy() -> Params:
+    return transformer.init(jax.random.key(0), config=MODEL, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=2, tensor=-1), (1, 2, 4)),
+        (MeshConfig(data=4, fsdp=2, tensor=1), (4, 2, 1)),
+    ],
+)
+def test_a_mesh_has_all_devices_once(config: MeshConfig, shape: tuple[int, int, int]) -> None:
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+    assert batch_size_divisor(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (MeshConfig(data=-1, fsdp=3), "data=-1 x fsdp=3 x tensor=1"),
+        (MeshConfig(data=2, fsdp=2, tensor=1), "data=2 x fsdp=2 x tensor=1"),
+        (MeshConfig(data=16), "data=16 x fsdp=1 x tensor=1"),
+    ],
+    ids=["does not divide", "too few", "too many"],
+)
+def test_sizes_that_do_not_make_up_the_devices_are_an_error(config: MeshConfig, sizes: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_mesh(config)
+    assert str(error.value) == (
+        f"mesh is {sizes}: it must make up the 8 devices there are; leave one axis at -1 to infer "
+        "it."
+    )
+
+
+def test_shardings_of_batches() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert replicated(mesh).spec == PartitionSpec()
+    assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert batch_sharding(mesh, axis=1).spec == PartitionSpec(None, ("data", "fsdp"))
+    assert is_main()
+
+
+def _specs(tree: Any) -> dict[tuple[str, ...], tuple[Any, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(part.key for part in path): tuple(leaf.spec) for path, leaf in leaves}
+
+
+def test_parameters_are_split_by_width_and_by_heads_mlp_and_vocabulary() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    axes = logical_axes(policy())
+    training = _specs(param_shardings(mesh, policy(), axes))
+    expected = {
+        "embed": "fsdp",
+        "vocab": "tensor",
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "mlp": "tensor",
+    }
+    assert training == {
+        path: tuple(expected.get(name) for name in names) for path, names in AXES.items()
+    }
+    # While sampling the width is whole and everything else as before.
+    rollout = _specs(param_shardings(mesh, policy(), axes, fsdp=False))
+    assert rollout == {
+        path: tuple(None if axis == "fsdp" else axis for axis in spec)
+        for path, spec in training.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model", "vocab_size", "message"),
+    [
+        (
+            (2, 1, 4),
+            tiny.model(num_heads=4, num_kv_heads=2),
+            VOCAB,
+            "mesh.tensor is 4: it must divide the kv_heads axis of parameter "
+            "blocks.attention.key, 2; choose another mesh or model size.",
+        ),
+        (
+            (1, 8, 1),
+            tiny.model(d_model=12),
+            VOCAB,
+            "mesh.fsdp is 8: it must divide the embed axis of parameter "
+            "blocks.attention.key, 12; choose another mesh or model size.",
+        ),
+        (
+            (4, 1, 2),
+            tiny.model(num_heads=4, num_kv_heads=2),
+            21,
+            "mesh.tensor is 2: it must divide the vocab axis of parameter "
+            "embedding, 21; choose another mesh or model size.",
+        ),
+    ],
+    ids=["heads", "width", "vocabulary"],
+)
+def test_a_dimension_that_cannot_be_split_is_an_error(
+    sizes: tuple[int, int, int], model: Any, vocab_size: int, message: str
+) -> None:
+    shapes = transformer.abstract_params(config=model, vocab_size=vocab_size)
+    with pytest.raises(ConfigError) as error:
+        param_shardings(make_mesh(MeshConfig(*sizes)), shapes, logical_axes(shapes))
+    assert str(error.value) == message
+
+
+@functools.cache
+def _batch() -> PackedBatch:
+    """Two micro-batches of packed rows, and one of padding."""
+    generator = np.random.default_rng(0)
+    sequences = [
+        TrainingSequence(
+            generator.integers(VOCAB, size=generator.integers(1, 9)).tolist(),
+            generator.integers(VOCAB, size=generator.integers(1, 9)).tolist(),
+            weight=float(generator.uniform(0.2, 1.0)),
+            kl_weight=0.1,
+        )
+        for _ in range(20)
+    ]
+    batch = pack(sequences, row_length=16, rows_per_microbatch=8, max_microbatches=3)
+    assert batch.num_microbatches == 2
+    return batch
+
+
+def _gradients(params: Params, reference: Params, batch: PackedBatch) -> Any:
+    return gradients(
+        params, reference, batch, jnp.float32(0.9), config=MODEL, kl_coefficient=0.1, chunk=48
+    )
+
+
+@functools.cache
+def _on_one_device() -> Any:
+    reference = jax.tree.map(lambda leaf: 0.9 * leaf, policy())
+    return jax.device_get(jax.jit(_gradients)(policy(), reference, _batch()))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
+    ids=lambda sizes: "x".join(map(str, sizes)),
+)
+def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int]) -> None:
+    mesh = make_mesh(MeshConfig(*sizes))
+    layout = param_shardings(mesh, policy(), logical_axes(policy()))
+    reference = jax.tree.map(lambda leaf: 0.9 * leaf, policy())
+    rows = batch_sharding(mesh, axis=1)
+    batch = PackedBatch(
+        *(jax.device_put(leaf, rows if np.ndim(leaf) else replicated(mesh)) for leaf in _batch())
+    )
+    found = jax.jit(_gradients)(
+        jax.device_put(policy(), layout), jax.device_put(reference, layout), batch
+    )
+    expected = _on_one_device()
+    assert float(found.value) == pytest.approx(float(expected.value), rel=1e-5)
+    assert float(found.kl) == pytest.approx(float(expected.kl), rel=1e-5)
+    assert float(found.tokens) == float(expected.tokens)
+    for one, other in zip(
+        jax.tree.leaves(found.gradients), jax.tree.leaves(expected.gradients), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def _gathered_sizes(sizes: tuple[int, int, int], *, fsdp: bool) -> set[int]:
+    """Numbers of elements that all-gathers of the compiled sampler produce, per device."""
+    mesh = make_mesh(MeshConfig(*sizes))
+    layout = param_shardings(mesh, policy(), logical_axes(policy()), fsdp=fsdp)
+    split, everywhere = batch_sharding(mesh), replicated(mesh)
+    prompts = Prompts(
+        jnp.zeros((8, 5), jnp.int32), jnp.full((8,), 3, jnp.int32), jnp.arange(8, dtype=jnp.int32)
+    )
+    lowered = sample.lower(
+        jax.device_put(policy(), layout),
+        jax.device_put(prompts, split),
+        *jax.device_put(
+            (run_key(seed=0, purpose=Purpose.ROLLOUT), np.int32(0), np.float32(1)), everywhere
+        ),
+        config=MODEL,
+        num_samples=3,
+        max_new_tokens=7,
+        eos_id=2,
+    )
+    text = lowered.compile().as_text()
+    assert "while" in text
+    for line in text.splitlines():
+        if "all-gather" in line:
+            print(sizes, fsdp, line.strip()[:200])
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    return {int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes}
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=lambda s: "x".join(map(str, s)))
+def test_decoding_gathers_no_weights(sizes: tuple[int, int, int]) -> None:
+    print(_gathered_sizes(sizes, fsdp=False), _gathered_sizes(sizes, fsdp=True))
+    assert 0
