@@ -280,12 +280,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="runs carried out at a time")
     parser.add_argument("--run", help="carry out this run only, in this process")
     parser.add_argument("--results", type=Path, default=Path("runs/arithmetic_study/results.json"))
+    parser.add_argument("--draw", type=Path, help="only draw the figure of this results file")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.run:
         from rft_jax.run import run
 
         run(arguments.run, experiment(), arguments.workdir)
+        return
+    if arguments.draw:
+        results = json.loads(arguments.draw.read_text(encoding="utf-8"))
+        draw(results, arguments.draw.with_suffix(".png"))
+        print(table(results))
         return
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     results = study(arguments.workdir, arguments.processes)

@@ -44,7 +44,8 @@ from rft_jax.config import (
     VerificationConfig,
 )
 from rft_jax.records import Judgement, Verdict
-from rft_jax.verification.compare import equal
+from rft_jax.verification.answers import NO_ANSWER, NOT_A_NUMBER
+from rft_jax.verification.compare import equal, parse_number
 
 GSM8K_DIR = os.environ.get("GSM8K_DIR", "data/gsm8k")
 MODEL_DIR = os.environ.get("DEEPSEEKMATH_DIR", "models/deepseek-math-7b-instruct")
@@ -56,8 +57,10 @@ def boxed_number(reference: str, output: str) -> Judgement:
     r"""Compare the number in the output's last `\boxed{}` with the reference, exactly."""
     boxes = _BOXED.findall(output)
     if not boxes:
-        return Judgement(Verdict.INCORRECT, "no answer")
-    if equal(boxes[-1].replace(r"\$", "$"), reference):
+        return Judgement(Verdict.INCORRECT, NO_ANSWER)
+    if parse_number(boxes[-1]) is None:
+        return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
+    if equal(boxes[-1], reference):
         return Judgement(Verdict.CORRECT, "equal")
     return Judgement(Verdict.INCORRECT, "not equal")
 
@@ -99,7 +102,7 @@ ONLINE_RFT = Config(
     ),
     # 16 x 4 = 64 chips: one question of a step to each group of 4. Per chip about 1.8 GB of
     # float32 masters, moments and gradients, 3.5 GB of bfloat16 weights while sampling, and at
-    # most 8.3 GB of cache (64 outputs of 1,024 tokens and a prompt to 4 chips).
+    # most 8.1 GB of cache (64 outputs of 1,024 tokens and a prompt to 4 chips).
     mesh=MeshConfig(data=-1, fsdp=16, tensor=4),
     # Section 4.2: training batch 1,024, 64 samples a question, hence 16 questions. The paper says
     # "naive nucleus sampling" with no number; 1.0 samples from pi_theta, as equation 11 has it.

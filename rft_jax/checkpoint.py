@@ -56,16 +56,43 @@ def save(manager: ocp.CheckpointManager, step: int, saved: Saved) -> None:
     )
 
 
-def _read(folder: Path, step: int, manager: ocp.CheckpointManager, **items: Any) -> Any:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes what Orbax raises for a damaged checkpoint, of many types, one CheckpointError."""
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax raises many types for damaged files
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CheckpointError(
-            f"{folder / str(step)}: this checkpoint cannot be read ({type(error).__name__}: "
-            f"{reason[:200]}); remove that folder to go on from the one before it, or start over "
-            "with another --workdir."
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}: {reason[:200]}); "
+            "remove that folder to go on from the one before it, or start over with another "
+            "--workdir."
         ) from error
+
+
+def _check_shapes(path: Path, like: Params) -> None:
+    """CheckpointError when the parameters saved in `path` have other names or shapes than `like`.
+
+    Orbax finds this too, but only amid reading, in many words and for the first array alone.
+    """
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        tree = handler.metadata(path / "params").tree
+    saved, wanted = _shapes(tree), _shapes(like)
+    for name in sorted(saved | wanted):
+        found, expected = saved.get(name, "missing"), wanted.get(name, "none")
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: parameter {name} is {found} in this checkpoint and {expected} under "
+                "model.* and the tokenizer of this run: use the settings it was made with, or "
+                "another checkpoint."
+            )
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {".".join(str(part.key) for part in path): leaf.shape for path, leaf in leaves}
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, Saved] | None:
@@ -77,15 +104,17 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, Save
     step = manager.latest_step()
     if step is None:
         return None
-    folder = Path(manager.directory)
-    read = _read(
-        folder,
-        step,
-        manager,
-        params=ocp.args.StandardRestore(like.params),
-        training=ocp.args.StandardRestore(like._replace(params=None)._asdict()),
-        host=ocp.args.JsonRestore(),
-    )
+    path = Path(manager.directory) / str(step)
+    with _reading(path):
+        _check_shapes(path, like.params)
+        read = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                training=ocp.args.StandardRestore(like._replace(params=None)._asdict()),
+                host=ocp.args.JsonRestore(),
+            ),
+        )
     state = TrainState(
         step=read["training"]["step"],
         params=read["params"],
@@ -97,16 +126,18 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, Save
 def restore_params(folder: Path, like: Params) -> Params:
     """The parameters of the newest checkpoint in `folder`, laid out as `like`.
 
-    Raises CheckpointError when there is none, or when it is damaged or of another shape.
+    Changes nothing in `folder`. Raises CheckpointError when there is no checkpoint, or when it is
+    damaged or of another shape.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no checkpoints here; finish the run that makes them.")
-    with open_manager(folder, CheckpointConfig(keep=10**6)) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder}: no checkpoint here; finish the run that makes it.")
-        read = _read(folder, step, manager, params=ocp.args.StandardRestore(like))
-    return read["params"]
+    folder = folder.absolute()
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise CheckpointError(f"{folder}: no checkpoint here; finish the run that makes it.")
+    path = folder / str(max(steps))
+    with _reading(path):
+        _check_shapes(path, like)
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            return handler.restore(path / "params", args=ocp.args.StandardRestore(like))
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

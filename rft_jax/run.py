@@ -207,6 +207,12 @@ def _loop(
     manager.wait_until_finished()
     if stopped():
         return RunResult(this.step - first, False, stopped())
+    if not this.counters.updates:
+        raise RunError(
+            f"{name}: none of {config.steps} steps had an accepted output, so nothing was learnt; "
+            f"look at the outputs in {this.folder / 'rollouts'}, start from a better model or "
+            "check verification.verifier."
+        )
     _finish(this)
     return RunResult(this.step - first, True)
 

@@ -5,7 +5,6 @@ Demonstrations and RFT's pool are fixed sets; Online RFT samples anew.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +18,12 @@ from rft_jax.data.prompts import completion_tokens, prompt_tokens
 from rft_jax.data.questions import Position, take
 from rft_jax.funnel import funnel
 from rft_jax.keys import Purpose
+from rft_jax.progress import Progress
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Rollout, Sampling, rollout
 from rft_jax.training.objective import METHODS, output_weights
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.selection import select
-
-logger = logging.getLogger(__name__)
 
 Facts = dict[str, Any]
 
@@ -215,16 +213,24 @@ def sample_pool(
     assert config.pool is not None
     assert config.rollout is not None
     position = Position(0, 0)
-    seconds = dict.fromkeys(_seconds(Rollout([], np.zeros(0), 0.0, 0.0, 0.0)), 0.0)
-    for step in range(config.pool.rollout_steps):
-        asked, position = _next_questions(questions, config, position)
-        if rollout_log.path_of(folder, step).exists():
-            continue
-        if stopped():
-            return None
-        drawn = _sample_step(params, asked, config, sampling, folder, step)
-        seconds = {name: seconds[name] + value for name, value in _seconds(drawn).items()}
-        logger.info("pool: rollout %d of %d", step + 1, config.pool.rollout_steps)
+    steps = range(config.pool.rollout_steps)
+    there = sum(rollout_log.path_of(folder, step).exists() for step in steps)
+    seconds: dict[str, float] = {}
+    with Progress(len(steps), there, f"{folder.parent.name} pool") as progress:
+        for step in steps:
+            asked, position = _next_questions(questions, config, position)
+            if rollout_log.path_of(folder, step).exists():
+                continue
+            if stopped():
+                return None
+            drawn = _sample_step(params, asked, config, sampling, folder, step)
+            new = _seconds(drawn)
+            seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
+            progress.update(
+                step + 1,
+                acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
+                tokens_per_second=drawn.num_tokens / sum(new.values()),
+            )
     return seconds
 
 

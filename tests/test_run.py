@@ -195,10 +195,11 @@ def test_sampler_and_trainer_agree(study: Study) -> None:
 
 def test_the_second_step_compiles_nothing(study: Study) -> None:
     for name in study.results:
-        steps = [line for line in study.lines(name, "train") if line["step"] >= 1]
-        assert len({line["system/compilations"] for line in steps[1:3]}) == 1, name
-        # Nor do the evaluations, after the one before the first step.
-        assert steps[-1]["system/compilations"] == steps[1]["system/compilations"], name
+        compiled = [line["system/compilations"] for line in study.lines(name, "train")][-8:]
+        assert compiled[0] == compiled[1], name
+        # Orbax cuts the arrays for its first checkpoint, after step 2. From there on neither steps
+        # nor evaluations nor checkpoints compile.
+        assert len(set(compiled[2:])) == 1, name
 
 
 def test_both_later_runs_start_from_the_sft_run(study: Study) -> None:
@@ -216,22 +217,31 @@ def test_both_later_runs_start_from_the_sft_run(study: Study) -> None:
 def test_the_mesh_changes_no_sample(study: Study, tmp_path: Path) -> None:
     meshes = {"whole": MeshConfig(data=8), "split": MeshConfig(data=2, fsdp=2, tensor=2)}
     states = []
+    # A large eps keeps Adam from magnifying the last bits of small gradients.
+    optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
     for name, mesh in meshes.items():
-        config = study.online(mesh=mesh)
+        config = study.online(mesh=mesh, optimizer=optimizer)
         study.carry_out(config, tmp_path / name)
         states.append(final_state(tmp_path / name / "x", config)[0])
     for ours, theirs in zip(*states, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
     logs = [rollout_log.read_folders([str(tmp_path / name / "x/rollouts")]) for name in meshes]
     for (_, ours), (_, theirs) in zip(*logs, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.verdict == theirs.verdict
-        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-3)
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
 
 
 def test_nothing_accepted_is_a_counted_skip(study: Study, tmp_path: Path) -> None:
     config = study.online(verification=NOTHING)
-    found = study.carry_out(config, tmp_path)
+    with pytest.raises(RunError) as error:
+        study.carry_out(config, tmp_path)
+    assert str(error.value) == (
+        "x: none of 3 steps had an accepted output, so nothing was learnt; look at the outputs in "
+        f"{tmp_path}/x/rollouts, start from a better model or check verification.verifier."
+    )
+    assert not (tmp_path / "x/finished.json").exists()
+    found = lines(tmp_path / "x", "train")
     assert [line["cost/skipped_updates"] for line in found] == [1, 2, 3]
     assert [line["cost/updates"] for line in found] == [0, 0, 0]
     assert [line["objective/value"] for line in found] == [None] * 3
@@ -254,7 +264,8 @@ def test_rft_with_nothing_accepted(study: Study, tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite(study: Study, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(learning_rate=1e38)
-    config = tiny_experiment.sft(study.source, optimizer=optimizer)
+    short = {"data": study.online().data, "evaluation": study.online().evaluation}
+    config = tiny_experiment.sft(study.source, optimizer=optimizer, **short)
     with pytest.raises(RunError) as error:
         loop.run("x", {"x": config}, tmp_path)
     assert str(error.value) == (
@@ -267,7 +278,7 @@ def test_a_gradient_that_is_not_finite(study: Study, tmp_path: Path) -> None:
 
 
 def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = study.online(steps=5, objective=ObjectiveConfig(kl_coefficient=0.5))
+    config = study.online(objective=ObjectiveConfig(kl_coefficient=0.5))
     whole = study.carry_out(config, tmp_path / "whole")
     divergences = [line["objective/kl"] for line in whole]
     assert abs(divergences[0]) < 1e-6  # the policy is its own reference before it moves
@@ -279,7 +290,7 @@ def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.Monke
     step = loop._step
 
     def dies(this: loop.Run, source: Any) -> dict[str, Any]:
-        if this.step == 3:
+        if this.step == 2:
             raise KeyboardInterrupt
         return step(this, source)
 
@@ -291,7 +302,7 @@ def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.Monke
         "x", {"x": replace(config, init_from=f"workdir:{study.workdir / 'sft'}")},
         tmp_path / "again",
     )  # fmt: skip
-    assert again == RunResult(3, True)  # from the checkpoint of step 2
+    assert again == RunResult(1, True)  # from the checkpoint of step 2
     ours, theirs = (final_state(tmp_path / name / "x", config) for name in ("again", "whole"))
     assert equal(ours[0], theirs[0])
     assert equal(ours[1], theirs[1])
@@ -301,7 +312,7 @@ def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_kl_pulls_towards_the_start(study: Study, tmp_path: Path) -> None:
     """With nothing accepted the objective is the KL alone, which is least at the start."""
-    config = study.online(verification=NOTHING, objective=ObjectiveConfig(kl_coefficient=1.0))
+    config = study.online(verification=NOTHING, objective=ObjectiveConfig(kl_coefficient=0.5))
     found = study.carry_out(config, tmp_path)
     assert [line["cost/skipped_updates"] for line in found] == [0, 0, 0]
     assert max(line["objective/kl"] for line in found) < 1e-2
@@ -326,9 +337,8 @@ def test_rft_from_the_log_of_an_earlier_run(study: Study, tmp_path: Path) -> Non
 
 def test_two_logs_are_united(study: Study, tmp_path: Path) -> None:
     folders = tuple(str(study.workdir / name / "rollouts") for name in ("rft", "online_rft"))
-    config = tiny_experiment.rft(
-        study.source, rollout=None, pool=PoolConfig(from_rollouts=folders), steps=1
-    )
+    pool = PoolConfig(from_rollouts=folders)
+    config = tiny_experiment.rft(study.source, rollout=None, pool=pool)
     assert study.carry_out(config, tmp_path)[0]["funnel/sampled"] == 8 * 4 * (4 + 8)
 
 

@@ -59,8 +59,8 @@ def curves(
 ) -> Figure | None:
     """A validation metric over updates (left) and over sampled tokens (right).
 
-    error: the metric of its standard error, drawn as a band. A run that sampled nothing (SFT) is a
-    dashed level on the right.
+    error: the metric of its standard error, drawn as a band. Beside runs that sample, one that does
+    not (SFT) is a dotted level where it ended: its own rise would flatten theirs.
     """
     chosen = [
         (place, run) for place, run in enumerate(runs) if run.series("validation", ("step", name))
@@ -71,6 +71,7 @@ def curves(
     panels = figure.subplots(1, 2, sharey=True)
     ends = []
     opacity = _band_opacity(len(chosen))
+    samplers = [run for _, run in chosen if _samples(run)]
     for place, run in chosen:
         colour, dash = run_colour(place), run_dash(place)
         for axes, x_name in zip(panels, ("step", "cost/sampled_tokens"), strict=True):
@@ -79,7 +80,7 @@ def curves(
             if not points:
                 continue
             x, y = np.array(points).T
-            if x_name != "step" and not x.any():
+            if run not in samplers and (samplers or x_name != "step"):
                 axes.axhline(y[-1], color=colour, linestyle=(0, (1, 2)), linewidth=1.5)
                 continue
             marker = "o" if len(x) <= 40 else ""
@@ -97,6 +98,10 @@ def curves(
         axes.margins(x=0.02)
     _labels(figure, panels[1], ends)
     return figure
+
+
+def _samples(run: Run) -> bool:
+    return any(tokens for (tokens,) in run.series("validation", ("cost/sampled_tokens",)))
 
 
 def pass_at_k_curves(runs: Sequence[Run]) -> Figure | None:

@@ -61,7 +61,7 @@ def draw_plots(runs: Sequence[Run], folder: Path) -> list[tuple[Plot, Path]]:
 
 
 _BOTH = (
-    "Left over updates, right over sampled tokens. There a dotted level is a run that samples "
+    "Left over updates, right over sampled tokens. A dotted level is the end of a run that samples "
     "nothing, and an upright line one that samples its whole pool before the first update."
 )
 PLOTS = (

@@ -27,13 +27,14 @@ CONFIGS = {
     "multi-query": tiny.model(num_heads=4, num_kv_heads=1, rope_theta=500.0, norm_eps=1e-3),
 }
 
+init = jax.jit(transformer.init, static_argnames=("config", "vocab_size"))
 hidden_states = jax.jit(transformer.hidden_states, static_argnames="config")
 
 
 @functools.cache
 def policy(config: ModelConfig) -> Params:
     """Random parameters, the norms' scales too."""
-    params = transformer.init(jax.random.key(3), config=config, vocab_size=VOCAB)
+    params = init(jax.random.key(3), config=config, vocab_size=VOCAB)
     blocks = params["blocks"]
     for number, norm in enumerate(
         (blocks["attention_norm"], blocks["mlp_norm"], params["final_norm"])
@@ -249,7 +250,7 @@ def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_are_float32_of_the_announced_shapes_and_number(name: str) -> None:
     c = CONFIGS[name]
-    params = transformer.init(jax.random.key(0), config=c, vocab_size=VOCAB)
+    params = init(jax.random.key(0), config=c, vocab_size=VOCAB)
     shapes = transformer.abstract_params(config=c, vocab_size=VOCAB)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
@@ -263,10 +264,9 @@ def test_parameters_are_float32_of_the_announced_shapes_and_number(name: str) ->
 
 
 def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
-    def init(seed: int) -> Params:
-        return transformer.init(jax.random.key(seed), config=BASE, vocab_size=VOCAB)
-
-    first, again, other = init(0), init(0), init(1)
+    first, again, other = (
+        init(jax.random.key(seed), config=BASE, vocab_size=VOCAB) for seed in (0, 0, 1)
+    )
     matrices = [leaf for leaf in jax.tree.leaves(first["blocks"]) if leaf.ndim > 2]
     assert len(matrices) == 7
     for leaf in matrices:
@@ -278,7 +278,7 @@ def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
 
 def test_initial_matrices_keep_variance_and_start_residual_branches_small() -> None:
     config = tiny.model(d_model=64, head_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=96)
-    params = transformer.init(jax.random.key(0), config=config, vocab_size=64)
+    params = init(jax.random.key(0), config=config, vocab_size=64)
     attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
     into_stream = 2 * config.num_layers
     for leaf, fan_in in [

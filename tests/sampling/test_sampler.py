@@ -39,7 +39,8 @@ PROMPTS = [[1, 5, 9, 3], [1, 8], [1, 4, 4, 10, 11, 6]]
 @functools.cache
 def policy(config: ModelConfig = MODEL) -> Params:
     """Random, with a peaked enough distribution that temperature and context matter."""
-    params = transformer.init(jax.random.key(1), config=config, vocab_size=VOCAB)
+    init = functools.partial(transformer.init, config=config, vocab_size=VOCAB)
+    params = jax.jit(init)(jax.random.key(1))
     return params | {"embedding": 3 * params["embedding"]}
 
 
@@ -231,7 +232,7 @@ def test_a_shorter_limit_cuts_the_same_outputs() -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
+    [(2, 4, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
     ids=lambda sizes: "x".join(map(str, sizes)),
 )
 def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
