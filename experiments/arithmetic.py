@@ -35,7 +35,7 @@ SFT = Config(
         num_layers=3, d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
     ),
     update=UpdateConfig(row_length=128, rows_per_microbatch=4, sequences_per_step=32),
-    optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=50),
+    optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, b2=0.98),
     evaluation=EvaluationConfig(
         every_steps=250, num_questions=256, test_samples_per_question=16, questions_per_batch=64
     ),

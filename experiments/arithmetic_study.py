@@ -40,7 +40,7 @@ from rft_jax.statistics import paired_interval
 
 SEEDS = (0, 1, 2)
 RATES = {"low": 1e-4, "high": 2e-4}
-STEPS = 400
+STEPS = 320
 EVALUATE_EVERY = 40
 
 
@@ -110,8 +110,9 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
     """The protocol: starts, the grid on the first seed, the chosen rates on the others."""
     first, others = SEEDS[0], SEEDS[1:]
     low, *rest = RATES
-    carry_out(workdir, [f"sft_{seed}" for seed in SEEDS], processes)
-    carry_out(workdir, [f"{arm}_{first}_{low}" for arm in ARMS], processes)
+    carry_out(workdir, [f"sft_{seed}" for seed in SEEDS[:processes]], processes)
+    more = [f"sft_{seed}" for seed in SEEDS[processes:]]
+    carry_out(workdir, [*(f"{arm}_{first}_{low}" for arm in ARMS), *more], processes)
     for rate in rest:
         share_pool(workdir, f"rft_{first}_{low}", f"rft_{first}_{rate}")
     carry_out(workdir, [f"{arm}_{first}_{rate}" for rate in rest for arm in ARMS], processes)
