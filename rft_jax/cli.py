@@ -228,9 +228,14 @@ def _claim(workdir: Path, path: Path) -> None:
 
 def _save_experiment(workdir: Path, path: Path, experiment: Mapping[str, Config]) -> None:
     """WORKDIR/experiment.json: the file's name and the runs in order."""
-    workdir.mkdir(parents=True, exist_ok=True)
     content = {"experiment": path.name, "runs": list(experiment)}
-    write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir {workdir}: cannot write here ({error.strerror}): use another --workdir."
+        ) from error
 
 
 def _write_report(workdir: Path) -> None:

@@ -67,14 +67,23 @@ def read(path: Path) -> list[tuple[Question, Sample]]:
                 f"{where}: field 'verdict' is {row['verdict']!r}, expected one of "
                 f"{', '.join(Verdict)}: remove the line."
             )
+        tokens, log_probs = row["tokens"], row["log_probs"]
+        numbers = all(type(token) is int for token in tokens) and all(
+            type(log_prob) in (int, float) for log_prob in log_probs
+        )
+        if not numbers or len(tokens) != len(log_probs):
+            raise LogError(
+                f"{where}: 'tokens' and 'log_probs' must be equally many token ids and numbers: "
+                "remove the line."
+            )
         question = Question(id=row["question_id"], text=row["question"], answer=row["answer"])
         sample = Sample(
             question_id=row["question_id"],
             sample_index=row["sample_index"],
             step=row["step"],
             text=row["text"],
-            tokens=tuple(row["tokens"]),
-            log_probs=tuple(row["log_probs"]),
+            tokens=tuple(tokens),
+            log_probs=tuple(log_probs),
             finished=row["finished"],
             verdict=Verdict(row["verdict"]),
             reason=row["reason"],

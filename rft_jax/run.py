@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -110,6 +111,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
     check_same_config(folder, config)
     if (folder / "finished.json").is_file():
         return RunResult(0, True)
+    _make_folder(folder)
     mesh = make_mesh(config.mesh)
     setup.check_mesh(config, mesh)
     tokenizer = setup.ensure_tokenizer(config, workdir)
@@ -154,11 +156,30 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
             step=first,
         )
         if saved is not None:
-            this.position = Position(**saved.host["position"])
-            this.counters = Counters(**saved.host["counters"])
+            try:
+                this.position = Position(**saved.host["position"])
+                this.counters = Counters(**saved.host["counters"])
+            except (KeyError, TypeError) as error:
+                raise checkpoint.CheckpointError(
+                    f"{folder}/checkpoints/{first}: host holds {saved.host}, which is no position "
+                    "and counters of this version: use the version that wrote it, or start over "
+                    "with another --workdir."
+                ) from error
             this.started -= this.counters.seconds
             logger.info("%s: going on from step %d", name, first)
         return _loop(this, name, manager, compilations, stopped)
+
+
+def _make_folder(folder: Path) -> None:
+    """RunError when the run's folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot write here ({error.strerror}): use another --workdir."
+        ) from error
 
 
 def _loop(

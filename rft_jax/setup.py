@@ -23,6 +23,7 @@ from rft_jax.keys import Purpose, run_key
 from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.parallel.mesh import batch_size_divisor, param_shardings, replicated
+from rft_jax.provenance import load_config
 from rft_jax.records import Question
 from rft_jax.training.update import init_state
 
@@ -41,7 +42,7 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     settings = config.tokenizer
     if settings.path:
         return tokenizers.load(Path(settings.path))
-    path = workdir / "tokenizer.model"
+    path = _tokenizer_path(config, workdir)
     if not path.exists():
         texts = [
             text
@@ -58,6 +59,10 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
             f"{tokenizer.vocab_size} pieces: choose another --workdir or that size."
         )
     return tokenizer
+
+
+def _tokenizer_path(config: Config, workdir: Path) -> Path:
+    return Path(config.tokenizer.path) if config.tokenizer.path else workdir / "tokenizer.model"
 
 
 def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
@@ -159,7 +164,29 @@ def start_params(
             f"init_from is {config.init_from}: {name} is not finished; carry it out first"
             + (" (leave out --only)." if kind == "run" else ".")
         )
+    _check_same_policy(config, workdir, folder)
     return checkpoint.restore_params(folder / "checkpoints", abstract)
+
+
+def _check_same_policy(config: Config, workdir: Path, start: Path) -> None:
+    """ConfigError when the run in `start` gave its parameters another meaning than this run does.
+
+    What shows in shapes is found when they are read.
+    """
+    theirs = load_config(start)
+    for name in ("rope_theta", "norm_eps"):
+        before, now = getattr(theirs.model, name), getattr(config.model, name)
+        if before != now:
+            raise ConfigError(
+                f"model.{name} is {now} and init_from, {config.init_from}, was trained with "
+                f"{before}: use the same."
+            )
+    old, new = _tokenizer_path(theirs, start.parent), _tokenizer_path(config, workdir)
+    if old.is_file() and old.read_bytes() != new.read_bytes():
+        raise ConfigError(
+            f"init_from is {config.init_from}, whose tokenizer, {old}, is another than {new}: set "
+            "tokenizer.path to that of init_from."
+        )
 
 
 def fresh_state(

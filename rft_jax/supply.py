@@ -14,7 +14,7 @@ import numpy as np
 from rft_jax import rollout_log
 from rft_jax.batches import Params
 from rft_jax.config import Config
-from rft_jax.data.prompts import completion_tokens, prompt_tokens
+from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
 from rft_jax.data.questions import Position, take
 from rft_jax.funnel import funnel
 from rft_jax.keys import Purpose
@@ -237,7 +237,8 @@ def sample_pool(
 def pool(config: Config, sampling: Sampling, folder: Path) -> tuple[list[TrainingSequence], Facts]:
     """RFT's fixed set, from the log in `folder` or from pool.from_rollouts, and its funnel.
 
-    Raises SupplyError when no output of the pool is accepted.
+    Raises SupplyError when no output of the pool is accepted, or when the log is not one of this
+    run's tokenizer and shapes; DataError when a prompt is too long.
     """
     assert config.pool is not None
     sources = config.pool.from_rollouts or (str(folder),)
@@ -248,6 +249,7 @@ def pool(config: Config, sampling: Sampling, folder: Path) -> tuple[list[Trainin
         pairs = [p for step in steps for p in rollout_log.read(rollout_log.path_of(folder, step))]
     questions = list({question.id: question for question, _ in pairs}.values())
     samples = [sample for _, sample in pairs]
+    _check_log(", ".join(sources), questions, samples, config, sampling)
     chosen = choose(samples, questions, config, sampling)
     if not chosen.sequences:
         raise SupplyError(
@@ -260,3 +262,39 @@ def pool(config: Config, sampling: Sampling, folder: Path) -> tuple[list[Trainin
         "sampled_tokens": sum(len(sample.tokens) for sample in samples),
         "sampled_outputs": len(samples),
     }
+
+
+def _check_log(
+    source: str,
+    questions: Sequence[Question],
+    samples: Sequence[Sample],
+    config: Config,
+    sampling: Sampling,
+) -> None:
+    """Raise unless the outputs fit the run's shapes and their tokens are their text."""
+    data, tokenizer = config.data, sampling.tokenizer
+    check_lengths(
+        questions,
+        source=source,
+        template=data.prompt_template,
+        tokenizer=tokenizer,
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_completion_tokens=data.max_completion_tokens,
+        demonstrations=False,
+    )
+    for sample in samples:
+        tokens, place = sample.tokens, f"step {sample.step}, question {sample.question_id}"
+        if not 0 < len(tokens) <= data.max_completion_tokens:
+            raise SupplyError(
+                f"{source}: an output of {place} has {len(tokens)} tokens and "
+                f"data.max_completion_tokens is {data.max_completion_tokens}: set it to that of "
+                "the run that sampled."
+            )
+        ids = all(0 <= token < tokenizer.vocab_size for token in tokens)
+        ends = not sample.finished or tokens[-1] == tokenizer.eos_id
+        shown = tokens[:-1] if sample.finished else tokens
+        if not ids or not ends or tokenizer.decode(shown) != sample.text:
+            raise SupplyError(
+                f"{source}: the tokens of an output of {place} are not its text under "
+                f"{tokenizer.path}: name the tokenizer it was sampled with as tokenizer.path."
+            )

@@ -7,6 +7,7 @@ has one row of scores, theta[question, prefix], for each place where a token is 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def sample(
     )
 
 
+@functools.cache
 def sampling() -> Sampling:
     """What choosing and prompting need; its verifier is never asked."""
     return Sampling(

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import random_policy
 
 from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
@@ -27,21 +28,12 @@ CONFIGS = {
     "multi-query": tiny.model(num_heads=4, num_kv_heads=1, rope_theta=500.0, norm_eps=1e-3),
 }
 
-init = jax.jit(transformer.init, static_argnames=("config", "vocab_size"))
 hidden_states = jax.jit(transformer.hidden_states, static_argnames="config")
 
 
 @functools.cache
 def policy(config: ModelConfig) -> Params:
-    """Random parameters, the norms' scales too."""
-    params = init(jax.random.key(3), config=config, vocab_size=VOCAB)
-    blocks = params["blocks"]
-    for number, norm in enumerate(
-        (blocks["attention_norm"], blocks["mlp_norm"], params["final_norm"])
-    ):
-        noise = jax.random.normal(jax.random.key(number), norm["scale"].shape)
-        norm["scale"] = norm["scale"] + 0.3 * noise
-    return params
+    return random_policy(config, VOCAB)
 
 
 def llama(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -248,39 +240,53 @@ def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_are_float32_of_the_announced_shapes_and_number(name: str) -> None:
+def test_the_number_of_parameters(name: str) -> None:
     c = CONFIGS[name]
-    params = init(jax.random.key(0), config=c, vocab_size=VOCAB)
     shapes = transformer.abstract_params(config=c, vocab_size=VOCAB)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), shapes
-    )
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     d, n, k, h = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
     block = 2 * d + d * n * h + 2 * d * k * h + n * h * d + 3 * d * c.mlp_dim
     tables = VOCAB * d * (1 if c.tie_embeddings else 2)
     expected = tables + d + c.num_layers * block
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
+
+
+WIDE = tiny.model(d_model=64, head_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=96)
+
+
+@functools.cache
+def _initial(seed: int) -> Params:
+    return _init(jax.random.key(seed))
+
+
+_init = jax.jit(functools.partial(transformer.init, config=WIDE, vocab_size=64))
+
+
+def test_initial_parameters_are_float32_of_the_announced_shapes() -> None:
+    shapes = transformer.abstract_params(config=WIDE, vocab_size=64)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), _initial(0)) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), shapes
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
 def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
-    first, again, other = (
-        init(jax.random.key(seed), config=BASE, vocab_size=VOCAB) for seed in (0, 0, 1)
-    )
+    first, again, other = _initial(0), _init(jax.random.key(0)), _initial(1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(first):
+        if path[-1].key == "scale":
+            assert np.all(leaf == 1)
     matrices = [leaf for leaf in jax.tree.leaves(first["blocks"]) if leaf.ndim > 2]
     assert len(matrices) == 7
     for leaf in matrices:
-        assert not np.any(leaf[0] == leaf[1])
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert not np.any(first["embedding"] == other["embedding"])
-    assert not np.any(first["embedding"] == first["unembedding"].T)
+        assert np.mean(leaf[0] == leaf[1]) < 1e-3
+    assert np.mean(first["embedding"] == other["embedding"]) < 1e-3
+    assert np.mean(first["embedding"] == first["unembedding"].T) < 1e-3
 
 
 def test_initial_matrices_keep_variance_and_start_residual_branches_small() -> None:
-    config = tiny.model(d_model=64, head_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=96)
-    params = init(jax.random.key(0), config=config, vocab_size=64)
+    params = _initial(0)
     attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
-    into_stream = 2 * config.num_layers
+    into_stream = 2 * WIDE.num_layers
     for leaf, fan_in in [
         (params["embedding"], 64),
         (params["unembedding"], 64),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec
+from policies import random_policy
 
 from rft_jax.batches import PackedBatch, Params, Prompts
 from rft_jax.config import ConfigError, MeshConfig
@@ -37,8 +38,7 @@ MODEL = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32)
 
 @functools.cache
 def policy() -> Params:
-    init = functools.partial(transformer.init, config=MODEL, vocab_size=VOCAB)
-    return jax.jit(init)(jax.random.key(0))
+    return random_policy(MODEL, VOCAB)
 
 
 @pytest.mark.parametrize(

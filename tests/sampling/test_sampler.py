@@ -12,6 +12,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import random_policy
 from scipy import special, stats
 
 from rft_jax.batches import Completions, Params, Prompts
@@ -37,11 +38,8 @@ PROMPTS = [[1, 5, 9, 3], [1, 8], [1, 4, 4, 10, 11, 6]]
 
 
 @functools.cache
-def policy(config: ModelConfig = MODEL) -> Params:
-    """Random, with a peaked enough distribution that temperature and context matter."""
-    init = functools.partial(transformer.init, config=config, vocab_size=VOCAB)
-    params = jax.jit(init)(jax.random.key(1))
-    return params | {"embedding": 3 * params["embedding"]}
+def policy() -> Params:
+    return random_policy(MODEL, VOCAB, seed=1)
 
 
 def chain(logits: np.ndarray) -> Params:

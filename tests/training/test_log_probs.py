@@ -37,7 +37,7 @@ def plain(params: Params, temperature: jax.Array) -> jax.Array:
     return jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 14, 100])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_values_do_not_depend_on_the_chunk(chunk: int) -> None:
     params, rows = setting()
     for temperature in (1.0, 0.6):

@@ -145,6 +145,7 @@ def test_deviation_2_the_denominator_may_be_other_than_the_number_of_sampled_out
         "accepted": [1 / 3] * 3,
         "accepted_per_question": [1 / 4, 1 / 4, 1 / 2],
     }
+    assert ObjectiveConfig().denominator == "sampled"
     for denominator in DENOMINATORS:
         weights = [weight for _, weight, _ in weights_of(first + second, denominator)]
         assert weights == pytest.approx(expected[denominator])
