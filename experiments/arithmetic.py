@@ -52,7 +52,7 @@ RFT = replace(
     pool=PoolConfig(rollout_steps=160),
     selection=SelectionConfig(dedupe="text"),
     update=replace(SFT.update, sequences_per_step=128),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, b2=0.99),
+    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, b2=0.99),
     evaluation=replace(SFT.evaluation, every_steps=40),
     checkpoint=CheckpointConfig(every_steps=40),
 )

@@ -1,4 +1,4 @@
-"""Evaluation: every rate from known outputs, and outputs that do not depend on how it is batched."""
+"""Evaluation: every rate from known outputs, and the same outputs however it is batched."""
 
 from __future__ import annotations
 

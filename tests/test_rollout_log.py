@@ -63,7 +63,7 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
 def test_texts_and_log_probs_lose_nothing(
     tmp_path_factory: pytest.TempPathFactory, text: str, log_probs: list[float]
 ) -> None:
-    folder = tmp_path_factory.mktemp("rollouts")
+    folder = tmp_path_factory.getbasetemp() / "rollouts"  # one for all examples
     one = sample(text=text, log_probs=tuple(log_probs), tokens=tuple(range(len(log_probs))))
     rollout_log.write(folder, 0, [one], QUESTIONS, seed=0)
     assert [found for _, found in rollout_log.read(rollout_log.path_of(folder, 0))] == [one]

