@@ -113,7 +113,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
         return RunResult(0, True)
     _make_folder(folder)
     mesh = make_mesh(config.mesh)
-    setup.check_mesh(config, mesh)
+    setup.check_devices(config, mesh)
     tokenizer = setup.ensure_tokenizer(config, workdir)
     questions = setup.load_questions(config, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.steps)

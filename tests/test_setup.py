@@ -87,12 +87,12 @@ def test_more_questions_than_there_are(source: str, tmp_path: Path) -> None:
 
 def test_rows_that_the_mesh_cannot_split(source: str) -> None:
     config = tiny_experiment.sft(source)
-    setup.check_mesh(config, make_mesh(MeshConfig(data=4, fsdp=2)))
-    setup.check_mesh(replace(config, update=replace(config.update, rows_per_microbatch=4)),
+    setup.check_devices(config, make_mesh(MeshConfig(data=4, fsdp=2)))
+    setup.check_devices(replace(config, update=replace(config.update, rows_per_microbatch=4)),
                      make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))  # fmt: skip
     config = replace(config, update=replace(config.update, rows_per_microbatch=4))
     with pytest.raises(ConfigError) as error:
-        setup.check_mesh(config, make_mesh(MeshConfig(data=4, fsdp=2)))
+        setup.check_devices(config, make_mesh(MeshConfig(data=4, fsdp=2)))
     assert str(error.value) == (
         "update.rows_per_microbatch is 4: it must be a multiple of mesh.data x mesh.fsdp, 8."
     )
@@ -139,6 +139,13 @@ def test_the_fresh_state(source: str, tmp_path: Path) -> None:
         )  # fmt: skip
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.optimizer))
     assert int(state.step) == 0
+
+
+def test_float64_is_refused_where_jax_would_compute_in_float32(source: str) -> None:
+    model = replace(tiny_experiment.sft(source).model, compute_dtype="float64")
+    config = replace(tiny_experiment.sft(source), model=model)
+    with pytest.raises(ConfigError, match=r"compute_dtype is float64.* set JAX_ENABLE_X64=1"):
+        setup.check_devices(config, make_mesh(MeshConfig()))
 
 
 def test_prompts_fit_their_limit_exactly(source: str, tmp_path: Path) -> None:

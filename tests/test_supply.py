@@ -24,6 +24,7 @@ from enumeration import (
     sampling,
 )
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from rft_jax import rollout_log, supply
@@ -110,6 +111,7 @@ def test_demonstrations_are_outputs_of_weight_one_over_their_number(
     assert [s.kl_weight for s in sequences] == [0.0, 0.0]
 
 
+@examples(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_with_kl_every_decided_sample_is_returned(seed: int) -> None:
     samples = random_samples(np.random.default_rng(seed), per_question=4)

@@ -24,7 +24,7 @@ from enumeration import (
     sample,
     sampling,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rft_jax.config import (
@@ -216,8 +216,8 @@ def test_deviation_7_adamw_with_clipping_takes_the_place_of_plain_ascent() -> No
     """Its first step is the learning rate against the gradient's sign, whatever its size."""
     params = {"w": jnp.zeros(3)}
     for clip_norm in (0.0, 1.0):
-        settings = OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm, eps=0.0)
-        optimizer = make_optimizer(settings, 10)
+        adamw = OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm, eps=0.0)
+        optimizer = make_optimizer(adamw, 10)
         for size in (1e-3, 1e3):
             loss_gradient = {"w": jnp.array([2.0, -1.0, 0.5]) * size}
             changes, _ = optimizer.update(loss_gradient, optimizer.init(params), params)
@@ -232,6 +232,7 @@ def test_every_deviation_of_the_docstring_has_its_test() -> None:
     assert listed == tested == set("1234567")
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_chosen_weights_are_the_formulas(seed: int) -> None:
     samples = random_samples(np.random.default_rng(seed), per_question=4)
