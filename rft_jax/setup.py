@@ -105,7 +105,7 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
 def check_devices(config: Config, mesh: Mesh) -> None:
     """Raises ConfigError when the update's rows cannot be split over the mesh, or when jax would
     quietly compute in another type."""
-    if config.model.compute_dtype == "float64" and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(config.model.compute_dtype) != config.model.compute_dtype:
         raise ConfigError(
             "model.compute_dtype is float64, which jax computes in float32 by default: set "
             "JAX_ENABLE_X64=1, or choose float32 or bfloat16."
