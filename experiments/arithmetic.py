@@ -1,4 +1,16 @@
-"""Quickstart: SFT, then RFT and Online RFT, on generated arithmetic word problems."""
+"""Quickstart: SFT, then RFT and Online RFT, on generated arithmetic word problems.
+
+A transformer of 0.5 million parameters learns from 2,000 worked problems, then from its own correct
+answers to 5,120 drawn from 8,192 others. Both arms sample 40,960 outputs and make 160 updates.
+
+Reproduces: the methods of DeepSeekMath (arXiv 2402.03300), section 5.2, in small; no published
+    figure.
+Expect: on 1,024 test questions greedy accuracy of 46.5 ± 1.6 % after SFT, 53.8 ± 1.6 % after RFT
+    and 50.4 ± 1.6 % after Online RFT (± one standard error). Another kind of CPU rounds otherwise
+    and ends some points away; both arms stay above SFT.
+Time: 10 minutes on 2 CPU cores.
+Command: rft-jax run experiments/arithmetic.py
+"""
 
 from __future__ import annotations
 
@@ -37,7 +49,7 @@ SFT = Config(
     update=UpdateConfig(row_length=128, rows_per_microbatch=4, sequences_per_step=32),
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, b2=0.98),
     evaluation=EvaluationConfig(
-        every_steps=250, num_questions=256, test_samples_per_question=16, questions_per_batch=64
+        every_steps=250, num_questions=256, test_samples_per_question=8, questions_per_batch=64
     ),
     checkpoint=CheckpointConfig(every_steps=250),
 )

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from arithmetic import ONLINE_RFT, RFT, SFT
 
 from rft_jax import metrics
-from rft_jax.config import CheckpointConfig, Config, PoolConfig
+from rft_jax.config import CheckpointConfig, Config, EvaluationConfig, PoolConfig
 from rft_jax.jsonl import read_jsonl
 from rft_jax.provenance import git_commit, versions
 from rft_jax.statistics import paired_interval
@@ -44,6 +44,10 @@ STEPS = 320
 EVALUATE_EVERY = 40
 
 
+def _tested(base: Config) -> EvaluationConfig:
+    return replace(base.evaluation, test_samples_per_question=16)
+
+
 def _arm(base: Config, seed: int, rate: float) -> Config:
     return replace(
         base,
@@ -52,7 +56,7 @@ def _arm(base: Config, seed: int, rate: float) -> Config:
         steps=STEPS,
         optimizer=replace(base.optimizer, learning_rate=rate),
         evaluation=replace(
-            base.evaluation, every_steps=EVALUATE_EVERY, num_questions=512, samples_per_question=4
+            _tested(base), every_steps=EVALUATE_EVERY, num_questions=512, samples_per_question=4
         ),
         checkpoint=CheckpointConfig(every_steps=EVALUATE_EVERY),
     )
@@ -63,7 +67,7 @@ def experiment() -> dict[str, Config]:
     runs = {}
     pool = PoolConfig(rollout_steps=STEPS)
     for seed in SEEDS:
-        runs[f"sft_{seed}"] = replace(SFT, seed=seed)
+        runs[f"sft_{seed}"] = replace(SFT, seed=seed, evaluation=_tested(SFT))
         for name, rate in RATES.items():
             runs[f"rft_{seed}_{name}"] = replace(_arm(RFT, seed, rate), pool=pool)
             runs[f"online_rft_{seed}_{name}"] = _arm(ONLINE_RFT, seed, rate)
