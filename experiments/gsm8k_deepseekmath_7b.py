@@ -118,7 +118,7 @@ ONLINE_RFT = Config(
         # One row to each of the 16 groups of chips, and the logits of all rows at once: 160 MB a
         # chip. Not published; neither changes the result.
         rows_per_microbatch=16,
-        log_prob_chunk=16 * 1536,
+        logits_at_once=16 * 1536 * 102_400,
         sequences_per_step=0,
     ),
     optimizer=OptimizerConfig(

@@ -121,6 +121,7 @@ def _run(args: list[str]) -> int:
     from rft_jax.run import run
 
     _enable_compilation_cache()
+    _split_cpu([experiment[name] for name in selected])
     for name in selected:
         result = run(name, experiment, workdir)
         if not result.finished:
@@ -266,6 +267,22 @@ def _enable_compilation_cache() -> None:
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _split_cpu(configs: Sequence[Config]) -> None:
+    """Where there is no accelerator, one simulated device per core, unless the environment says
+    how many."""
+    import jax
+
+    from rft_jax.parallel.mesh import cpu_device_count
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags:
+        return
+    rows = [config.update.rows_per_microbatch for config in configs]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = cpu_device_count([config.mesh for config in configs], rows, cores or 1)
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -21,6 +21,7 @@ from rft_jax.sections import (
     ObjectiveConfig,
     OptimizerConfig,
     PoolConfig,
+    RefillConfig,
     RolloutConfig,
     SelectionConfig,
     TokenizerConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PoolConfig",
+    "RefillConfig",
     "RolloutConfig",
     "SelectionConfig",
     "TokenizerConfig",
@@ -74,6 +76,7 @@ class Config:
     rollout: RolloutConfig | None = None
     pool: PoolConfig | None = None
     selection: SelectionConfig | None = None
+    refill: RefillConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -135,6 +138,38 @@ class Config:
             not samples or self.init_from != "random",
             f"init_from is random: method {self.method} starts from a supervised model; name it "
             "as run:NAME or workdir:PATH.",
+        )
+        if self.refill is not None:
+            self._check_refill(self.refill)
+
+    def _check_refill(self, refill: RefillConfig) -> None:
+        require(
+            self.method == "online_rft",
+            f"refill does nothing under method {self.method}: remove it.",
+        )
+        assert self.rollout is not None
+        assert self.selection is not None
+        require(
+            self.objective.kl_coefficient == 0,
+            f"objective.kl_coefficient is {self.objective.kl_coefficient}: the KL is over every "
+            "output of the policy, and refill keeps accepted ones: set it to 0 or remove refill.",
+        )
+        of_question = self.rollout.samples_per_question
+        one_round = self.rollout.questions_per_step * of_question
+        rounds = max(refill.max_sampled // one_round, 1)
+        require(
+            refill.max_sampled == rounds * one_round,
+            f"refill.max_sampled is {refill.max_sampled}: it must be a multiple of one round, "
+            f"rollout.questions_per_step x rollout.samples_per_question = {one_round}, such as "
+            f"{rounds * one_round}.",
+        )
+        kept_of_question = min(self.selection.max_per_question or of_question, of_question)
+        most = rounds * self.rollout.questions_per_step * kept_of_question
+        require(
+            refill.accepted <= most,
+            f"refill.accepted is {refill.accepted}: of refill.max_sampled = {refill.max_sampled} "
+            f"outputs, {kept_of_question} of each question, at most {most} are kept: lower it or "
+            "raise refill.max_sampled.",
         )
 
 

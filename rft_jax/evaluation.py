@@ -102,6 +102,7 @@ def evaluate(
             temperature=temperature,
             purpose=Purpose.EVALUATION,
             questions_per_batch=config.questions_per_batch,
+            num_slots=config.questions_per_batch * count,
         )
 
     greedy = draw(1, 0.0)

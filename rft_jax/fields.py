@@ -108,9 +108,12 @@ def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
 def build(values: Mapping[str, Any]) -> Config:
     """A Config of nested plain values such as JSON holds: the inverse of `dataclasses.asdict`.
 
-    Raises ConfigError for a name that is no field, a field that is missing and a wrong type.
+    A section that may be None may be missing: what was saved before there was such a section is
+    without it. Raises ConfigError for a name that is no field, any other field that is missing and
+    a wrong type.
     """
-    _check_names(values, [item.name for item in fields(Config)], prefix="")
+    optional = {name: None for name in section_types() if _may_be_none(name)}
+    _check_names(optional | dict(values), [item.name for item in fields(Config)], prefix="")
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         section = section_types().get(name)

@@ -41,6 +41,6 @@ def sample_keys(
     return jax.vmap(one)(question_ids, sample_indices)
 
 
-def token_keys(keys: Key[Array, "B"], position: Int[Array, ""] | int) -> Key[Array, "B"]:
-    """The keys of the tokens at `position` of each completion (0 is the first sampled token)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
+def token_keys(keys: Key[Array, "B"], positions: Int[Array, "B"]) -> Key[Array, "B"]:
+    """The key of the token at each position of its completion (0 is the first sampled token)."""
+    return jax.vmap(jax.random.fold_in)(keys, positions)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rft_jax.batches import Completions, Params, Prompts
+from rft_jax.batches import Params, Prompts
 from rft_jax.config import DataConfig, ModelConfig
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.tokenizer import Tokenizer
 from rft_jax.keys import Purpose, run_key
 from rft_jax.parallel.mesh import batch_sharding, batch_size_divisor, replicated
-from rft_jax.records import Question, Sample
-from rft_jax.sampling.sampler import sample
+from rft_jax.records import Judgement, Question, Sample
+from rft_jax.sampling.sampler import Ended, compile_programs, sample_stream
 from rft_jax.verification.pool import Item, VerifierPool
 
 
@@ -32,14 +35,16 @@ class Sampling:
     tokenizer: Tokenizer
     verifier: VerifierPool
     seed: int
+    compiled: set[tuple[int, ...]] = field(default_factory=set)
+    """Shapes whose programs are made: one seen for the first time has all of its made at once."""
 
 
 class Rollout(NamedTuple):
     """Samples in the order of the questions, G in a row for each.
 
     entropies: mean entropy of the sampling distribution over each output's tokens, in nats.
-    Seconds: of the whole phase without waiting for verdicts; of that wait; of the verification
-    that went on beside sampling.
+    Seconds: of the whole phase without waiting for verdicts; of that wait; of verification that
+    went on beside sampling.
     """
 
     samples: list[Sample]
@@ -54,31 +59,17 @@ class Rollout(NamedTuple):
         return sum(len(sample.tokens) for sample in self.samples)
 
 
-def _prompt_width(longest: int, limit: int) -> int:
-    """Prompts are padded to one of few widths: the limit, or it halved while 32 or more remain."""
-    width = limit
-    while width // 2 >= max(longest, 32):
-        width //= 2
-    return width
-
-
 def make_prompts(
     questions: Sequence[Question], *, rows: int, data: DataConfig, tokenizer: Tokenizer
 ) -> Prompts:
     """Right-padded prompts; rows beyond the questions are fillers with id -1 (numpy arrays)."""
     prompts = [prompt_tokens(q.text, data.prompt_template, tokenizer) for q in questions]
-    width = _prompt_width(max(map(len, prompts)), data.max_prompt_tokens)
-    tokens = np.zeros((rows, width), np.int32)
+    tokens = np.zeros((rows, data.max_prompt_tokens), np.int32)
     lengths, ids = np.ones(rows, np.int32), np.full(rows, -1, np.int32)
     for row, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
         tokens[row, : len(prompt)] = prompt
         lengths[row], ids[row] = len(prompt), question.id
     return Prompts(tokens, lengths, ids)  # type: ignore[arg-type]  # numpy until it is moved
-
-
-def _batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]
 
 
 def rollout(
@@ -91,93 +82,109 @@ def rollout(
     temperature: float,
     purpose: Purpose,
     questions_per_batch: int,
+    num_slots: int = 0,
 ) -> Rollout:
     """Sample `num_samples` outputs per question and verify them; temperature 0 is greedy.
 
-    While a batch is decoded on the device the one before it is turned to text and verified.
+    Outputs leave the device as they end, and are turned to text and verified while it decodes the
+    others. questions_per_batch: the shapes hold a multiple of so many questions; num_slots:
+    outputs decoded at a time, 0 for all.
     """
     started = time.perf_counter()
     mesh = sampling.mesh
-    divisor = batch_size_divisor(mesh)
-    rows = -(-questions_per_batch // divisor) * divisor
-    everywhere = replicated(mesh)
+    multiple = math.lcm(questions_per_batch, batch_size_divisor(mesh))
+    rows = -(-len(questions) // multiple) * multiple
     scalars = jax.device_put(
         (
             run_key(seed=sampling.seed, purpose=purpose),
             np.int32(step),
             np.float32(temperature or 1.0),
         ),
-        everywhere,
+        replicated(mesh),
     )
-    drafts: list[dict[str, Any]] = []
-    entropies: list[float] = []
-    futures = []
-    seconds: list[float] = []
-
-    def collect(batch: Sequence[Question], completions: Completions) -> None:
-        host = jax.device_get(completions)
-        new = list(_drafts(batch, host, sampling.tokenizer, step, entropies))
-        answers = {question.id: question.answer for question in batch}
-        items = [Item(answers[d["question_id"]], d["text"], d["finished"]) for d in new]
+    prompts = make_prompts(questions, rows=rows, data=sampling.data, tokenizer=sampling.tokenizer)
+    drafts: dict[int, dict[str, Any]] = {}
+    entropies = np.zeros(len(questions) * num_samples)
+    pending: list[tuple[list[int], Future[list[Judgement]]]] = []
+    spans: list[tuple[float, float]] = []
+    arguments = (params, jax.device_put(prompts, batch_sharding(mesh)), *scalars)
+    settings: dict[str, Any] = {
+        "config": sampling.model,
+        "num_samples": num_samples,
+        "max_new_tokens": sampling.data.max_completion_tokens,
+        "eos_id": sampling.tokenizer.eos_id,
+        "greedy": temperature == 0,
+        "num_slots": num_slots,
+    }
+    shape = (rows, num_samples, num_slots, int(temperature == 0))
+    if shape not in sampling.compiled:
+        compile_programs(*arguments, **settings)
+        sampling.compiled.add(shape)
+    for ended in sample_stream(*arguments, **settings):
+        new = dict(_drafts(questions, ended, sampling.tokenizer, step, num_samples))
+        entropies[ended.numbers] = ended.entropies.sum(axis=1) / ended.lengths
+        items = [
+            Item(questions[number // num_samples].answer, draft["text"], draft["finished"])
+            for number, draft in new.items()
+        ]
         submitted = time.perf_counter()
         future = sampling.verifier.submit(items)
-        future.add_done_callback(lambda _: seconds.append(time.perf_counter() - submitted))
-        futures.append(future)
-        drafts.extend(new)
-
-    running: tuple[Sequence[Question], Completions] | None = None
-    for batch in _batches(questions, questions_per_batch):
-        prompts = make_prompts(batch, rows=rows, data=sampling.data, tokenizer=sampling.tokenizer)
-        completions = sample(
-            params,
-            jax.device_put(prompts, batch_sharding(mesh)),
-            *scalars,
-            config=sampling.model,
-            num_samples=num_samples,
-            max_new_tokens=sampling.data.max_completion_tokens,
-            eos_id=sampling.tokenizer.eos_id,
-            greedy=temperature == 0,
-        )
-        if running is not None:
-            collect(*running)
-        running = (batch, completions)
-    if running is not None:
-        collect(*running)
+        future.add_done_callback(functools.partial(_note, spans, submitted))
+        pending.append((list(new), future))
+        drafts |= new
     sampled = time.perf_counter()
-    judgements = [judgement for future in futures for judgement in future.result()]
+    judged = {
+        number: judgement
+        for numbers, future in pending
+        for number, judgement in zip(numbers, future.result(), strict=True)
+    }
     waited = time.perf_counter() - sampled
     return Rollout(
         samples=[
-            Sample(**draft, verdict=judgement.verdict, reason=judgement.reason)
-            for draft, judgement in zip(drafts, judgements, strict=True)
+            Sample(**drafts[number], verdict=judged[number].verdict, reason=judged[number].reason)
+            for number in range(len(questions) * num_samples)
         ],
-        entropies=np.asarray(entropies),
+        entropies=entropies,
         seconds_sampling=sampled - started,
         seconds_verifying=waited,
-        seconds_verifying_hidden=max(sum(seconds) - waited, 0.0),
+        seconds_verifying_hidden=_covered(spans, until=sampled),
     )
 
 
+def _note(spans: list[tuple[float, float]], since: float, _: Future[Any]) -> None:
+    spans.append((since, time.perf_counter()))
+
+
+def _covered(spans: Sequence[tuple[float, float]], *, until: float) -> float:
+    """Seconds before `until` in which at least one of the spans went on."""
+    seconds, end = 0.0, -math.inf
+    for first, last in sorted(spans):
+        first, last = max(first, end), min(last, until)
+        seconds += max(last - first, 0.0)
+        end = max(end, last)
+    return seconds
+
+
 def _drafts(
-    batch: Sequence[Question],
-    completions: Completions,
+    questions: Sequence[Question],
+    ended: Ended,
     tokenizer: Tokenizer,
     step: int,
-    entropies: list[float],
-) -> Iterator[dict[str, Any]]:
-    """The fields of each Sample but for its verdict; appends each output's mean entropy."""
-    for row, question in enumerate(batch):
-        for index in range(completions.lengths.shape[1]):
-            length = int(completions.lengths[row, index])
-            finished = bool(completions.finished[row, index])
-            tokens = completions.tokens[row, index, :length].tolist()
-            entropies.append(float(completions.entropies[row, index, :length].mean()))
-            yield {
-                "question_id": question.id,
-                "sample_index": index,
+    num_samples: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, the fields of the Sample but for its verdict) of each output."""
+    for row, number in enumerate(ended.numbers.tolist()):
+        length, finished = int(ended.lengths[row]), bool(ended.finished[row])
+        tokens = ended.tokens[row, :length].tolist()
+        yield (
+            number,
+            {
+                "question_id": questions[number // num_samples].id,
+                "sample_index": number % num_samples,
                 "step": step,
                 "text": tokenizer.decode(tokens[:-1] if finished else tokens),
                 "tokens": tuple(tokens),
-                "log_probs": tuple(completions.log_probs[row, index, :length].tolist()),
+                "log_probs": tuple(ended.log_probs[row, :length].tolist()),
                 "finished": finished,
-            }
+            },
+        )

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from rft_jax import checkpoint, setup, supply
+from rft_jax import checkpoint, refill, setup, supply
 from rft_jax.batches import Params, TrainState
 from rft_jax.config import Config
 from rft_jax.data.questions import Position
@@ -83,6 +83,7 @@ class Run:
     state: TrainState
     step: int = 0
     position: Position = START
+    surplus: refill.Surplus = ()
     counters: Counters = field(default_factory=Counters)
     started: float = field(default_factory=time.perf_counter)
 
@@ -156,16 +157,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
             step=first,
         )
         if saved is not None:
-            try:
-                this.position = Position(**saved.host["position"])
-                this.counters = Counters(**saved.host["counters"])
-            except (KeyError, TypeError) as error:
-                raise checkpoint.CheckpointError(
-                    f"{folder}/checkpoints/{first}: host holds {saved.host}, which is no position "
-                    "and counters of this version: use the version that wrote it, or start over "
-                    "with another --workdir."
-                ) from error
-            this.started -= this.counters.seconds
+            _restore_host(this, saved.host)
             logger.info("%s: going on from step %d", name, first)
         return _loop(this, name, manager, compilations, stopped)
 
@@ -180,6 +172,26 @@ def _make_folder(folder: Path) -> None:
         raise RunError(
             f"{folder}: cannot write here ({error.strerror}): use another --workdir."
         ) from error
+
+
+def _restore_host(this: Run, host: Mapping[str, Any]) -> None:
+    """Position, counters and surplus as `_save` left them; CheckpointError (RefillError for the
+    surplus) when they are not."""
+    path = f"{this.folder}/checkpoints/{this.step}"
+    try:
+        this.position = Position(**host["position"])
+        this.counters = Counters(**host["counters"])
+        if this.config.refill is not None:
+            ids = {question.id for question in this.questions.train}
+            this.surplus = refill.from_json(
+                host.get("surplus"), this.config, step=this.step, question_ids=ids, source=path
+            )
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path}: host holds {host}, which is no position and counters of this version: use "
+            "the version that wrote it, or start over with another --workdir."
+        ) from error
+    this.started -= this.counters.seconds
 
 
 def _loop(
@@ -266,7 +278,9 @@ def _step(this: Run, source: supply.Supply) -> dict[str, Any]:
     """One step: the source's sequences, packed, and an update on them; its facts."""
     counters = this.counters
     began = time.perf_counter()
-    sequences, position, facts = source(this.step, this.position, this.rollout_params)
+    sequences, position, facts, surplus = source(
+        this.step, this.position, this.rollout_params, this.surplus
+    )
     trained = sum(len(sequence.completion) for sequence in sequences)
     sampled = facts.pop("sampled_tokens", 0)
     counters.sampled_tokens += sampled
@@ -275,7 +289,7 @@ def _step(this: Run, source: supply.Supply) -> dict[str, Any]:
     facts |= _update(this, sequences) if sequences else {"objective/value": None}
     counters.updates += bool(sequences)
     counters.skipped_updates += not sequences
-    this.position, this.step = position, this.step + 1
+    this.position, this.surplus, this.step = position, surplus, this.step + 1
     ended = time.perf_counter()
     return facts | {
         "seconds/updating": ended - updating,
@@ -287,7 +301,9 @@ def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | N
     """Pack and update; raises RunError when the gradient is not finite."""
     config, shapes = this.config, this.config.update
     most = shapes.sequences_per_step
-    if config.rollout is not None and not most:
+    if config.refill is not None:
+        most = config.refill.accepted
+    elif config.rollout is not None and not most:
         most = config.rollout.questions_per_step * config.rollout.samples_per_question
     longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
     rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
@@ -308,7 +324,7 @@ def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | N
         config=config.model,
         optimizer=this.optimizer,
         kl_coefficient=config.objective.kl_coefficient,
-        chunk=shapes.log_prob_chunk,
+        chunk=max(1, shapes.logits_at_once // this.sampling.tokenizer.vocab_size),
     )
     values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
     if not math.isfinite(values["gradient_norm"]):
@@ -328,8 +344,10 @@ def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | N
     if config.objective.kl_coefficient:
         facts["objective/kl"] = values["kl"]
     if online:
-        facts["policy/log_prob_mismatch_max"] = values["mismatch_max"]
-        facts["policy/log_prob_mismatch_mean"] = values["mismatch_mean"]
+        # Carried outputs have no log-probs of the current policy, and the maximum is of the batch.
+        comparable = all(len(sequence.log_probs) for sequence in sequences)
+        for name in ("mismatch_max", "mismatch_mean"):
+            facts[f"policy/log_prob_{name}"] = values[name] if comparable else None
     return facts
 
 
@@ -355,13 +373,18 @@ def _evaluate(this: Run, kind: Kind) -> float | None:
 
 
 def _save(this: Run, manager: ocp.CheckpointManager) -> float:
-    """Checkpoint parameters, optimizer, stream position and counters, all as of one step.
+    """Checkpoint parameters, optimizer and host facts of the loop, all as of one step.
 
     Returns the seconds the loop waited; the writing goes on beside it.
     """
     began = time.perf_counter()
     this.costs()
-    host = {"position": asdict(this.position), "counters": asdict(this.counters)}
+    host: dict[str, Any] = {
+        "position": asdict(this.position),
+        "counters": asdict(this.counters),
+    }
+    if this.config.refill is not None:
+        host["surplus"] = refill.to_json(this.surplus)
     checkpoint.save(manager, this.step, checkpoint.Saved(this.state, host))
     return time.perf_counter() - began
 

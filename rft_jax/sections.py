@@ -165,9 +165,13 @@ class RolloutConfig:
     """Outputs sampled per question (G)."""
     temperature: float = 1.0
     """Divides the logits; 1 samples from pi_theta itself."""
+    slots: int = 0
+    """Outputs decoded at a time, over all devices; one that ends makes room for the next. 0 for all
+    outputs of a step at once."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "questions_per_step", "samples_per_question")
+        at_least(0, self, "slots")
         require(
             self.temperature > 0 and math.isfinite(self.temperature),
             f"rollout.temperature is {self.temperature}: training samples need a positive, finite "
@@ -209,6 +213,23 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True)
+class RefillConfig:
+    """A step of Online RFT samples until enough outputs are kept (rft_jax/refill.py)."""
+
+    accepted: int
+    """Kept outputs a step trains on (N); it samples rounds of the rollout until it has them."""
+    max_sampled: int
+    """Most outputs a step samples, whole rounds; then it trains on fewer than `accepted`."""
+    max_staleness: int = 0
+    """Updates an output kept beyond `accepted` may wait for one; 0 drops it at once, so that
+    every output is of the policy that it trains."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "accepted", "max_sampled")
+        at_least(0, self, "max_staleness")
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """The denominator of the objective and its optional KL term (rft_jax/training/objective.py)."""
 
@@ -235,11 +256,12 @@ class UpdateConfig:
     """Rows of one gradient-accumulation step; a multiple of the mesh's data x fsdp size."""
     sequences_per_step: int = 0
     """Outputs per update (SFT and RFT); 0 for Online RFT, whose rollout decides it."""
-    log_prob_chunk: int = 1024
-    """Tokens whose logits exist at a time."""
+    logits_at_once: int = 2**24
+    """Logits (tokens x vocabulary) that exist at a time: memory that does not grow with the
+    vocabulary. More of them read and write the vocabulary's gradient less often."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "row_length", "rows_per_microbatch", "log_prob_chunk")
+        at_least(1, self, "row_length", "rows_per_microbatch", "logits_at_once")
         at_least(0, self, "sequences_per_step")
 
 
@@ -317,7 +339,7 @@ class EvaluationConfig:
     temperature: float = 1.0
     """Temperature of those samples."""
     questions_per_batch: int = 64
-    """Questions sampled at once."""
+    """Questions whose outputs are decoded at a time; one that ends makes room for the next."""
 
     def __post_init__(self) -> None:
         at_least(

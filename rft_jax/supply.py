@@ -5,13 +5,13 @@ Demonstrations and RFT's pool are fixed sets; Online RFT samples anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rft_jax import rollout_log
+from rft_jax import refill, rollout_log
 from rft_jax.batches import Params
 from rft_jax.config import Config
 from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
@@ -33,15 +33,18 @@ class SupplyError(ValueError):
 
 
 class Supplied(NamedTuple):
-    """sequences: empty when nothing was accepted; position: of the stream after this step."""
+    """sequences: empty when nothing was accepted; position: of the stream after this step;
+    surplus: what the next step may train on (refill)."""
 
     sequences: list[TrainingSequence]
     position: Position
     facts: Facts
+    surplus: refill.Surplus = ()
 
 
-Supply = Callable[[int, Position, Callable[[], Params]], Supplied]
-"""(step, position, the policy in its rollout layout, when it is wanted) -> what to train on."""
+Supply = Callable[[int, Position, Callable[[], Params], refill.Surplus], Supplied]
+"""(step, position, the policy in its rollout layout, when it is wanted, surplus of the step before)
+-> what to train on."""
 
 
 class Chosen(NamedTuple):
@@ -102,7 +105,12 @@ def fixed(sequences: Sequence[TrainingSequence], config: Config) -> Supply:
     size = config.update.sequences_per_step
     scale = len(sequences) / size
 
-    def supply(step: int, position: Position, policy: Callable[[], Params]) -> Supplied:
+    def supply(
+        step: int,
+        position: Position,
+        policy: Callable[[], Params],
+        surplus: refill.Surplus,
+    ) -> Supplied:
         rows, position = take(len(sequences), config.seed, position, size)
         batch = [
             sequences[row]._replace(weight=sequences[row].weight * scale, log_probs=())
@@ -134,16 +142,11 @@ def demonstrations(
     ]
 
 
-def _sample_step(
-    params: Params,
-    questions: Sequence[Question],
-    config: Config,
-    sampling: Sampling,
-    folder: Path,
-    step: int,
+def _sample_round(
+    params: Params, questions: Sequence[Question], config: Config, sampling: Sampling, step: int
 ) -> Rollout:
     assert config.rollout is not None
-    drawn = rollout(
+    return rollout(
         params,
         questions,
         sampling,
@@ -152,27 +155,63 @@ def _sample_step(
         temperature=config.rollout.temperature,
         purpose=Purpose.ROLLOUT,
         questions_per_batch=config.rollout.questions_per_step,
+        num_slots=config.rollout.slots,
     )
-    rollout_log.write(folder, step, drawn.samples, questions, seed=config.seed)
-    return drawn
 
 
-def _seconds(drawn: Rollout) -> dict[str, float]:
+def _seconds(rounds: Sequence[Rollout]) -> dict[str, float]:
     return {
-        "seconds/sampling": drawn.seconds_sampling,
-        "seconds/verifying": drawn.seconds_verifying,
-        "seconds/verifying_hidden": drawn.seconds_verifying_hidden,
+        "seconds/sampling": sum(drawn.seconds_sampling for drawn in rounds),
+        "seconds/verifying": sum(drawn.seconds_verifying for drawn in rounds),
+        "seconds/verifying_hidden": sum(drawn.seconds_verifying_hidden for drawn in rounds),
     }
 
 
 def _next_questions(
-    questions: Sequence[Question], config: Config, position: Position
+    questions: Sequence[Question],
+    config: Config,
+    position: Position,
+    asked: Container[int] = frozenset(),
 ) -> tuple[list[Question], Position]:
-    """One rollout's questions. One that an epoch's end and the next one's start both name is
-    asked once: the second time it would get the same samples (their keys are addressed)."""
+    """One round's questions. One that an epoch's end and the next one's start both name is
+    asked once: the second time it would get the same samples (their keys are addressed).
+
+    asked: ids of the questions that the step has asked before, not all of them; they are passed
+    over for the same reason.
+    """
     assert config.rollout is not None
-    rows, position = take(len(questions), config.seed, position, config.rollout.questions_per_step)
-    return [questions[row] for row in dict.fromkeys(rows.tolist())], position
+    count, new = config.rollout.questions_per_step, list[Question]()
+    while not new:
+        rows, position = take(len(questions), config.seed, position, count)
+        named = [questions[row] for row in dict.fromkeys(rows.tolist())]
+        new = [question for question in named if question.id not in asked]
+    return new, position
+
+
+def _filled_sequences(
+    filled: refill.Filled, questions: Mapping[int, Question], config: Config, sampling: Sampling
+) -> list[TrainingSequence]:
+    """`choose` for a step with refill; questions: by id."""
+    weights = output_weights(
+        np.array([sample.question_id for sample in filled.trained], np.int64),
+        denominator=config.objective.denominator,
+        num_sampled=filled.num_sampled,
+        num_questions=filled.num_questions,
+    )
+    coefficients = METHODS[config.method].coefficient(
+        np.array([sample.accepted for sample in filled.trained], bool)
+    )
+    return [
+        TrainingSequence(
+            prompt_tokens(
+                questions[sample.question_id].text, config.data.prompt_template, sampling.tokenizer
+            ),
+            sample.tokens,
+            float(coefficient) * float(weight),
+            log_probs=sample.log_probs,
+        )
+        for sample, weight, coefficient in zip(filled.trained, weights, coefficients, strict=True)
+    ]
 
 
 def online(
@@ -181,19 +220,45 @@ def online(
     sampling: Sampling,
     folder: Path,
 ) -> Supply:
-    """Outputs of the current policy, sampled at each step and logged in `folder` (Online RFT)."""
+    """Outputs of the current policy, sampled at each step and logged in `folder` (Online RFT).
 
-    def supply(step: int, position: Position, policy: Callable[[], Params]) -> Supplied:
-        asked, position = _next_questions(questions, config, position)
-        drawn = _sample_step(policy(), asked, config, sampling, folder, step)
-        chosen = choose(drawn.samples, asked, config, sampling)
-        facts = funnel(drawn.samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
-        facts |= _seconds(drawn) | {
-            "policy/entropy": float(drawn.entropies.mean()),
-            "sampled_tokens": drawn.num_tokens,
-            "sampled_outputs": len(drawn.samples),
+    One round a step; with refill, rounds until enough outputs are kept (rft_jax/refill.py).
+    """
+    by_id = {question.id: question for question in questions}
+
+    def supply(
+        step: int,
+        position: Position,
+        policy: Callable[[], Params],
+        surplus: refill.Surplus,
+    ) -> Supplied:
+        params = policy()
+        asked: dict[int, Question] = {}
+        rounds: list[Rollout] = []
+        samples: list[Sample] = []
+        while not rounds or refill.wants_another_round(
+            samples, surplus, config, num_unasked=len(questions) - len(asked)
+        ):
+            new, position = _next_questions(questions, config, position, asked)
+            asked |= {question.id: question for question in new}
+            rounds.append(_sample_round(params, new, config, sampling, step))
+            samples += rounds[-1].samples
+        rollout_log.write(folder, step, samples, list(asked.values()), seed=config.seed)
+        facts: Facts = {}
+        if config.refill is None:
+            chosen = choose(samples, list(asked.values()), config, sampling)
+        else:
+            filled = refill.fill(samples, surplus, config, step=step, num_rounds=len(rounds))
+            sequences = _filled_sequences(filled, by_id, config, sampling)
+            chosen = Chosen(sequences, filled.num_distinct, filled.num_kept)
+            facts, surplus = dict(filled.facts), filled.surplus
+        facts |= funnel(samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
+        facts |= _seconds(rounds) | {
+            "policy/entropy": float(np.concatenate([drawn.entropies for drawn in rounds]).mean()),
+            "sampled_tokens": sum(drawn.num_tokens for drawn in rounds),
+            "sampled_outputs": len(samples),
         }
-        return Supplied(chosen.sequences, position, facts)
+        return Supplied(chosen.sequences, position, facts, surplus)
 
     return supply
 
@@ -223,8 +288,9 @@ def sample_pool(
                 continue
             if stopped():
                 return None
-            drawn = _sample_step(params, asked, config, sampling, folder, step)
-            new = _seconds(drawn)
+            drawn = _sample_round(params, asked, config, sampling, step)
+            rollout_log.write(folder, step, drawn.samples, asked, seed=config.seed)
+            new = _seconds([drawn])
             seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
             progress.update(
                 step + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 if "jax" in sys.modules:
@@ -17,6 +18,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import hypothesis
 import jaxtyping
+
+# A shell that puts a job in the background has it ignore Ctrl-C, and so would all it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any import of the package: every annotated function then checks its arguments.
 jaxtyping.install_import_hook("rft_jax", "typecheck.checked")

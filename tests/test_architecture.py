@@ -20,8 +20,8 @@ RANKS = (
     {"models", "parallel"},
     {"data", "sampling", "training", "verification"},
     {
-        "checkpoint", "experiments", "funnel", "metrics", "provenance", "report", "rollout_log",
-        "rollouts",
+        "checkpoint", "experiments", "funnel", "metrics", "provenance", "refill", "report",
+        "rollout_log", "rollouts",
     },
     {"evaluation", "setup", "supply"},
     {"run"},
@@ -33,8 +33,8 @@ one rank do not know each other."""
 
 WITHOUT_JAX = {
     "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "progress",
-    "provenance", "records", "report", "rollout_log", "sections", "signals", "statistics",
-    "verification",
+    "provenance", "records", "refill", "report", "rollout_log", "sections", "signals",
+    "statistics", "verification",
 }  # fmt: skip
 """Rooms that import no jax, not even indirectly: host processes and start-up must be light."""
 

@@ -22,6 +22,7 @@ from rft_jax.config import (
     ObjectiveConfig,
     OptimizerConfig,
     PoolConfig,
+    RefillConfig,
     RolloutConfig,
     SelectionConfig,
     TokenizerConfig,
@@ -215,6 +216,49 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: tiny.rft(init_from="random"),
         "init_from is random: method rft starts from a supervised model; name it as run:NAME or "
         "workdir:PATH.",
+    ),
+    "refill of nothing": (
+        lambda: RefillConfig(accepted=0, max_sampled=8),
+        "refill.accepted is 0: it must be at least 1.",
+    ),
+    "refill from the future": (
+        lambda: RefillConfig(accepted=1, max_sampled=8, max_staleness=-1),
+        "refill.max_staleness is -1: it must be 0 or more.",
+    ),
+    "refill under rft": (
+        lambda: tiny.rft(refill=RefillConfig(accepted=1, max_sampled=8)),
+        "refill does nothing under method rft: remove it.",
+    ),
+    "refill with KL": (
+        lambda: tiny.online_rft(
+            refill=RefillConfig(accepted=1, max_sampled=8),
+            objective=ObjectiveConfig(kl_coefficient=0.5),
+        ),
+        "objective.kl_coefficient is 0.5: the KL is over every output of the policy, and refill "
+        "keeps accepted ones: set it to 0 or remove refill.",
+    ),
+    "refill of less than a round": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=1, max_sampled=7)),
+        "refill.max_sampled is 7: it must be a multiple of one round, rollout.questions_per_step x "
+        "rollout.samples_per_question = 8, such as 8.",
+    ),
+    "refill of part of a round": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=1, max_sampled=30)),
+        "refill.max_sampled is 30: it must be a multiple of one round, rollout.questions_per_step "
+        "x rollout.samples_per_question = 8, such as 24.",
+    ),
+    "refill never full": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=17, max_sampled=16)),
+        "refill.accepted is 17: of refill.max_sampled = 16 outputs, 2 of each question, at most 16 "
+        "are kept: lower it or raise refill.max_sampled.",
+    ),
+    "refill never full under the cap": (
+        lambda: tiny.online_rft(
+            refill=RefillConfig(accepted=9, max_sampled=16),
+            selection=SelectionConfig(max_per_question=1),
+        ),
+        "refill.accepted is 9: of refill.max_sampled = 16 outputs, 1 of each question, at most 8 "
+        "are kept: lower it or raise refill.max_sampled.",
     ),
     "row too short": (
         lambda: tiny.sft(update=UpdateConfig(row_length=63, sequences_per_step=1)),

@@ -21,6 +21,7 @@ from rft_jax.config import (
     ConfigError,
     ModelConfig,
     PoolConfig,
+    RefillConfig,
     TokenizerConfig,
     VerificationConfig,
 )
@@ -245,11 +246,22 @@ def test_build_refuses(change: dict[str, Any], message: str) -> None:
     assert refusal(lambda: build(values)) == message
 
 
+def test_build_of_what_was_saved_before_a_section_was() -> None:
+    values = dataclasses.asdict(tiny.online_rft())
+    del values["refill"]
+    assert build(values) == tiny.online_rft()
+
+
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    assert list(values) == list(field_types())
+    missing = ["refill.accepted", "refill.max_sampled", "refill.max_staleness"]
+    assert [name for name in field_types() if name not in missing] == [
+        name for name in values if name != "refill"
+    ]
     assert replace_fields(config, values) == config
+    refill = RefillConfig(accepted=3, max_sampled=16)
+    assert [name for name in flatten(tiny.online_rft(refill=refill)) if name in missing] == missing
     assert flatten(tiny.sft())["rollout"] is None
 
 

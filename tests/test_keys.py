@@ -28,16 +28,17 @@ def _keys(questions: list[int], samples: list[int], step: int = 3) -> jax.Array:
 
 
 def test_a_token_key_folds_its_address_in_the_documented_order() -> None:
-    expected = jax.random.key(5)
-    for part in (int(Purpose.ROLLOUT), 3, 70, 2, 11):
-        expected = jax.random.fold_in(expected, part)
-    found = token_keys(_keys([9, 70], [0, 2]), 11)
-    assert _bits(found)[1] == _bits(expected)[0]
+    found = _bits(token_keys(_keys([9, 70], [0, 2]), jnp.array([4, 11])))
+    for bits, address in zip(found, [(9, 0, 4), (70, 2, 11)], strict=True):
+        expected = jax.random.key(5)
+        for part in (int(Purpose.ROLLOUT), 3, *address):
+            expected = jax.random.fold_in(expected, part)
+        assert bits == _bits(expected)[0]
 
 
 def test_the_bits_of_one_address_never_change() -> None:
     """Another value here means that a seed no longer gives the samples it gave before."""
-    assert _bits(token_keys(_keys([70], [2]), 11)) == [(441923252, 3359419060)]
+    assert _bits(token_keys(_keys([70], [2]), jnp.array([11]))) == [(441923252, 3359419060)]
 
 
 @settings(max_examples=30)
@@ -55,6 +56,9 @@ def test_a_key_does_not_depend_on_its_neighbours(
     again = _bits(_keys([questions[i] for i in order], [samples[i] for i in order]))
     assert again == [keys[i] for i in order]
     assert _bits(_keys(questions[:1] * 6, samples[:1] * 6)) == keys[:1] * 6
+    of_tokens = _bits(token_keys(_keys(questions, samples), jnp.arange(6)))
+    shuffled = _keys([questions[i] for i in order], [samples[i] for i in order])
+    assert _bits(token_keys(shuffled, jnp.array(order))) == [of_tokens[i] for i in order]
 
 
 def test_every_part_of_an_address_changes_the_key() -> None:
@@ -65,7 +69,7 @@ def test_every_part_of_an_address_changes_the_key() -> None:
         questions, samples = (jnp.asarray(part) for part in zip(*pairs, strict=True))
         of_samples = sample_keys(root, step=step, question_ids=questions, sample_indices=samples)
         for position in (0, 1, 2):
-            keys += _bits(token_keys(of_samples, position))
+            keys += _bits(token_keys(of_samples, jnp.full(of_samples.shape, position)))
     assert len(set(keys)) == len(keys) == 2 * len(Purpose) * 3 * 12 * 3
 
 
@@ -74,7 +78,7 @@ def test_keys_are_the_same_inside_jit() -> None:
     def traced(step: jax.Array, questions: jax.Array, samples: jax.Array) -> jax.Array:
         root = run_key(seed=5, purpose=Purpose.ROLLOUT)
         keys = sample_keys(root, step=step, question_ids=questions, sample_indices=samples)
-        return token_keys(keys, step)
+        return token_keys(keys, step + samples)
 
     found = traced(jnp.int32(3), jnp.array([4, 8]), jnp.array([1, 0]))
-    assert _bits(found) == _bits(token_keys(_keys([4, 8], [1, 0]), 3))
+    assert _bits(found) == _bits(token_keys(_keys([4, 8], [1, 0]), jnp.array([4, 3])))

@@ -49,8 +49,8 @@ def minibatches(sequences: Sequence[TrainingSequence], settings: Config, count: 
     source: Supply = fixed(sequences, settings)
     position, batches = START, []
     for step in range(count):
-        batch, position, facts = source(step, position, no_policy)
-        assert facts == {}
+        batch, position, facts, surplus = source(step, position, no_policy, ())
+        assert (facts, surplus) == ({}, ())
         batches.append(batch)
     return batches
 
@@ -97,7 +97,7 @@ def test_minibatches_follow_the_seed_and_the_position() -> None:
     order = [one.prompt[0] for batch in first for one in batch]
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
     source = fixed(sequences, settings)
-    assert source(9, Position(0, 4), no_policy).sequences == first[1]
+    assert source(9, Position(0, 4), no_policy, ()).sequences == first[1]
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -178,7 +178,7 @@ def test_online_samples_the_policy_anew_at_each_step(
     settings = asking(config("online_rft", "sampled"), 2)
     source = supply.online(MANY, settings, sampling(), tmp_path)
     asked_for: list[str] = []
-    result = source(6, START, lambda: asked_for.append("policy"))
+    result = source(6, START, lambda: asked_for.append("policy"), ())
     assert asked_for == ["policy"]
     assert result.position == Position(0, 2)
     assert [s.weight for s in result.sequences] == [0.25, 0.25]
@@ -200,7 +200,7 @@ def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(
     source = supply.online(MANY, asking(config("online_rft"), 4), sampling(), tmp_path)
     position = START
     for step in range(60):
-        position = source(step, position, lambda: None).position
+        position = source(step, position, lambda: None, ()).position
     assert position == Position(48, 0)
     sizes = [len(asked) for asked in drawn.asked]
     assert all(len(set(asked)) == len(asked) for asked in drawn.asked)

@@ -38,7 +38,7 @@ def sft(questions: str = "jsonl:questions.jsonl", **changes: Any) -> Config:
         steps=3,
         model=model(),
         update=UpdateConfig(
-            row_length=64, rows_per_microbatch=8, sequences_per_step=4, log_prob_chunk=64
+            row_length=64, rows_per_microbatch=8, sequences_per_step=4, logits_at_once=2**14
         ),
     )
     return dataclasses.replace(base, **changes)

@@ -64,7 +64,7 @@ def sft(questions: str, **changes: Any) -> Config:
         steps=8,
         model=tiny.model(num_kv_heads=2),
         update=UpdateConfig(
-            row_length=24, rows_per_microbatch=8, sequences_per_step=8, log_prob_chunk=64
+            row_length=24, rows_per_microbatch=8, sequences_per_step=8, logits_at_once=2**14
         ),
         optimizer=OptimizerConfig(learning_rate=3e-2, schedule="cosine", warmup_steps=2),
         verification=VerificationConfig(verifier="tiny_experiment:even_length", workers=1),

@@ -80,15 +80,16 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special ones vanish, and bytes that are no UTF-8 become U+FFFD."""
-        unknown, size = self.processor.unk_id(), self.vocab_size
+        size = self.vocab_size
+        special = {self.pad_id, self.bos_id, self.eos_id, self.processor.unk_id()}
         for token in ids:
             if not 0 <= token < size:
                 raise TokenizerError(
                     f"{self.path}: cannot decode id {token}: its ids are 0 to {size - 1}; use the "
                     "tokenizer that the model was trained with."
                 )
-        # Other special pieces decode to nothing; the unknown piece would decode to a question mark.
-        return self.processor.decode([int(token) for token in ids if token != unknown])
+        # The unknown piece would decode to a question mark, and any would part a character's bytes.
+        return self.processor.decode([int(token) for token in ids if token not in special])
 
 
 def load(path: str | Path) -> Tokenizer:

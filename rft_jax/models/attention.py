@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,18 +12,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 
-class PromptCache(NamedTuple):
-    """Keys and values of one layer's prompts, stored once for the G samples of each question."""
+class KeyValues(NamedTuple):
+    """What one layer's attention reads while decoding, row by row of a cache.
 
-    keys: Float[Array, "Q K P H"]
-    values: Float[Array, "Q K P H"]
+    A row serves B / R samples that follow one another: a prompt's serves the samples of its
+    question, a sample's own tokens serve it alone. Keys stand transposed, as the products that
+    read them run along the positions.
+    """
 
-
-class CompletionCache(NamedTuple):
-    """Keys and values of one layer's sampled tokens; slot t belongs to the token at position t."""
-
-    keys: Float[Array, "Q G K T H"]
-    values: Float[Array, "Q G K T H"]
+    keys: Float[Array, "R K H T"]
+    values: Float[Array, "R K T H"]
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
@@ -30,21 +29,29 @@ def at_least_float32(dtype: DTypeLike) -> DTypeLike:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def rotate(
-    x: Float[Array, "... S N H"], positions: Int[Array, "... S"], *, theta: float
-) -> Float[Array, "... S N H"]:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), halves rotated as in Llama.
+class Rotation(NamedTuple):
+    """Cosines and sines of the rotary angles at each position, computed once for all layers."""
 
-    Angles are computed in at least float32 whatever the type of x.
-    """
-    half, dtype = x.shape[-1] // 2, at_least_float32(x.dtype)
+    cos: Float[Array, "I ..."]
+    sin: Float[Array, "I ..."]
+
+
+def rotation(
+    positions: Int[Array, "..."], *, width: int, theta: float, dtype: DTypeLike
+) -> Rotation:
+    """The angles position * theta^(-2i / H) of RoFormer (arXiv 2104.09864, eq. 34), I = H / 2."""
+    half = width // 2
     frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
-    angles = positions[..., None, None].astype(dtype) * frequencies.reshape(
-        (1,) * (positions.ndim + 1) + (half,)
-    )
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    angles = frequencies.reshape((half,) + (1,) * positions.ndim) * positions[None].astype(dtype)
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "N H ..."], by: Rotation) -> Float[Array, "N H ..."]:
+    """Rotary position embedding, halves rotated as in Llama, in the type of the angles."""
+    half, dtype = x.shape[1] // 2, by.cos.dtype
+    cos, sin = by.cos[None], by.sin[None]
+    first, second = x[:, :half].astype(dtype), x[:, half:].astype(dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
     return rotated.astype(x.dtype)
 
 
@@ -58,73 +65,106 @@ def _softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float
 
 
 def packed_attention(
-    queries: Float[Array, "R S N H"],
-    keys: Float[Array, "R S K H"],
-    values: Float[Array, "R S K H"],
+    queries: Float[Array, "N H R S"],
+    keys: Float[Array, "K H R S"],
+    values: Float[Array, "K H R S"],
     segments: Int[Array, "R S"],
-) -> Float[Array, "R S N H"]:
+) -> Float[Array, "N H R S"]:
     """Causal attention within each segment of each row; segment 0 is padding."""
-    rows, slots, heads, width = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(rows, slots, kv_heads, heads // kv_heads, width)
+    heads, width, rows, slots = queries.shape
+    kv_heads = keys.shape[0]
+    grouped = (queries / math.sqrt(width)).reshape(kv_heads, heads // kv_heads, width, rows, slots)
     scores = jnp.einsum(
-        "rsknh,rtkh->rknst",
+        "knhrs,khrt->rknst",
         grouped,
         keys,
         preferred_element_type=at_least_float32(queries.dtype),
     )
     same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
     causal = jnp.tril(jnp.ones((slots, slots), dtype=bool))
-    weights = _softmax(scores / math.sqrt(width), (same & causal[None])[:, None, None])
-    mixed = jnp.einsum("rknst,rtkh->rsknh", weights.astype(values.dtype), values)
+    weights = _softmax(scores, (same & causal[None])[:, None, None])
+    mixed = jnp.einsum("rknst,khrt->knhrs", weights.astype(values.dtype), values)
     return mixed.reshape(queries.shape)
 
 
 def decode_attention(
-    queries: Float[Array, "Q G N H"],
-    prompt: PromptCache,
-    completion: CompletionCache,
-    prompt_lengths: Int[Array, "Q"],
-    position: Int[Array, ""],
-) -> Float[Array, "Q G N H"]:
-    """Attention of one new token per sample over its question's prompt and its own tokens.
+    queries: Float[Array, "N H B"],
+    parts: tuple[tuple[KeyValues, Bool[Array, "B _"]], ...],
+) -> Float[Array, "N H B"]:
+    """Attention of one new token per sample over the parts of what came before it.
 
-    The prompt's keys are read once per question, not once per sample. `position` counts the
-    sampled tokens before this one, whose own keys already stand in slot `position`.
+    parts: a cache, and which of its positions each sample sees; every sample must see one. A row
+    is read once for all its samples.
     """
-    questions, samples, heads, width = queries.shape
-    kv_heads = prompt.keys.shape[1]
-    grouped = queries.reshape(questions, samples, kv_heads, heads // kv_heads, width)
-    dtype = at_least_float32(queries.dtype)
-    on_prompt = jnp.einsum("qgknh,qkph->qgknp", grouped, prompt.keys, preferred_element_type=dtype)
-    on_own = jnp.einsum(
-        "qgknh,qgkth->qgknt", grouped, completion.keys, preferred_element_type=dtype
-    )
-    slots = prompt.keys.shape[2]
-    in_prompt = jnp.arange(slots)[None, :] < prompt_lengths[:, None]
-    in_own = jnp.arange(completion.keys.shape[3]) <= position
-    mask = jnp.concatenate(
-        [
-            jnp.broadcast_to(in_prompt[:, None, None, None, :], on_prompt.shape),
-            jnp.broadcast_to(in_own.reshape(1, 1, 1, 1, -1), on_own.shape),
-        ],
-        axis=-1,
-    )
-    scores = jnp.concatenate([on_prompt, on_own], axis=-1) / math.sqrt(width)
-    weights = _softmax(scores, mask).astype(prompt.values.dtype)
-    mixed = jnp.einsum("qgknp,qkph->qgknh", weights[..., :slots], prompt.values)
-    mixed += jnp.einsum("qgknt,qgkth->qgknh", weights[..., slots:], completion.values)
-    return mixed.reshape(queries.shape)
+    heads, width, batch = queries.shape
+    kv_heads = parts[0][0].keys.shape[1]
+    groups, dtype = heads // kv_heads, at_least_float32(queries.dtype)
+    # Samples come first as in the caches: XLA's CPU backend would copy those otherwise.
+    grouped = (queries / math.sqrt(width)).reshape(kv_heads, groups, width, batch)
+    grouped = grouped.transpose(3, 0, 1, 2)
+
+    def scores(cache: KeyValues, visible: Array) -> Array:
+        rows = _by_row(grouped, cache.keys.shape[0])
+        products = _product("rkmh,rkht->rkmt", rows, cache.keys)
+        return jnp.where(visible[:, None, None], _by_sample(products, batch), -jnp.inf)
+
+    of_parts = [scores(*part) for part in parts]
+    # One softmax over all parts.
+    top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in of_parts])
+    weights = [jnp.exp(s - top) for s in of_parts]
+    total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+    mixed = jnp.zeros((), dtype)
+    for weight, (cache, _) in zip(weights, parts, strict=True):
+        rows = _by_row(weight.astype(cache.values.dtype), cache.values.shape[0])
+        values = _product("rkmt,rkth->rkmh", rows, cache.values)
+        mixed = mixed + _by_sample(values, batch)
+    mixed = (mixed / total).astype(queries.dtype)
+    return mixed.transpose(1, 2, 3, 0).reshape(queries.shape)
 
 
-def write_completion(
-    cache: CompletionCache,
-    keys: Float[Array, "Q G K H"],
-    values: Float[Array, "Q G K H"],
-    position: Int[Array, ""],
-) -> CompletionCache:
-    """Put the new token's keys and values in slot `position`."""
-    return CompletionCache(
-        jax.lax.dynamic_update_slice_in_dim(cache.keys, keys[:, :, :, None], position, axis=3),
-        jax.lax.dynamic_update_slice_in_dim(cache.values, values[:, :, :, None], position, axis=3),
+def _product(terms: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """einsum with sums in at least float32."""
+    dtype = at_least_float32(a.dtype)
+    if a.dtype == dtype:
+        return jnp.einsum(terms, a, b)
+    # XLA's CPU backend has no batched product of bfloat16 with a sum in float32 for every shape.
+    return jax.lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: jnp.einsum(terms, a.astype(dtype), b.astype(dtype)),
+        default=lambda a, b: jnp.einsum(terms, a, b, preferred_element_type=dtype),
+    )
+
+
+def _by_row(x: Float[Array, "B K G E"], rows: int) -> Float[Array, "R K M E"]:
+    """The samples of a row side by side, M = G B / R."""
+    batch, kv_heads, groups, last = x.shape
+    if batch == rows:
+        return x
+    split = x.reshape(rows, batch // rows, kv_heads, groups, last)
+    return split.transpose(0, 2, 1, 3, 4).reshape(rows, kv_heads, -1, last)
+
+
+def _by_sample(x: Float[Array, "R K M E"], batch: int) -> Float[Array, "B K G E"]:
+    """The inverse of `_by_row`."""
+    rows, kv_heads, side_by_side, last = x.shape
+    if batch == rows:
+        return x
+    lanes = batch // rows
+    split = x.reshape(rows, kv_heads, lanes, side_by_side // lanes, last)
+    return split.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, last)
+
+
+def write_column(
+    cache: KeyValues,
+    keys: Float[Array, "K H B"],
+    values: Float[Array, "K H B"],
+    column: Int[Array, ""],
+) -> KeyValues:
+    """Put the new tokens' keys and values in one column, in place when the cache is donated."""
+    new_keys = keys.transpose(2, 0, 1)[..., None]
+    new_values = values.transpose(2, 0, 1)[:, :, None]
+    return KeyValues(
+        jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, column, axis=3),
+        jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, column, axis=2),
     )

@@ -6,17 +6,17 @@ from rft_jax.batches import Params
 
 AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embedding",): ("vocab", "embed"),
-    ("unembedding",): ("embed", "vocab"),
+    ("unembedding",): ("vocab", "embed"),
     ("final_norm", "scale"): (None,),
     ("blocks", "attention_norm", "scale"): ("layer", None),
-    ("blocks", "attention", "query"): ("layer", "embed", "heads", None),
-    ("blocks", "attention", "key"): ("layer", "embed", "kv_heads", None),
-    ("blocks", "attention", "value"): ("layer", "embed", "kv_heads", None),
-    ("blocks", "attention", "output"): ("layer", "heads", None, "embed"),
+    ("blocks", "attention", "query"): ("layer", "heads", None, "embed"),
+    ("blocks", "attention", "key"): ("layer", "kv_heads", None, "embed"),
+    ("blocks", "attention", "value"): ("layer", "kv_heads", None, "embed"),
+    ("blocks", "attention", "output"): ("layer", "embed", "heads", None),
     ("blocks", "mlp_norm", "scale"): ("layer", None),
-    ("blocks", "mlp", "gate"): ("layer", "embed", "mlp"),
-    ("blocks", "mlp", "up"): ("layer", "embed", "mlp"),
-    ("blocks", "mlp", "down"): ("layer", "mlp", "embed"),
+    ("blocks", "mlp", "gate"): ("layer", "mlp", "embed"),
+    ("blocks", "mlp", "up"): ("layer", "mlp", "embed"),
+    ("blocks", "mlp", "down"): ("layer", "embed", "mlp"),
 }
 
 

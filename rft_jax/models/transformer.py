@@ -3,6 +3,10 @@
 Layers are Flax NNX modules, split once; outside this file a policy is a nested dict of arrays.
 Training, prefill and decoding go through the same `Block`, which differ only in how they attend
 (one forward path), so that the sampler's log-probs are the trainer's.
+
+Features come first, [D, ...tokens], and a weight stands left of what it acts on, [out, in], as in
+W x: a product with few tokens then streams the weights as they lie (on CPU up to twice as fast as
+x W, whose operand is first packed anew at every step).
 """
 
 from __future__ import annotations
@@ -15,22 +19,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
 from rft_jax.models.attention import (
-    CompletionCache,
-    PromptCache,
+    KeyValues,
+    Rotation,
     at_least_float32,
     decode_attention,
     packed_attention,
     rotate,
-    write_completion,
+    rotation,
+    write_column,
 )
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(queries, keys, values) -> (mixed values shaped like queries, what the caller keeps)."""
+
+
+def linear(
+    weight: Float[Array, "..."], x: Float[Array, "..."], *, inputs: int = 1
+) -> Float[Array, "..."]:
+    """W x over the last `inputs` axes of the weight and the first of x, in the type of x.
+
+    One plain matrix product whatever the axes: XLA's CPU backend may transpose a weight anew at
+    every step when it contracts two axes.
+    """
+    out, tokens = weight.shape[: weight.ndim - inputs], x.shape[inputs:]
+    width = math.prod(x.shape[:inputs])
+    product = weight.astype(x.dtype).reshape(-1, width) @ x.reshape(width, -1)
+    return product.reshape(*out, *tokens)
 
 
 def _normal(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
@@ -44,10 +63,10 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "D ..."]) -> Float[Array, "D ..."]:
         wide = x.astype(at_least_float32(x.dtype))
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=0, keepdims=True) + self.eps)
+        scale = self.scale[...].reshape((-1,) + (1,) * (x.ndim - 1))
         return (normed * scale).astype(x.dtype)
 
 
@@ -56,24 +75,19 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         d, n, k, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = nnx.Param(_normal(rngs.params(), (d, n, h), d))
-        self.key = nnx.Param(_normal(rngs.params(), (d, k, h), d))
-        self.value = nnx.Param(_normal(rngs.params(), (d, k, h), d))
+        self.query = nnx.Param(_normal(rngs.params(), (n, h, d), d))
+        self.key = nnx.Param(_normal(rngs.params(), (k, h, d), d))
+        self.value = nnx.Param(_normal(rngs.params(), (k, h, d), d))
         # Residual branches start small: their sum over 2 L of them keeps the stream's variance.
-        self.output = nnx.Param(_normal(rngs.params(), (n, h, d), n * h * 2 * config.num_layers))
-        self.theta = config.rope_theta
+        self.output = nnx.Param(_normal(rngs.params(), (d, n, h), n * h * 2 * config.num_layers))
 
     def __call__(
-        self, x: Float[Array, "... D"], positions: Int[Array, "..."], attend: Attend
-    ) -> tuple[Float[Array, "... D"], Any]:
-        dtype = x.dtype
-        queries = jnp.einsum("...d,dnh->...nh", x, self.query[...].astype(dtype))
-        keys = jnp.einsum("...d,dkh->...kh", x, self.key[...].astype(dtype))
-        values = jnp.einsum("...d,dkh->...kh", x, self.value[...].astype(dtype))
-        queries = rotate(queries, positions, theta=self.theta)
-        keys = rotate(keys, positions, theta=self.theta)
-        mixed, kept = attend(queries, keys, values)
-        return jnp.einsum("...nh,nhd->...d", mixed, self.output[...].astype(dtype)), kept
+        self, x: Float[Array, "D ..."], rotation: Rotation, attend: Attend
+    ) -> tuple[Float[Array, "D ..."], Any]:
+        queries, keys = linear(self.query[...], x), linear(self.key[...], x)
+        values = linear(self.value[...], x)
+        mixed, kept = attend(rotate(queries, rotation), rotate(keys, rotation), values)
+        return linear(self.output[...], mixed, inputs=2), kept
 
 
 class MLP(nnx.Module):
@@ -81,13 +95,13 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         d, f = config.d_model, config.mlp_dim
-        self.gate = nnx.Param(_normal(rngs.params(), (d, f), d))
-        self.up = nnx.Param(_normal(rngs.params(), (d, f), d))
-        self.down = nnx.Param(_normal(rngs.params(), (f, d), f * 2 * config.num_layers))
+        self.gate = nnx.Param(_normal(rngs.params(), (f, d), d))
+        self.up = nnx.Param(_normal(rngs.params(), (f, d), d))
+        self.down = nnx.Param(_normal(rngs.params(), (d, f), f * 2 * config.num_layers))
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        gate = jax.nn.silu(x @ self.gate[...].astype(x.dtype))
-        return (gate * (x @ self.up[...].astype(x.dtype))) @ self.down[...].astype(x.dtype)
+    def __call__(self, x: Float[Array, "D ..."]) -> Float[Array, "D ..."]:
+        gate = jax.nn.silu(linear(self.gate[...], x))
+        return linear(self.down[...], gate * linear(self.up[...], x))
 
 
 class Block(nnx.Module):
@@ -100,10 +114,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def __call__(
-        self, x: Float[Array, "... D"], positions: Int[Array, "..."], attend: Attend
-    ) -> tuple[Float[Array, "... D"], Any]:
+        self, x: Float[Array, "D ..."], rotation: Rotation, attend: Attend
+    ) -> tuple[Float[Array, "D ..."], Any]:
         with jax.named_scope("attention"):
-            mixed, kept = self.attention(self.attention_norm(x), positions, attend)
+            mixed, kept = self.attention(self.attention_norm(x), rotation, attend)
             x = x + mixed
         with jax.named_scope("mlp"):
             return x + self.mlp(self.mlp_norm(x)), kept
@@ -134,7 +148,7 @@ def init(key: Key[Array, ""], *, config: ModelConfig, vocab_size: int) -> Params
         "final_norm": {"scale": jnp.ones((d,), jnp.float32)},
     }
     if not config.tie_embeddings:
-        params["unembedding"] = _normal(unembedding_key, (d, vocab_size), d)
+        params["unembedding"] = _normal(unembedding_key, (vocab_size, d), d)
     return params
 
 
@@ -145,22 +159,33 @@ def abstract_params(*, config: ModelConfig, vocab_size: int) -> Params:
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Int[Array, "..."]) -> Array:
-    return params["embedding"].astype(config.compute_dtype)[tokens]
+    return jnp.moveaxis(params["embedding"][tokens].astype(config.compute_dtype), -1, 0)
 
 
-def _final_norm(params: Params, config: ModelConfig, x: Float[Array, "... D"]) -> Array:
+def _rotation(config: ModelConfig, positions: Int[Array, "..."]) -> Rotation:
+    dtype = at_least_float32(config.compute_dtype)
+    return rotation(positions, width=config.head_dim, theta=config.rope_theta, dtype=dtype)
+
+
+def rotation_table(config: ModelConfig, num_positions: int) -> Rotation:
+    """The rotations of positions 0, 1, ...: made once, where a loop would make them at each step
+    and, as XLA fuses them into what they feed, in each layer."""
+    return _rotation(config, jnp.arange(num_positions))
+
+
+def _final_norm(params: Params, config: ModelConfig, x: Float[Array, "D ..."]) -> Array:
     norm = RMSNorm(config.d_model, config.norm_eps)
     norm.scale = nnx.Param(params["final_norm"]["scale"])
     return norm(x)
 
 
 def logits(
-    params: Params, hidden: Float[Array, "... D"], *, config: ModelConfig
-) -> Float[Array, "... V"]:
+    params: Params, hidden: Float[Array, "D ..."], *, config: ModelConfig
+) -> Float[Array, "V ..."]:
     """Unnormalised log-probabilities of the next token, in at least float32."""
-    table = params["embedding"].T if config.tie_embeddings else params["unembedding"]
+    table = params["embedding" if config.tie_embeddings else "unembedding"].astype(hidden.dtype)
     dtype = at_least_float32(hidden.dtype)
-    return jnp.matmul(hidden, table.astype(hidden.dtype), preferred_element_type=dtype)
+    return jnp.einsum("vd,d...->v...", table, hidden, preferred_element_type=dtype)
 
 
 def hidden_states(
@@ -170,17 +195,18 @@ def hidden_states(
     segments: Int[Array, "R S"],
     *,
     config: ModelConfig,
-) -> Float[Array, "R S D"]:
+) -> Float[Array, "D R S"]:
     """Final hidden states of packed rows: what `logits` turns into predictions of the next token.
 
     positions restart at 0 in each segment; segments are numbered from 1, 0 is padding.
     """
+    angles = _rotation(config, positions)
 
     def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, None]:
         return packed_attention(queries, keys, values, segments), None
 
     def layer(x: Array, block: Params) -> tuple[Array, None]:
-        return _block(config, block)(x, positions, attend)
+        return _block(config, block)(x, angles, attend)
 
     if config.remat == "full":
         layer = jax.checkpoint(layer, prevent_cse=False)
@@ -192,86 +218,84 @@ def hidden_states(
 
 
 class Cache(NamedTuple):
-    """What decoding reads: per layer, the prompts' and the sampled tokens' keys and values."""
+    """What decoding reads, per layer: the prompts' keys and values and those of the samples' own
+    tokens. prompts: empty when each sample's prompt stands in front of its own tokens."""
 
-    prompts: tuple[PromptCache, ...]
-    completions: tuple[CompletionCache, ...]
-    prompt_lengths: Int[Array, "Q"]
+    prompts: tuple[KeyValues, ...]
+    own: tuple[KeyValues, ...]
 
 
-def _layers(params: Params, config: ModelConfig) -> list[Params]:
-    """One parameter dict per layer: decoding is unrolled, as a scan would copy every cache."""
-    return [
-        jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(config.num_layers)
-    ]
+def unstack(params: Params) -> Params:
+    """The parameters with a tuple of per-layer dicts as `blocks`: what prefill and decode read.
+
+    They are unrolled over layers, as a scan would copy every cache.
+    """
+    blocks = params["blocks"]
+    count = jax.tree.leaves(blocks)[0].shape[0]
+    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(count))
+    return params | {"blocks": layers}
 
 
 def prefill(
-    params: Params,
-    prompts: Prompts,
-    *,
-    config: ModelConfig,
-    num_samples: int,
-    max_new_tokens: int,
-) -> tuple[Float[Array, "Q D"], Cache]:
-    """Run each prompt once; return the hidden state after its last token and the cache.
+    params: Params, prompts: Prompts, *, config: ModelConfig
+) -> tuple[Float[Array, "D Q"], tuple[KeyValues, ...]]:
+    """Run each prompt once; return the hidden state after its last token, and its cache.
 
-    The cache has room for `num_samples` outputs of `max_new_tokens` per prompt.
+    params: unstacked.
     """
-    questions, width = prompts.tokens.shape
+    width = prompts.tokens.shape[1]
     segments = (jnp.arange(width)[None, :] < prompts.lengths[:, None]).astype(jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(width)[None, :], prompts.tokens.shape)
+    angles = _rotation(config, jnp.broadcast_to(jnp.arange(width)[None, :], prompts.tokens.shape))
 
-    def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, PromptCache]:
-        kept = PromptCache(keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3))
+    def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, KeyValues]:
+        kept = KeyValues(keys.transpose(2, 0, 1, 3), values.transpose(2, 0, 3, 1))
         return packed_attention(queries, keys, values, segments), kept
 
     x = _embed(params, config, prompts.tokens)
     caches = []
-    for block in _layers(params, config):
-        x, kept = _block(config, block)(x, positions, attend)
+    for block in params["blocks"]:
+        x, kept = _block(config, block)(x, angles, attend)
         caches.append(kept)
-    shape = (questions, num_samples, config.num_kv_heads, max_new_tokens, config.head_dim)
-    empty = jnp.zeros(shape, x.dtype)
     last = jnp.maximum(prompts.lengths - 1, 0)
-    hidden = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-    return _final_norm(params, config, hidden), Cache(
-        prompts=tuple(caches),
-        completions=tuple(CompletionCache(empty, empty) for _ in caches),
-        prompt_lengths=prompts.lengths,
-    )
+    hidden = jnp.take_along_axis(x, last[None, :, None], axis=2)[..., 0]
+    return _final_norm(params, config, hidden), tuple(caches)
 
 
 def decode(
     params: Params,
-    tokens: Int[Array, "Q G"],
-    position: Int[Array, ""],
+    tokens: Int[Array, "B"],
+    positions: Int[Array, "B"],
     cache: Cache,
+    column: Int[Array, ""],
+    on_prompt: Bool[Array, "B P"] | None,
+    on_own: Bool[Array, "B T"],
+    table: Rotation,
     *,
     config: ModelConfig,
-) -> tuple[Float[Array, "Q G D"], Cache]:
-    """Run one sampled token per sample, the `position`-th of its completion (from 0).
+) -> tuple[Float[Array, "D B"], Cache]:
+    """Run one sampled token per sample; its keys and values go to `column` of its own cache.
 
-    Returns the hidden states after it and the cache that now holds it.
+    params: unstacked; positions: of the tokens, the prompt counted; on_prompt, on_own: what each
+    sample sees of its row's prompts (None where the cache has none) and of its own columns; table:
+    `rotation_table`. Returns the hidden states after the tokens, and the cache that holds them.
     """
-    positions = jnp.broadcast_to(cache.prompt_lengths[:, None] + position, tokens.shape)
     x = _embed(params, config, tokens)
+    angles = Rotation(table.cos[:, positions], table.sin[:, positions])
     written = []
-    for block, prompt, completion in zip(
-        _layers(params, config), cache.prompts, cache.completions, strict=True
-    ):
+    prompts = cache.prompts or (None,) * config.num_layers
+    for block, prompt, own in zip(params["blocks"], prompts, cache.own, strict=True):
 
         def attend(
             queries: Array,
             keys: Array,
             values: Array,
-            prompt: PromptCache = prompt,
-            completion: CompletionCache = completion,
-        ) -> tuple[Array, CompletionCache]:
-            own = write_completion(completion, keys, values, position)
-            mixed = decode_attention(queries, prompt, own, cache.prompt_lengths, position)
-            return mixed, own
+            prompt: KeyValues | None = prompt,
+            own: KeyValues = own,
+        ) -> tuple[Array, KeyValues]:
+            now = write_column(own, keys, values, column)
+            before = () if prompt is None or on_prompt is None else ((prompt, on_prompt),)
+            return decode_attention(queries, (*before, (now, on_own))), now
 
-        x, own = _block(config, block)(x, positions, attend)
-        written.append(own)
-    return _final_norm(params, config, x), cache._replace(completions=tuple(written))
+        x, now = _block(config, block)(x, angles, attend)
+        written.append(now)
+    return _final_norm(params, config, x), cache._replace(own=tuple(written))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rft_jax.batches import Params
 from rft_jax.config import ConfigError, MeshConfig
@@ -31,7 +32,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = _sizes(config)
     count = jax.device_count()
     known = math.prod(size for size in sizes if size != -1)
     if count % known or (-1 not in sizes and known != count):
@@ -43,7 +44,29 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return Mesh(np.asarray(jax.devices()).reshape(shape), ("data", "fsdp", "tensor"))
 
 
-def batch_size_divisor(mesh: Mesh) -> int:
+def cpu_device_count(meshes: Iterable[MeshConfig], rows: Iterable[int], cores: int) -> int:
+    """Simulated devices to split a CPU into: a power of two, at most one per core, that every one
+    of `meshes` can be made of and that divides every number of `rows`.
+
+    XLA's CPU backend runs many operations, batched matrix products among them, on one thread:
+    devices that share out a batch keep all cores at work.
+    """
+    meshes, rows = tuple(meshes), tuple(rows)
+
+    def fits(count: int) -> bool:
+        known = [math.prod(s for s in _sizes(mesh) if s != -1) for mesh in meshes]
+        inferred = all(-1 in _sizes(mesh) for mesh in meshes)
+        return inferred and not any(count % k for k in known) and not any(r % count for r in rows)
+
+    counts = [2**power for power in range(cores.bit_length()) if 2**power <= cores]
+    return max((count for count in counts if fits(count)), default=1)
+
+
+def _sizes(config: MeshConfig) -> tuple[int, int, int]:
+    return config.data, config.fsdp, config.tensor
+
+
+def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Batches are split this many ways."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -1,120 +1,317 @@
-"""Autoregressive sampling: one jitted call from prompts to G outputs each.
+"""Autoregressive sampling: from prompts to G outputs each, whatever the number of slots.
 
-Prompts are prefilled once and shared by their G samples. A `while_loop` decodes all samples in
-step and stops when every one has ended. Randomness is addressed (rft_jax/keys.py): an output
-depends on its question, sample index and step alone, not on what is sampled beside it.
+The host starts the loop of `slots.py` and lets it run for some steps at a time; in between it takes
+the outputs that are done, and gives the loop the layout it wants next: a longer ring, or fewer
+slots for the last samples. Randomness is addressed (rft_jax/keys.py): an output depends on its
+question, sample index and step alone, not on what is sampled beside it.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rft_jax.batches import Completions, Params, Prompts
 from rft_jax.config import ModelConfig
-from rft_jax.keys import sample_keys, token_keys
 from rft_jax.models import transformer
-from rft_jax.sampling import logits as sampling_logits
+from rft_jax.parallel.mesh import BATCH_AXES, batch_size_divisor
+from rft_jax.sampling import relayout
+from rft_jax.sampling import slots as loop
+from rft_jax.sampling.slots import Outputs, Slots, Store
+
+FIRST_RING = 32
+"""Columns that the slots' own cache starts with; it doubles as outputs grow."""
+SHRINK = {"cpu": 2}
+"""By platform: the last samples move to so many times fewer slots, as often as MIN_SLOTS are left.
+On a CPU a step's time follows its slots, elsewhere the weights that it reads."""
+SHRINK_ELSEWHERE = 4
+MIN_SLOTS = 8
+ROW_LANES = 8
+"""Slots that share a copy of a prompt while slots are refilled; fewer if G is."""
+STEPS_AT_ONCE = 32
+"""Steps between two looks of the host, which takes the outputs that have ended."""
+LAST_STEPS_AT_ONCE = 8
+"""The same when the queue is empty and slots may be given up."""
+TAKEN_AT_ONCE = 8
+"""Ended outputs leave the device in parts of at least so many, and of all divided by so many."""
 
 
-class _Loop(NamedTuple):
-    """The decode loop's state; outputs are kept time-major so that a step writes one row."""
+class Ended(NamedTuple):
+    """Outputs that have ended since the last such part, as numpy arrays; see Completions.
 
-    position: Int[Array, ""]
-    hidden: Float[Array, "Q G D"]
-    cache: transformer.Cache
-    done: Bool[Array, "B"]
-    lengths: Int[Array, "B"]
-    tokens: Int[Array, "T B"]
-    log_probs: Float[Array, "T B"]
-    entropies: Float[Array, "T B"]
+    numbers: question row x G + sample index of each.
+    """
+
+    numbers: Int[np.ndarray, "E"]
+    tokens: Int[np.ndarray, "E T"]
+    log_probs: Float[np.ndarray, "E T"]
+    entropies: Float[np.ndarray, "E T"]
+    lengths: Int[np.ndarray, "E"]
+    finished: Bool[np.ndarray, "E"]
+
+
+def _on_shards(function: Callable[..., Any], mesh: Mesh | None, split: tuple[bool, ...]) -> Any:
+    """`function` on each shard of the batch by itself; `split`: which arguments are per shard."""
+    if mesh is None or batch_size_divisor(mesh) == 1:
+        return function
+    batch = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(batch if of_shard else PartitionSpec() for of_shard in split),
+        out_specs=batch,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "config", "shape", "ring", "max_new_tokens"))
+def start(
+    params: Params,
+    prompts: Prompts,
+    limits: Int[Array, "Q G"],
+    root: Key[Array, ""],
+    step: Int[Array, ""],
+    *,
+    mesh: Mesh | None,
+    **static: Any,
+) -> tuple[Store, Slots]:
+    """`slots.start` on every shard."""
+    function = functools.partial(loop.start, **static)
+    return _on_shards(function, mesh, (False, True, True, False, False))(
+        params, prompts, limits, root, step
+    )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "num_samples", "max_new_tokens", "eos_id", "greedy")
+    jax.jit,
+    static_argnames=("mesh", "config", "prompt_width", "eos_id", "greedy"),
+    donate_argnames=("slots",),
 )
-def sample(
+def decode(
+    params: Params,
+    store: Store,
+    slots: Slots,
+    temperature: Float[Array, ""],
+    max_steps: Int[Array, ""],
+    *,
+    mesh: Mesh | None,
+    **static: Any,
+) -> tuple[Slots, Int[Array, "D 3"]]:
+    """`slots.decode` on every shard; shards do not wait for each other."""
+    function = functools.partial(loop.decode, **static)
+    return _on_shards(function, mesh, (False, True, True, False, False))(
+        params, store, slots, temperature, max_steps
+    )
+
+
+class Layout(NamedTuple):
+    """Slots of one shard and columns of their ring."""
+
+    size: int
+    ring: int
+
+
+def layouts(size: int, max_new_tokens: int, *, fewer: int) -> list[Layout]:
+    """The layouts a rollout goes through, each one at most once and never back.
+
+    The ring doubles up to the longest output; then the last samples move to fewer slots. So there
+    are few programs, and `compile_programs` can make them all before the first step.
+    """
+    rings = [max_new_tokens]
+    while rings[0] // 2 >= FIRST_RING:
+        rings.insert(0, -(-rings[0] // 2))
+    sizes = [size]
+    while sizes[-1] // fewer >= MIN_SLOTS:
+        sizes.append(sizes[-1] // fewer)
+    return [Layout(size, ring) for ring in rings] + [Layout(s, rings[-1]) for s in sizes[1:]]
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "old", "new", "prompt_width"))
+def _change(
+    slots: Slots, *, mesh: Mesh | None, old: Layout, new: Layout, prompt_width: int
+) -> Slots:
+    if new.size < old.size:
+        function = functools.partial(relayout.shrink, size=new.size)
+    else:
+        function = functools.partial(relayout.grow, ring=new.ring, prompt_width=prompt_width)
+    return _on_shards(function, mesh, (True,))(slots)
+
+
+@jax.jit
+def _unstack(params: Params) -> Params:
+    return transformer.unstack(params)
+
+
+def slots_shape(questions: int, samples: int, num_slots: int) -> tuple[int, int]:
+    """(rows, lanes) of one shard's slots: at most `num_slots`, all its samples' when that is 0."""
+    if not num_slots or num_slots >= questions * samples:
+        return questions, samples
+    lanes = min(samples, ROW_LANES, num_slots)
+    return num_slots // lanes, lanes
+
+
+def _decoded(
     params: Params,
     prompts: Prompts,
     root: Key[Array, ""],
-    step: Int[Array, ""],
-    temperature: Float[Array, ""],
+    step: Int[Array, ""] | np.int32,
+    temperature: Float[Array, ""] | np.float32,
     *,
     config: ModelConfig,
     num_samples: int,
     max_new_tokens: int,
     eos_id: int,
     greedy: bool = False,
+    num_slots: int = 0,
+    limits: Int[Array, "Q G"] | None = None,
+    only_compile: bool = False,
+) -> Iterator[tuple[Outputs, int]]:
+    """The host's side of the loop: (outputs so far, samples still to end) after every look.
+
+    The outputs are overwritten when the iterator goes on: dispatch what reads them before.
+    only_compile: go through all layouts without a step.
+    """
+    if not isinstance(params["blocks"], tuple):
+        params = _unstack(params)
+    where = getattr(prompts.tokens, "sharding", None)
+    mesh = where.mesh if isinstance(where, NamedSharding) else None
+    shards = batch_size_divisor(mesh) if mesh is not None else 1
+    questions, width = prompts.tokens.shape
+    limits = _limits(prompts, limits, num_samples=num_samples, max_new_tokens=max_new_tokens)
+    shape = slots_shape(questions // shards, num_samples, -(-num_slots // shards))
+    fewer = SHRINK.get(jax.default_backend(), SHRINK_ELSEWHERE)
+    todo = layouts(shape[0] * shape[1], max_new_tokens, fewer=fewer)
+    layout = todo.pop(0)
+    store, slots = start(
+        params, prompts, limits, root, step,
+        mesh=mesh, config=config, shape=shape, ring=layout.ring, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    longest, waiting = 0, 1
+    while True:
+        last = not waiting and bool(todo)
+        steps = 0 if only_compile else LAST_STEPS_AT_ONCE if last else STEPS_AT_ONCE
+        if layout.ring < max_new_tokens:
+            steps = min(steps, layout.ring - longest)
+        slots, summary = decode(
+            params, store, slots, temperature, np.int32(steps),
+            mesh=mesh, config=config, prompt_width=width, eos_id=eos_id, greedy=greedy,
+        )  # fmt: skip
+        by_shard = jax.device_get(summary)
+        working, longest, waiting = (int(most) for most in np.max(by_shard, axis=0))
+        yield slots.outputs, int(by_shard[:, 0].sum() + by_shard[:, 2].sum())
+        if working == waiting == 0 or (only_compile and not todo):
+            return
+        changes = 1 if only_compile or (longest >= layout.ring < max_new_tokens) else 0
+        if not waiting:
+            roomy = [n for n, new in enumerate(todo, 1) if working <= new.size < layout.size]
+            changes = max([changes, *roomy])
+        for _ in range(changes):
+            new = todo.pop(0)
+            slots = _change(slots, mesh=mesh, old=layout, new=new, prompt_width=width)
+            if new.size < layout.size:
+                store = store._replace(caches=())
+            layout = new
+
+
+def compile_programs(*arguments: Any, **settings: Any) -> None:
+    """Compile all that `sample_stream` of the same arguments and settings may run."""
+    total = arguments[1].tokens.shape[0] * settings["num_samples"]
+    for outputs, _ in _decoded(*arguments, only_compile=True, **settings):
+        _take(outputs, np.zeros(_at_once(total), np.int32))
+
+
+def _at_once(total: int) -> int:
+    return max(TAKEN_AT_ONCE, -(-total // TAKEN_AT_ONCE))
+
+
+@functools.partial(jax.jit, static_argnames=("num_samples", "max_new_tokens"))
+def _limits(
+    prompts: Prompts, limits: Int[Array, "Q G"] | None, *, num_samples: int, max_new_tokens: int
+) -> Int[Array, "Q G"]:
+    if limits is None:
+        shape = (prompts.ids.shape[0], num_samples)
+        limits = jnp.full(shape, max_new_tokens, jnp.int32)
+    return jnp.where(prompts.ids[:, None] >= 0, jnp.minimum(limits, max_new_tokens), 0)
+
+
+def sample(
+    params: Params,
+    prompts: Prompts,
+    root: Key[Array, ""],
+    step: Int[Array, ""] | np.int32,
+    temperature: Float[Array, ""] | np.float32,
+    *,
+    num_samples: int,
+    **settings: Any,
 ) -> Completions:
     """Sample `num_samples` outputs per prompt from softmax(logits / temperature), or greedily.
 
     root and step address the randomness (keys.sample_keys). A prompt whose id is negative fills
     the shape: it samples nothing and has length 0. EOS is part of an output that ends with it.
     Under `greedy` temperature and keys have no effect and log-probs are those of temperature 1.
+
+    params: stacked or unstacked (transformer.unstack). Prompts on a mesh are split over its batch
+    axes, and so are the slots. Settings: config, max_new_tokens and eos_id; greedy; num_slots:
+    outputs decoded at a time, over all shards of the batch, 0 for all; limits: [Q, G], the most
+    tokens of each output, `max_new_tokens` without.
     """
-    questions = prompts.ids.shape[0]
-    batch = questions * num_samples
-    indices = jnp.tile(jnp.arange(num_samples), questions)
-    ids = jnp.repeat(prompts.ids, num_samples)
-    keys = sample_keys(root, step=step, question_ids=ids, sample_indices=indices)
+    looks = _decoded(params, prompts, root, step, temperature, num_samples=num_samples, **settings)
+    last, _ = collections.deque(looks, maxlen=1).pop()
+    return _completions(last, prompts.tokens.shape[0], num_samples)
 
-    hidden, cache = transformer.prefill(
-        params, prompts, config=config, num_samples=num_samples, max_new_tokens=max_new_tokens
-    )
-    start = _Loop(
-        position=jnp.int32(0),
-        hidden=jnp.broadcast_to(hidden[:, None], (questions, num_samples, hidden.shape[-1])),
-        cache=cache,
-        done=ids < 0,
-        lengths=jnp.zeros((batch,), jnp.int32),
-        tokens=jnp.zeros((max_new_tokens, batch), jnp.int32),
-        log_probs=jnp.zeros((max_new_tokens, batch), jnp.float32),
-        entropies=jnp.zeros((max_new_tokens, batch), jnp.float32),
-    )
 
-    def running(loop: _Loop) -> Bool[Array, ""]:
-        return (loop.position < max_new_tokens) & ~jnp.all(loop.done)
+def sample_stream(
+    params: Params,
+    prompts: Prompts,
+    root: Key[Array, ""],
+    step: Int[Array, ""] | np.int32,
+    temperature: Float[Array, ""] | np.float32,
+    *,
+    num_samples: int,
+    **settings: Any,
+) -> Iterator[Ended]:
+    """The outputs of `sample`, each as soon as it has ended, while the device decodes the others.
 
-    def advance(loop: _Loop) -> _Loop:
-        scores = transformer.logits(params, loop.hidden, config=config).reshape(batch, -1)
-        if greedy:
-            new = sampling_logits.greedy(scores)
-        else:
-            new = sampling_logits.draw(scores, token_keys(keys, loop.position), temperature)
-        tokens = jnp.where(loop.done, 0, new.tokens)
-        hidden, cache = transformer.decode(
-            params,
-            tokens.reshape(questions, num_samples),
-            loop.position,
-            loop.cache,
-            config=config,
-        )
-        return _Loop(
-            position=loop.position + 1,
-            hidden=hidden,
-            cache=cache,
-            done=loop.done | (tokens == eos_id),
-            lengths=loop.lengths + ~loop.done,
-            tokens=loop.tokens.at[loop.position].set(tokens),
-            log_probs=loop.log_probs.at[loop.position].set(
-                jnp.where(loop.done, 0.0, new.log_probs)
-            ),
-            entropies=loop.entropies.at[loop.position].set(
-                jnp.where(loop.done, 0.0, new.entropies)
-            ),
-        )
+    Every output of a prompt that is no filler comes once, in no order that a user may rely on.
+    """
+    total = prompts.tokens.shape[0] * num_samples
+    at_once = _at_once(total)
+    taken = np.zeros(total, bool)
+    leaving: list[tuple[Int[np.ndarray, "E"], Outputs]] = []
+    for outputs, left in _decoded(
+        params, prompts, root, step, temperature, num_samples=num_samples, **settings
+    ):
+        ended, lengths = jax.device_get((outputs.ended, outputs.lengths))
+        new = np.flatnonzero(ended & (lengths > 0) & ~taken)
+        taken[new] = True
+        arrived, leaving = leaving, []
+        for part in np.split(new, range(at_once, len(new), at_once)):
+            if len(part):
+                padded = np.zeros(at_once, np.int32)
+                padded[: len(part)] = part
+                leaving.append((part, _take(outputs, padded)))
+        if not left:
+            arrived, leaving = arrived + leaving, []
+        for part, rows in arrived:
+            host = jax.device_get(rows)
+            yield Ended(part, *(leaf[: len(part)] for leaf in host[:5]))
 
-    end = jax.lax.while_loop(running, advance, start)
+
+@jax.jit
+def _take(outputs: Outputs, numbers: Int[Array, "E"]) -> Outputs:
+    return jax.tree.map(lambda leaf: leaf[numbers], outputs)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _completions(outputs: Outputs, questions: int, num_samples: int) -> Completions:
     shape = (questions, num_samples)
-    finished = jnp.any(end.tokens == eos_id, axis=0) & (end.lengths > 0)
-    return Completions(
-        tokens=end.tokens.T.reshape(*shape, max_new_tokens),
-        log_probs=end.log_probs.T.reshape(*shape, max_new_tokens),
-        entropies=end.entropies.T.reshape(*shape, max_new_tokens),
-        lengths=end.lengths.reshape(shape),
-        finished=finished.reshape(shape),
-    )
+    return Completions(*(leaf.reshape(*shape, *leaf.shape[1:]) for leaf in outputs[:5]))

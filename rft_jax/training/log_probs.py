@@ -26,26 +26,27 @@ def target_log_probs(
 ) -> Float[Array, "R S"]:
     """log softmax(logits / temperature)[target] in nats at every slot, float32.
 
-    Logits exist for `chunk` tokens at a time, in the forward and (recomputed) the backward pass.
+    Logits exist for about `chunk` tokens at a time, in the forward and (recomputed) the backward
+    pass. A part takes some slots of every row, so that rows split over devices stay where they are.
     Slots of segment 0 hold numbers without meaning: weigh them by 0.
     """
     hidden = transformer.hidden_states(params, inputs, positions, segments, config=config)
-    tokens = targets.size
-    size = min(chunk, tokens)
-    chunks = -(-tokens // size)
-    padding = chunks * size - tokens
-    flat = jnp.pad(hidden.reshape(tokens, -1), ((0, padding), (0, 0)))
-    wanted = jnp.pad(targets.reshape(tokens), (0, padding))
+    rows, slots = targets.shape
+    size = min(max(1, chunk // rows), slots)
+    parts = -(-slots // size)
+    padding = parts * size - slots
+    flat = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding))).reshape(-1, rows, parts, size)
+    wanted = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, parts, size)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def of_chunk(hidden_chunk: Array, wanted_chunk: Array) -> Array:
-        logits = transformer.logits(params, hidden_chunk, config=config) / temperature
-        chosen = jnp.take_along_axis(logits, wanted_chunk[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+    def of_part(hidden_part: Array, wanted_part: Array) -> Array:
+        logits = transformer.logits(params, hidden_part, config=config) / temperature
+        chosen = jnp.take_along_axis(logits, wanted_part[None], axis=0)[0]
+        return chosen - jax.nn.logsumexp(logits, axis=0)
 
     _, log_probs = jax.lax.scan(
-        lambda _, part: (None, of_chunk(*part)),
+        lambda _, part: (None, of_part(*part)),
         None,
-        (flat.reshape(chunks, size, -1), wanted.reshape(chunks, size)),
+        (jnp.moveaxis(flat, 2, 0), jnp.moveaxis(wanted, 1, 0)),
     )
-    return log_probs.reshape(-1)[:tokens].reshape(targets.shape)
+    return jnp.moveaxis(log_probs, 0, 1).reshape(rows, -1)[:, :slots]

@@ -22,7 +22,9 @@ Deviations from the paper, each off or neutral by default, each the name of a te
  4. a truncated output is never correct, whatever it says;
  5. at a rollout temperature other than 1, pi_theta is the tempered policy that was sampled from;
  6. a k3 estimate of the KL to the run's start may be subtracted (eq. 4), over sampled outputs;
- 7. AdamW with clipping takes the place of plain ascent.
+ 7. AdamW with clipping takes the place of plain ascent;
+ 8. a step may sample until enough outputs are kept, and fill up with those of older policies
+    (refill; rft_jax/refill.py states what that biases).
 """
 
 from __future__ import annotations
@@ -68,13 +70,14 @@ def output_weights(
     question_ids: Int[np.ndarray, "B"],
     *,
     denominator: Denominator,
-    num_sampled: int,
-    num_questions: int,
+    num_sampled: float,
+    num_questions: float,
 ) -> Float[np.ndarray, "B"]:
     """The weight of each kept output, so that the sum over them estimates the expectation.
 
     question_ids: the question of each kept output; num_sampled: decided outputs, kept or not;
-    num_questions: questions with a decided output, kept or not.
+    num_questions: questions with a decided output, kept or not. Under refill both are what the
+    kept outputs stand for, and need not be whole (rft_jax/refill.py).
     sampled: 1 / num_sampled, the unbiased estimate of eq. 11, in which rejected outputs count;
     accepted: 1 / kept, the mean over what is trained on;
     accepted_per_question: the mean over each question's kept outputs, then over all questions.

@@ -38,7 +38,7 @@ def test_every_name_has_a_rule_and_every_rule_is_in_use() -> None:
 def test_the_tree_of_names_has_the_shape_of_the_parameters() -> None:
     shapes = transformer.abstract_params(config=tiny.model(), vocab_size=12)
     found = logical_axes(shapes)
-    assert found["blocks"]["mlp"]["down"] == ("layer", "mlp", "embed")
+    assert found["blocks"]["mlp"]["down"] == ("layer", "embed", "mlp")
     assert jax.tree.structure(
         found, is_leaf=lambda node: isinstance(node, tuple)
     ) == jax.tree.structure(shapes)

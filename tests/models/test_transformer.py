@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from policies import random_policy
 from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
 from rft_jax.models import transformer
+from rft_jax.models.attention import KeyValues, rotation
 
 VOCAB = 20
 SLOTS = 16
@@ -37,7 +40,8 @@ def policy(config: ModelConfig) -> Params:
 
 
 def llama(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Logits after every token of one sequence, token by token and head by head, in float64."""
+    """Logits [V, S] after every token of one sequence, token by token and head by head, in
+    float64."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     width, half = config.head_dim, config.head_dim // 2
     group = config.num_heads // config.num_kv_heads
@@ -61,22 +65,22 @@ def llama(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray
         normed = [norm(x, block["attention_norm"]["scale"]) for x in stream]
         for head in range(config.num_heads):
             own = head // group
-            keys = [rope(x @ attention["key"][:, own], at) for at, x in enumerate(normed)]
-            values = [x @ attention["value"][:, own] for x in normed]
+            keys = [rope(attention["key"][own] @ x, at) for at, x in enumerate(normed)]
+            values = [attention["value"][own] @ x for x in normed]
             for at, x in enumerate(normed):
-                query = rope(x @ attention["query"][:, head], at)
+                query = rope(attention["query"][head] @ x, at)
                 scores = np.array([query @ key for key in keys[: at + 1]]) / math.sqrt(width)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
                 mixed = sum(w * v for w, v in zip(weights, values, strict=False))
-                stream[at] = stream[at] + mixed @ attention["output"][head]
+                stream[at] = stream[at] + attention["output"][:, head] @ mixed
         for at, x in enumerate(stream):
             normed_x = norm(x, block["mlp_norm"]["scale"])
-            gate = normed_x @ mlp["gate"]
+            gate = mlp["gate"] @ normed_x
             silu = gate / (1 + np.exp(-gate))
-            stream[at] = x + (silu * (normed_x @ mlp["up"])) @ mlp["down"]
-    table = params["embedding"].T if config.tie_embeddings else params["unembedding"]
-    return np.stack([norm(x, params["final_norm"]["scale"]) @ table for x in stream])
+            stream[at] = x + mlp["down"] @ (silu * (mlp["up"] @ normed_x))
+    table = params["embedding" if config.tie_embeddings else "unembedding"]
+    return np.stack([table @ norm(x, params["final_norm"]["scale"]) for x in stream], axis=1)
 
 
 def tokens_of(seed: int, *shape: int) -> np.ndarray:
@@ -88,7 +92,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def alone(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Hidden states of sequences that fill their rows."""
+    """Hidden states [D, R, S] of sequences that fill their rows."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return np.asarray(hidden_states(params, tokens, positions, np.ones_like(tokens), config=config))
 
@@ -98,7 +102,8 @@ def test_logits_are_those_of_a_llama_in_float64(name: str) -> None:
     config = CONFIGS[name]
     params, tokens = policy(config), tokens_of(0, 2, 9)
     found = transformer.logits(params, jnp.asarray(alone(params, tokens, config)), config=config)
-    expected = np.stack([llama(params, row, config) for row in tokens])
+    expected = np.stack([llama(params, row, config) for row in tokens], axis=1)
+    assert found.shape == expected.shape == (VOCAB, 2, 9)
     assert relative_error(found, expected) < 1e-5
 
 
@@ -136,7 +141,7 @@ def test_sequences_packed_into_a_row_do_not_see_each_other_or_padding(
     expected = alone(params, separate, BASE)
     assert np.all(np.isfinite(packed))
     for number, (here, length) in enumerate(places):
-        np.testing.assert_allclose(packed[0, here], expected[number, :length], atol=2e-5)
+        np.testing.assert_allclose(packed[:, 0, here], expected[:, number, :length], atol=2e-5)
 
 
 def test_tokens_after_a_position_and_padding_change_nothing() -> None:
@@ -147,9 +152,9 @@ def test_tokens_after_a_position_and_padding_change_nothing() -> None:
     padded[:, :width], positions[:, :width] = short, np.arange(width)
     segments = np.broadcast_to((np.arange(SLOTS) < width).astype(np.int32), padded.shape)
     found = hidden_states(params, padded, positions, segments, config=BASE)
-    np.testing.assert_allclose(found[:, :width], exact, atol=2e-6)
+    np.testing.assert_allclose(found[..., :width], exact, atol=2e-6)
     longer = np.concatenate([short, tokens_of(4, 2, SLOTS - width)], axis=1)
-    np.testing.assert_allclose(alone(params, longer, BASE)[:, :width], exact, atol=2e-6)
+    np.testing.assert_allclose(alone(params, longer, BASE)[..., :width], exact, atol=2e-6)
 
 
 def _gradients(config: ModelConfig) -> Params:
@@ -160,8 +165,8 @@ def _gradients(config: ModelConfig) -> Params:
 
     def loss(params: Params) -> jax.Array:
         hidden = transformer.hidden_states(params, *rows, config=config)
-        log_probs = jax.nn.log_softmax(transformer.logits(params, hidden, config=config))
-        chosen = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
+        log_probs = jax.nn.log_softmax(transformer.logits(params, hidden, config=config), axis=0)
+        chosen = jnp.take_along_axis(log_probs, jnp.asarray(tokens)[None], axis=0)[0]
         return jnp.sum(jnp.where(segments > 0, chosen, 0.0))
 
     return jax.jit(jax.grad(loss))(policy(BASE))
@@ -203,41 +208,218 @@ def test_bfloat16_compute_stays_close_and_keeps_float32_logits(tied: bool) -> No
     found = transformer.logits(params, hidden, config=config)
     assert hidden.dtype == jnp.bfloat16
     assert found.dtype == jnp.float32
-    expected = np.stack([llama(params, row, config) for row in tokens])
+    expected = np.stack([llama(params, row, config) for row in tokens], axis=1)
     # A rounding to bfloat16 errs by up to 2**-9; some ten follow one another.
     assert 1e-4 < relative_error(found, expected) < 4e-2
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "float32", "float64"])
+def test_rotations_are_computed_in_at_least_float32(compute_dtype: str) -> None:
+    config = tiny.model(compute_dtype=compute_dtype)
+    dtype = jnp.float64 if compute_dtype == "float64" else jnp.float32
+    with jax.enable_x64(True):
+        found = transformer.rotation_table(config, 5)
+        expected = rotation(
+            jnp.arange(5), width=config.head_dim, theta=config.rope_theta, dtype=dtype
+        )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bfloat16_compute_tells_large_positions_apart() -> None:
+    """Only distances matter, and beyond 1000 bfloat16 knows multiples of 8 alone."""
+    config = tiny.model(num_heads=4, num_kv_heads=2, compute_dtype="bfloat16")
+    params, tokens = policy(config), tokens_of(0, 2, 9)
+    positions = np.broadcast_to(np.arange(1025, 1034, dtype=np.int32), tokens.shape)
+    hidden = hidden_states(params, tokens, positions, np.ones_like(tokens), config=config)
+    found = transformer.logits(params, hidden, config=config)
+    expected = np.stack([llama(params, row, config) for row in tokens], axis=1)
+    assert relative_error(found, expected) < 4e-2
+
+
+def test_unstacked_parameters_are_a_dict_for_each_layer() -> None:
+    params = policy(BASE)
+    found = transformer.unstack(params)
+    assert len(found["blocks"]) == BASE.num_layers
+    for number, block in enumerate(found["blocks"]):
+        expected = jax.tree.map(lambda leaf, at=number: leaf[at], params["blocks"])
+        jax.tree.map(np.testing.assert_array_equal, block, expected)
+    assert {name: leaf for name, leaf in found.items() if name != "blocks"} == {
+        name: leaf for name, leaf in params.items() if name != "blocks"
+    }
+
+
+LENGTHS = np.array([5, 1, 8], np.int32)
+WIDTH = 8
+"""Three prompts, followed by rubbish up to WIDTH."""
+
+prefill = jax.jit(transformer.prefill, static_argnames="config")
+decode = jax.jit(transformer.decode, static_argnames="config")
+
+
+def prefilled(
+    params: Params, prompts: np.ndarray, config: ModelConfig
+) -> tuple[np.ndarray, tuple[KeyValues, ...]]:
+    """`prefill` of the three prompts, from stacked parameters."""
+    of = Prompts(jnp.asarray(prompts), jnp.asarray(LENGTHS), jnp.arange(3))
+    hidden, caches = prefill(transformer.unstack(params), of, config=config)
+    assert hidden.shape == (config.d_model, 3)
+    return np.asarray(hidden), caches
+
+
+def rubbish(config: ModelConfig, samples: int, columns: int) -> KeyValues:
+    """One layer's cache as earlier samples may leave it."""
+    rng = np.random.default_rng(7)
+    k, h = config.num_kv_heads, config.head_dim
+    shapes = (samples, k, h, columns), (samples, k, columns, h)
+    return KeyValues(*(jnp.asarray(rng.normal(size=s), config.compute_dtype) for s in shapes))
+
+
+def after_each_token(
+    params: Params, prompt: np.ndarray, completion: np.ndarray, config: ModelConfig
+) -> np.ndarray:
+    """Hidden states [D, T + 1] after the prompt and after each token of its completion."""
+    whole = np.concatenate([prompt, completion])[None]
+    return alone(params, whole, config)[:, 0, len(prompt) - 1 :]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str) -> None:
     config = CONFIGS[name]
     params, samples, new = policy(config), 3, 6
-    lengths = np.array([5, 1, 8], np.int32)
-    prompts = tokens_of(0, 3, 8)  # rubbish after each prompt's end
-    completions = tokens_of(1, 3, samples, new)
-    prefill = jax.jit(
-        transformer.prefill, static_argnames=("config", "num_samples", "max_new_tokens")
-    )
-    hidden, cache = prefill(
-        params,
-        Prompts(jnp.asarray(prompts), jnp.asarray(lengths), jnp.arange(3)),
-        config=config,
-        num_samples=samples,
-        max_new_tokens=new,
-    )
-    found = [np.repeat(np.asarray(hidden)[:, None], samples, axis=1)]
-    decode = jax.jit(transformer.decode, static_argnames="config")
-    for position in range(new):
+    prompts, completions = tokens_of(0, 3, WIDTH), tokens_of(1, 3 * samples, new)
+    questions = np.repeat(np.arange(3), samples)
+    hidden, of_prompts = prefilled(params, prompts, config)
+    found = [hidden[:, questions]]
+    own = (rubbish(config, 3 * samples, new),) * config.num_layers
+    cache = transformer.Cache(of_prompts, own)
+    for age in range(new):
         after, cache = decode(
-            params, completions[:, :, position], jnp.int32(position), cache, config=config
+            transformer.unstack(params),
+            completions[:, age],
+            LENGTHS[questions] + np.int32(age),
+            cache,
+            jnp.int32(age),
+            np.arange(WIDTH) < LENGTHS[questions, None],
+            np.broadcast_to(np.arange(new) <= age, (3 * samples, new)),
+            transformer.rotation_table(config, WIDTH + new),
+            config=config,
         )
         found.append(np.asarray(after))
-    for question, length in enumerate(lengths):
-        whole = np.concatenate(
-            [np.tile(prompts[question, :length], (samples, 1)), completions[question]], axis=1
+    for sample, question in enumerate(questions):
+        expected = after_each_token(
+            params, prompts[question, : LENGTHS[question]], completions[sample], config
         )
-        expected = alone(params, whole, config)[:, length - 1 :]
-        np.testing.assert_allclose(np.stack(found, axis=2)[question], expected, atol=5e-6)
+        np.testing.assert_allclose(np.stack(found, axis=-1)[:, sample], expected, atol=5e-6)
+
+
+IN_ROWS = np.array([[0, 1], [2, 0]])
+"""The prompts of each row."""
+ENTRIES = np.array([0, 1, 0, 1, 0, 0])
+"""Which one each of six samples, three to a row, continues."""
+STARTS = np.array([0, 3, 5, 6, 2, 4])
+"""The step at which it does."""
+
+
+def rows_of_prompts(caches: tuple[KeyValues, ...]) -> tuple[KeyValues, ...]:
+    """Side by side as in IN_ROWS."""
+    return tuple(
+        KeyValues(
+            jnp.concatenate([layer.keys[column] for column in IN_ROWS.T], axis=3),
+            jnp.concatenate([layer.values[column] for column in IN_ROWS.T], axis=2),
+        )
+        for layer in caches
+    )
+
+
+def in_front(caches: tuple[KeyValues, ...], own: KeyValues, of: np.ndarray) -> list[KeyValues]:
+    """Each sample's prompt before its own columns."""
+    return [
+        KeyValues(
+            jnp.concatenate([layer.keys[of], own.keys], axis=3),
+            jnp.concatenate([layer.values[of], own.values], axis=2),
+        )
+        for layer in caches
+    ]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["rows of prompts", "prompts in front"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("float64")
+def test_samples_decode_apart_whatever_their_prompts_and_ages(name: str, apart: bool) -> None:
+    """A sample starts when it likes, and its columns go around the ring. Before and after, its
+    slot computes rubbish that nobody sees. Its prompt is one of its row, or stands in front.
+
+    In float64, where rounding is no excuse."""
+    config = dataclasses.replace(CONFIGS[name], compute_dtype="float64")
+    params, new, ring = policy(config), 5, 6
+    prompts, completions = tokens_of(0, 3, WIDTH), tokens_of(1, 6, new)
+    questions = IN_ROWS[np.repeat([0, 1], 3), ENTRIES]
+    before = 0 if apart else WIDTH
+
+    hidden, caches = prefilled(params, prompts, config)
+    own = rubbish(config, 6, ring)
+    if apart:
+        cache = transformer.Cache(rows_of_prompts(caches), (own,) * config.num_layers)
+    else:
+        cache = transformer.Cache((), tuple(in_front(caches, own, questions)))
+    on_prompt = np.zeros((6, 2 * WIDTH if apart else WIDTH), bool)
+    for sample, question in enumerate(questions):
+        first = WIDTH * ENTRIES[sample] if apart else 0
+        on_prompt[sample, first : first + LENGTHS[question]] = True
+
+    found = [[hidden[:, question]] for question in questions]
+    for step in range(STARTS.max() + new):
+        tokens, ages = tokens_of(step + 2, 6), np.clip(step - STARTS, 0, new - 1)
+        working = np.flatnonzero((step >= STARTS) & (step < STARTS + new))
+        on_own = np.zeros((6, ring), bool)
+        for sample in working:
+            tokens[sample] = completions[sample, ages[sample]]
+            on_own[sample, (step - np.arange(ages[sample] + 1)) % ring] = True
+        after, cache = decode(
+            transformer.unstack(params),
+            tokens,
+            (LENGTHS[questions] + ages).astype(np.int32),
+            cache,
+            jnp.int32(before + step % ring),
+            on_prompt if apart else None,
+            on_own if apart else np.concatenate([on_prompt, on_own], axis=1),
+            transformer.rotation_table(config, WIDTH + new),
+            config=config,
+        )
+        for sample in working:
+            found[sample].append(np.asarray(after)[:, sample])
+    for sample, question in enumerate(questions):
+        expected = after_each_token(
+            params, prompts[question, : LENGTHS[question]], completions[sample], config
+        )
+        np.testing.assert_allclose(np.stack(found[sample], axis=1), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [(), (7,), (2, 6)])
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_sums_over_the_last_axes_of_a_weight(
+    dtype: str, inputs: int, tokens: tuple[int, ...]
+) -> None:
+    """In the type of x, whatever the weight's."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(*weight.shape[-inputs:], *tokens)), dtype)
+    found = transformer.linear(jnp.asarray(weight), x, inputs=inputs)
+    sums = {1: "abc,c...->ab...", 2: "abc,bc...->a..."}[inputs]
+    expected = np.einsum(sums, weight.astype(np.float64), np.asarray(x, np.float64))
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    limit = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+    assert relative_error(np.asarray(found, np.float64), expected) < limit
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -281,7 +463,7 @@ def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
     for leaf in matrices:
         assert np.mean(leaf[0] == leaf[1]) < 1e-3
     assert np.mean(first["embedding"] == other["embedding"]) < 1e-3
-    assert np.mean(first["embedding"] == first["unembedding"].T) < 1e-3
+    assert np.mean(first["embedding"] == first["unembedding"]) < 1e-3
 
 
 def test_initial_matrices_keep_variance_and_start_residual_branches_small() -> None:

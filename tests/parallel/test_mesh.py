@@ -23,12 +23,13 @@ from rft_jax.models.axes import AXES, logical_axes
 from rft_jax.parallel.mesh import (
     batch_sharding,
     batch_size_divisor,
+    cpu_device_count,
     make_mesh,
     param_shardings,
     replicated,
 )
 from rft_jax.parallel.processes import is_main
-from rft_jax.sampling.sampler import sample
+from rft_jax.sampling import sampler
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import gradients
 
@@ -73,6 +74,22 @@ def test_sizes_that_do_not_make_up_the_devices_are_an_error(config: MeshConfig, 
         f"mesh is {sizes}: it must make up the 8 devices there are; leave one axis at -1 to infer "
         "it."
     )
+
+
+@pytest.mark.parametrize(
+    ("meshes", "rows", "cores", "count"),
+    [
+        ([MeshConfig()], [4], 2, 2),
+        ([MeshConfig()], [16, 24], 64, 8),
+        ([MeshConfig()], [3], 8, 1),
+        ([MeshConfig(), MeshConfig(data=-1, fsdp=2)], [8], 7, 4),
+        ([MeshConfig(data=1, fsdp=1, tensor=1)], [8], 8, 1),
+    ],
+)
+def test_a_cpu_is_split_into_devices_that_the_settings_allow(
+    meshes: list[MeshConfig], rows: list[int], cores: int, count: int
+) -> None:
+    assert cpu_device_count(meshes, rows, cores) == count
 
 
 def test_shardings_of_batches() -> None:
@@ -202,31 +219,29 @@ def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
-def _compiled_sampler(sizes: tuple[int, int, int], *, fsdp: bool) -> str:
-    """The program of 8 questions, 3 samples each and 7 new tokens, as each device runs it."""
+@functools.cache
+def _compiled_decode(sizes: tuple[int, int, int], *, fsdp: bool, num_slots: int = 0) -> str:
+    """The decode loop of 8 questions, 3 samples each and 7 new tokens, as each device runs it."""
     mesh = make_mesh(MeshConfig(*sizes))
-
-    def placed(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            tree,
-            shardings,
-        )
-
-    split, everywhere = batch_sharding(mesh), replicated(mesh)
-    prompts = Prompts(
-        jnp.zeros((8, 5), jnp.int32), jnp.zeros((8,), jnp.int32), jnp.zeros((8,), jnp.int32)
+    layout = param_shardings(mesh, policy(), logical_axes(policy()), fsdp=fsdp)
+    params = sampler._unstack(jax.device_put(policy(), layout))
+    prompts = jax.device_put(
+        Prompts(jnp.ones((8, 5), jnp.int32), jnp.full((8,), 5), jnp.arange(8)),
+        batch_sharding(mesh),
     )
-    scalars = (run_key(seed=0, purpose=Purpose.ROLLOUT), jnp.int32(0), jnp.float32(1))
-    lowered = sample.lower(
-        placed(policy(), param_shardings(mesh, policy(), logical_axes(policy()), fsdp=fsdp)),
-        placed(prompts, Prompts(split, split, split)),  # type: ignore[arg-type]
-        *placed(scalars, (everywhere,) * 3),
-        config=MODEL,
-        num_samples=3,
-        max_new_tokens=7,
-        eos_id=2,
+    root, step, temperature = jax.device_put(
+        (run_key(seed=0, purpose=Purpose.ROLLOUT), np.int32(0), np.float32(1)), replicated(mesh)
     )
+    limits = jax.device_put(np.full((8, 3), 7, np.int32), batch_sharding(mesh))
+    shape = sampler.slots_shape(8 // batch_size_divisor(mesh), 3, num_slots)
+    store, slots = sampler.start(
+        params, prompts, limits, root, step,
+        mesh=mesh, config=MODEL, shape=shape, ring=7, max_new_tokens=7,
+    )  # fmt: skip
+    lowered = sampler.decode.lower(
+        params, store, slots, temperature, step,
+        mesh=mesh, config=MODEL, prompt_width=5, eos_id=2, greedy=False,
+    )  # fmt: skip
     return lowered.compile().as_text()
 
 
@@ -237,19 +252,31 @@ def _moved(program: str) -> list[int]:
     return [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
 
 
+@pytest.mark.parametrize("num_slots", [0, 4])
 @pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)], ids=lambda s: "x".join(map(str, s)))
 def test_decoding_moves_no_weights_in_the_layout_of_a_rollout(
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int], num_slots: int
 ) -> None:
-    """Promise 7. Tensor parallelism sums activations, and compares each device's best token."""
-    rollout = _compiled_sampler(sizes, fsdp=False)
-    questions, tensor = 8 // (sizes[0] * sizes[1]), sizes[2]
-    winners = questions * 3 * tensor
-    assert all(moved <= winners for moved in _moved(rollout)), _moved(rollout)
+    """Promise 7. Tensor parallelism sums activations, and picks tokens from the devices' parts."""
+    program = _compiled_decode(sizes, fsdp=False, num_slots=num_slots)
+    data, tensor = sizes[0] * sizes[1], sizes[2]
+    slots = min(num_slots or 24, 24 // data)
+    # Of each slot at most the sums of 8 parts of the vocabulary, and one part's block of tokens.
+    assert all(moved <= slots * 8 * tensor for moved in _moved(program)), _moved(program)
     if tensor == 1:
-        assert not _moved(rollout)
-    # The cache of each device holds its own questions and its own heads: [Q, G, K, T, H].
-    assert f"f32[{questions},3,{4 // tensor},7,8]" in rollout
-    assert "f32[8,3,4,7,8]" not in rollout
+        assert not _moved(program)
     # In the layout of training far more would move: the search above does find it.
-    assert max(_moved(_compiled_sampler(sizes, fsdp=True))) > 4 * winners
+    smallest = min(leaf.size for leaf in jax.tree.leaves(policy()["blocks"]) if leaf.ndim > 2)
+    trained = _moved(_compiled_decode(sizes, fsdp=True, num_slots=num_slots))
+    assert max(trained) >= smallest // MODEL.num_layers // tensor
+
+
+def test_each_device_has_its_own_slots_and_heads_and_writes_them_in_place() -> None:
+    program = _compiled_decode((2, 2, 2), fsdp=False)
+    # [slots, K, H, T] of the shard: 6 slots of 24, 2 heads of 4.
+    cache = "f32[6,2,8,7]"
+    assert cache in program
+    assert "f32[24,4,8,7]" not in program
+    assert "input_output_alias" in program
+    copies = re.findall(rf"= {re.escape(cache)}\S* copy\(", program)
+    assert not copies, copies

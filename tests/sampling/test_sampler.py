@@ -21,8 +21,11 @@ from rft_jax.keys import Purpose, run_key
 from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, replicated
+from rft_jax.sampling import sampler
+from rft_jax.sampling.logits import block_shape
 from rft_jax.sampling.reshard import rollout_params
-from rft_jax.sampling.sampler import sample
+from rft_jax.sampling.sampler import Layout, layouts, sample, sample_stream
+from rft_jax.system import count_compilations
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.packing import TrainingSequence, pack
 
@@ -49,8 +52,8 @@ def chain(logits: np.ndarray) -> Params:
     norms = jax.tree.map(jnp.ones_like, params["final_norm"])
     embedding = np.eye(VOCAB, width, dtype=np.float32)
     # The norm turns a unit vector into one of length sqrt(D).
-    unembedding = np.zeros((width, VOCAB), np.float32)
-    unembedding[:VOCAB] = logits / np.sqrt(width)
+    unembedding = np.zeros((VOCAB, width), np.float32)
+    unembedding[:, :VOCAB] = logits.T / np.sqrt(width)
     return params | {
         "final_norm": norms,
         "embedding": jnp.asarray(embedding),
@@ -115,16 +118,29 @@ def _next_logits(
     hidden = transformer.hidden_states(
         params, tokens[None], slots[None], segments[None], config=config
     )
-    return transformer.logits(params, hidden[0, length - 1], config=config)
+    return transformer.logits(params, hidden[:, 0, length - 1], config=config)
 
 
 @jax.jit
-def _noise(question_id: jax.Array, index: jax.Array, position: jax.Array) -> jax.Array:
-    """The Gumbel noise at one address, folded in one part after the other."""
+def _uniforms(question_id: jax.Array, index: jax.Array, position: jax.Array) -> jax.Array:
+    """The two numbers at one address, folded in one part after the other."""
     key = jax.random.key(SEED)
     for part in (int(Purpose.ROLLOUT), STEP, question_id, index, position):
         key = jax.random.fold_in(key, part)
-    return jax.random.gumbel(key, (VOCAB,))
+    return jax.random.uniform(key, (2,))
+
+
+def _inverted(probabilities: np.ndarray, uniforms: np.ndarray) -> int:
+    """The token at two uniform numbers, in float64: a block by the first, then one of it."""
+    parts, per_part, size = block_shape(VOCAB)
+    padded = np.zeros((parts, per_part * size))
+    padded[:, : VOCAB // parts] = probabilities.reshape(parts, -1)
+    blocks = padded.reshape(-1, size)
+    sums = blocks.sum(axis=1)
+    block = int(np.searchsorted(np.cumsum(sums), uniforms[0] * sums.sum(), side="right"))
+    inside = blocks[block]
+    token = int(np.searchsorted(np.cumsum(inside), uniforms[1] * inside.sum(), side="right"))
+    return (block // per_part) * (VOCAB // parts) + (block % per_part) * size + token
 
 
 def plain_sampler(
@@ -143,9 +159,9 @@ def plain_sampler(
         padded[: len(sequence)] = sequence
         scores = _next_logits(params, padded, np.int32(len(sequence)), config=MODEL)
         scaled = np.asarray(scores, np.float64) / (1.0 if greedy else temperature)
-        noise = 0.0 if greedy else np.asarray(_noise(question_id, index, position))
-        token = int(np.argmax(scaled + noise))
         distribution = special.log_softmax(scaled)
+        uniforms = np.asarray(_uniforms(question_id, index, position), np.float64)
+        token = int(np.argmax(scaled)) if greedy else _inverted(np.exp(distribution), uniforms)
         sequence.append(token)
         log_probs.append(float(distribution[token]))
         entropies.append(float(special.entr(np.exp(distribution)).sum()))
@@ -211,6 +227,123 @@ def test_outputs_do_not_depend_on_the_batch_or_on_the_width_of_prompts() -> None
 def test_more_samples_leave_the_first_as_they_are() -> None:
     found = run(policy(), make_prompts(QUESTIONS), num_samples=7)
     same_outputs(Completions(*(leaf[:, :4] for leaf in found)), baseline())
+
+
+@functools.cache
+def many() -> tuple[list[tuple[int, list[int]] | None], Completions]:
+    """Nine questions of 1 to 6 tokens among fillers, five samples each, at once."""
+    generator = np.random.default_rng(5)
+    rows: list[tuple[int, list[int]] | None] = [
+        (100 * number, generator.integers(VOCAB, size=generator.integers(1, 7)).tolist())
+        for number in range(9)
+    ]
+    rows.insert(4, None)
+    return rows, run(policy(), make_prompts(rows), num_samples=5)
+
+
+@pytest.mark.parametrize(
+    "num_slots", [12, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 5, 49))]
+)
+def test_outputs_do_not_depend_on_the_number_of_slots(num_slots: int) -> None:
+    """Samples that wait for a slot are those that had one from the start."""
+    rows, expected = many()
+    found = run(policy(), make_prompts(rows), num_samples=5, num_slots=num_slots)
+    same_outputs(found, expected)
+
+
+@pytest.mark.parametrize("num_slots", [0, 12])
+def test_outputs_do_not_depend_on_rings_and_on_slots_given_up(
+    monkeypatch: pytest.MonkeyPatch, num_slots: int
+) -> None:
+    rows, _ = many()
+    limits = jnp.asarray(np.arange(50).reshape(10, 5) % NEW + 1)
+    expected = run(policy(), make_prompts(rows), num_samples=5, limits=limits)
+    changes: list[tuple[Layout, Layout]] = []
+    change = sampler._change
+
+    def seen(slots: Any, *, old: Layout, new: Layout, **static: Any) -> Any:
+        changes.append((old, new))
+        return change(slots, old=old, new=new, **static)
+
+    for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", 2), ("STEPS_AT_ONCE", 1)]:
+        monkeypatch.setattr(sampler, name, value)
+    monkeypatch.setattr(sampler, "LAST_STEPS_AT_ONCE", 1)
+    monkeypatch.setattr(sampler, "_change", seen)
+    found = run(policy(), make_prompts(rows), num_samples=5, num_slots=num_slots, limits=limits)
+    same_outputs(found, expected)
+    assert any(new.ring > old.ring for old, new in changes)
+    assert any(new.size < old.size for old, new in changes)
+
+
+@pytest.mark.parametrize("num_slots", [0, 12])
+def test_bfloat16_samples_in_slots_of_any_number(num_slots: int) -> None:
+    config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype="bfloat16")
+    rows, _ = many()
+    found = run(policy(), make_prompts(rows), num_samples=5, num_slots=num_slots, config=config)
+    assert np.isfinite(found.log_probs).all()
+    assert (found.lengths > 0).sum() == 45
+
+
+@pytest.mark.parametrize("ids", [[-1, -1], [-1, 4], [4, -1]])
+def test_slots_whose_first_samples_have_nothing_to_do_go_on(ids: list[int]) -> None:
+    prompts = Prompts(jnp.full((2, 6), 3), jnp.array([0, 1]), jnp.array(ids))
+    found = run(policy(), prompts, num_slots=2)
+    for row, question_id in enumerate(ids):
+        assert (found.lengths[row] > 0).all() == (question_id >= 0)
+    assert np.isfinite(found.log_probs).all()
+
+
+@settings(max_examples=15)
+@given(
+    limits=st.lists(st.integers(0, NEW), min_size=50, max_size=50),
+    num_slots=st.sampled_from([0, 12]),
+)
+def test_limits_cut_the_same_outputs(limits: list[int], num_slots: int) -> None:
+    rows, whole = many()
+    most = np.array(limits, np.int32).reshape(10, 5)
+    most[4] = 0  # the filler
+    found = run(
+        policy(), make_prompts(rows), num_samples=5, num_slots=num_slots, limits=jnp.asarray(most)
+    )
+    kept = np.arange(NEW) < most[..., None]
+    same_outputs(
+        found,
+        Completions(
+            tokens=np.where(kept, whole.tokens, 0),
+            log_probs=np.where(kept, whole.log_probs, 0),
+            entropies=np.where(kept, whole.entropies, 0),
+            lengths=np.minimum(whole.lengths, most),
+            finished=whole.finished & (whole.lengths <= most),
+        ),
+    )
+
+
+def test_the_stream_gives_every_output_once_and_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(sampler, "LAST_STEPS_AT_ONCE", 1)
+    rows, expected = many()
+    root = run_key(seed=SEED, purpose=Purpose.ROLLOUT)
+    parts = list(
+        sample_stream(
+            policy(), make_prompts(rows), root, np.int32(STEP), np.float32(1.3),
+            config=MODEL, num_samples=5, max_new_tokens=NEW, eos_id=EOS, num_slots=12,
+        )
+    )  # fmt: skip
+    assert len(parts) > 3
+    numbers = np.concatenate([part.numbers for part in parts])
+    assert sorted(numbers.tolist()) == [n for n in range(50) if n // 5 != 4]
+    for part in parts:
+        for name in Completions._fields:
+            of_all = np.asarray(getattr(expected, name))
+            wanted = of_all.reshape(50, *of_all.shape[2:])[part.numbers]
+            np.testing.assert_allclose(getattr(part, name), wanted, atol=1e-5)
+
+
+def test_layouts_are_few_and_end_at_the_longest_output_and_the_fewest_slots() -> None:
+    found = layouts(512, 512, fewer=4)
+    assert found == [(512, r) for r in (32, 64, 128, 256, 512)] + [(128, 512), (32, 512), (8, 512)]
+    assert layouts(64, 40, fewer=2) == [(64, 40), (32, 40), (16, 40), (8, 40)]
+    assert layouts(4, 8, fewer=2) == [(4, 8)]
 
 
 def test_a_shorter_limit_cuts_the_same_outputs() -> None:
@@ -291,31 +424,46 @@ def test_eos_in_the_last_place_finishes_an_output() -> None:
     assert found.lengths[0].tolist() == [NEW] * 4
 
 
-def test_decoding_stops_when_every_output_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    positions: list[int] = []
-    decode = transformer.decode
-
-    def counted(params: Params, tokens: Any, position: Any, cache: Any, **static: Any) -> Any:
-        jax.debug.callback(lambda at: positions.append(int(at)), position)
-        return decode(params, tokens, position, cache, **static)
-
-    monkeypatch.setattr(transformer, "decode", counted)
-    # Traced anew, and outside the cache of `sample`, which other tests use.
-    static = {"config": MODEL, "num_samples": 2, "max_new_tokens": NEW, "eos_id": EOS}
-    traced = jax.jit(functools.partial(sample.__wrapped__, **static))
-
-    def steps(following: dict[int, int], rows: list[tuple[int, list[int]] | None]) -> list[int]:
-        positions.clear()
+def test_decoding_stops_when_every_output_has_ended() -> None:
+    def steps(following: dict[int, int], rows: list[tuple[int, list[int]] | None]) -> int:
         root = run_key(seed=0, purpose=Purpose.ROLLOUT)
-        traced(leading_to(following), make_prompts(rows), root, np.int32(0), np.float32(1))
-        jax.effects_barrier()
-        return sorted(positions)
+        params, prompts = transformer.unstack(leading_to(following)), make_prompts(rows)
+        limits = jnp.where(prompts.ids[:, None] >= 0, NEW, 0).repeat(2, axis=1)
+        store, slots = sampler.start(
+            params, prompts, limits, root, np.int32(0),
+            mesh=None, config=MODEL, shape=(len(rows), 2), ring=NEW, max_new_tokens=NEW,
+        )  # fmt: skip
+        slots, _ = sampler.decode(
+            params, store, slots, np.float32(1), np.int32(100),
+            mesh=None, config=MODEL, prompt_width=6, eos_id=EOS, greedy=False,
+        )  # fmt: skip
+        return int(slots.step[0])
 
     # EOS at once; the longer of two; the limit; nothing to sample.
-    assert steps({}, [(0, [3]), (1, [4]), None]) == [0]
-    assert steps({3: 4, 4: 5}, [(0, [3]), (1, [4]), None]) == [0, 1, 2]
-    assert steps({3: 3}, [(0, [3]), (1, [4]), None]) == list(range(NEW))
-    assert steps({3: 3}, [None, None, None]) == []
+    assert steps({}, [(0, [3]), (1, [4]), None]) == 1
+    assert steps({3: 4, 4: 5}, [(0, [3]), (1, [4]), None]) == 3
+    assert steps({3: 3}, [(0, [3]), (1, [4]), None]) == NEW
+    assert steps({3: 3}, [None, None, None]) == 0
+
+
+def test_a_slot_never_waits_while_its_row_holds_the_next_prompt() -> None:
+    """The cost follows the tokens: short outputs beside one long one take few steps."""
+    rows: list[tuple[int, list[int]] | None] = [(number, [4]) for number in range(8)]
+    rows[0] = (0, [3])
+    params = leading_to({3: 3, 4: 5})  # the first question runs to the limit, others end at 2
+    root = run_key(seed=0, purpose=Purpose.ROLLOUT)
+    stacked, prompts = transformer.unstack(params), make_prompts(rows)
+    store, slots = sampler.start(
+        stacked, prompts, jnp.full((8, 2), NEW), root, np.int32(0),
+        mesh=None, config=MODEL, shape=(2, 2), ring=NEW, max_new_tokens=NEW,
+    )  # fmt: skip
+    slots, _ = sampler.decode(
+        stacked, store, slots, np.float32(1), np.int32(100),
+        mesh=None, config=MODEL, prompt_width=6, eos_id=EOS, greedy=False,
+    )  # fmt: skip
+    # 2 x 8 tokens in two slots, 14 x 2 in the other two; question by question it would be 22.
+    assert int(slots.step[0]) <= 14
+    assert slots.outputs.ended.all()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -404,10 +552,24 @@ def test_casting_parameters_for_the_rollout_changes_no_output_by_a_bit() -> None
     same_outputs(run(cast, prompts, config=config), run(params, prompts, config=config), atol=0)
 
 
-def test_other_steps_temperatures_seeds_and_questions_compile_nothing() -> None:
-    sample.clear_cache()
-    for step, temperature in [(0, 1.0), (1, 0.7), (50, 1.0)]:
-        rows = [QUESTIONS[step % 3], None, QUESTIONS[0], None, None]
+def test_programs_compiled_beforehand_are_all_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other steps, temperatures, seeds, questions, lengths of outputs compile nothing."""
+    for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", 2), ("LAST_STEPS_AT_ONCE", 1)]:
+        monkeypatch.setattr(sampler, name, value)
+    static = {
+        "config": MODEL, "num_samples": 3, "max_new_tokens": NEW, "eos_id": EOS, "num_slots": 8,
+    }  # fmt: skip
+
+    def arguments(step: int) -> tuple[Any, ...]:
+        rows = [QUESTIONS[step % 3], None, QUESTIONS[0], (9, [3]), (77, [4, 3])]
         params = policy() if step else leading_to({3: 4})
-        run(params, make_prompts(rows), step=step, seed=step, temperature=temperature)
-    assert sample._cache_size() == 1
+        root = run_key(seed=step, purpose=Purpose.ROLLOUT)
+        prompts = jax.device_put(make_prompts(rows))
+        return params, prompts, root, np.int32(step), np.float32(1 - step / 100)
+
+    sampler.compile_programs(*arguments(0), **static)
+    calls = [arguments(step) for step in (0, 1, 50)]
+    with count_compilations() as compilations:
+        for call in calls:
+            assert list(sample_stream(*call, **static))
+    assert compilations.count == 0

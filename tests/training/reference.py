@@ -37,8 +37,8 @@ def _log_probs(
     slots = jnp.arange(WIDTH)[None]
     ones = jnp.ones((1, WIDTH), jnp.int32)
     hidden = transformer.hidden_states(params, tokens[None, :-1], slots, ones, config=config)
-    scores = transformer.logits(params, hidden, config=config)[0] / temperature
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), tokens[1:, None], axis=-1)[:, 0]
+    scores = transformer.logits(params, hidden, config=config)[:, 0] / temperature
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=0), tokens[None, 1:], axis=0)[0]
     return jax.lax.dynamic_slice_in_dim(chosen, first, LIMIT)
 
 

@@ -34,7 +34,7 @@ def plain(params: Params, temperature: jax.Array) -> jax.Array:
     inputs, targets, positions, segments = setting()[1]
     hidden = transformer.hidden_states(params, inputs, positions, segments, config=MODEL)
     scores = transformer.logits(params, hidden, config=MODEL) / temperature
-    return jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(scores, axis=0), targets[None], axis=0)[0]
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])
@@ -73,3 +73,29 @@ def test_log_probs_are_float32_under_bfloat16() -> None:
     found = target_log_probs(params, *rows, jnp.float32(1.0), config=config, chunk=8)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, plain(params, jnp.float32(1.0)), atol=0.1)
+
+
+def test_memory_does_not_grow_with_the_vocabulary() -> None:
+    """Beyond the table's own gradient: 2**14 logits at a time, of 2**20 to 2**24."""
+    tokens, at_once = 1024, 2**14
+    rows = [jnp.zeros((4, tokens // 4), jnp.int32)] * 2 + [
+        jnp.ones((4, tokens // 4), jnp.int32)
+    ] * 2
+
+    def temporary(vocab_size: int) -> int:
+        params = transformer.init(jax.random.key(0), config=MODEL, vocab_size=vocab_size)
+
+        def loss(params: Params) -> jax.Array:
+            return jnp.sum(
+                target_log_probs(
+                    params, *rows, jnp.float32(1), config=MODEL, chunk=at_once // vocab_size
+                )
+            )
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        tables = 2 * vocab_size * MODEL.d_model * 4
+        return compiled.memory_analysis().temp_size_in_bytes - 2 * tables
+
+    small, large = temporary(1024), temporary(16_384)
+    assert large - small < 8 * at_once * 4, (small, large)
+    assert large < tokens * 16_384 * 4 / 8

@@ -32,10 +32,12 @@ from rft_jax.config import (
     Method,
     ObjectiveConfig,
     OptimizerConfig,
+    RefillConfig,
     SelectionConfig,
 )
 from rft_jax.models import transformer
 from rft_jax.records import Sample, Verdict
+from rft_jax.refill import Carried, fill
 from rft_jax.supply import choose
 from rft_jax.training import objective as module
 from rft_jax.training.log_probs import target_log_probs
@@ -225,11 +227,28 @@ def test_deviation_7_adamw_with_clipping_takes_the_place_of_plain_ascent() -> No
             assert np.asarray(moved) == pytest.approx([-0.1, 0.1, -0.1], rel=1e-5)
 
 
+def test_deviation_8_a_step_may_fill_up_with_outputs_of_older_policies() -> None:
+    """One of two outputs is kept by each of two policies: a mean of their estimates, 1/2 each."""
+    assert config("online_rft").refill is None
+    refilled = dataclasses.replace(
+        config("online_rft", "sampled"),
+        refill=RefillConfig(accepted=2, max_sampled=8, max_staleness=1),
+    )
+    old = Carried(sample(QUESTIONS[1], Output((1, 2, EOS), True)), outputs=2.0, questions=1.0)
+    fresh = [
+        dataclasses.replace(sample(QUESTIONS[0], o, n), step=1)
+        for n, o in enumerate([RIGHT, WRONG])
+    ]
+    filled = fill(fresh, (old,), refilled, step=1, num_rounds=1)
+    assert filled.trained == [fresh[0], old.sample]
+    assert filled.num_sampled == 4
+
+
 def test_every_deviation_of_the_docstring_has_its_test() -> None:
     assert module.__doc__ is not None
     listed = set(re.findall(r"^ (\d)\. ", module.__doc__, re.MULTILINE))
     tested = {name.split("_")[2] for name in globals() if name.startswith("test_deviation_")}
-    assert listed == tested == set("1234567")
+    assert listed == tested == set("12345678")
 
 
 @settings(max_examples=30)

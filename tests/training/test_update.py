@@ -76,8 +76,9 @@ def _plain_loss(
     slots = jnp.broadcast_to(jnp.arange(reference.WIDTH), weights.shape)
     ones = jnp.ones_like(slots)
     hidden = transformer.hidden_states(params, tokens[:, :-1], slots, ones, config=MODEL)
-    log_probs = jax.nn.log_softmax(transformer.logits(params, hidden, config=MODEL) / TEMPERATURE)
-    chosen = jnp.take_along_axis(log_probs, tokens[:, 1:, None], -1)[..., 0]
+    scores = transformer.logits(params, hidden, config=MODEL) / TEMPERATURE
+    log_probs = jax.nn.log_softmax(scores, axis=0)
+    chosen = jnp.take_along_axis(log_probs, tokens[None, :, 1:], axis=0)[0]
     return -jnp.sum(weights * chosen), chosen
 
 
@@ -189,7 +190,7 @@ def test_policies_far_apart_off_the_outputs_leave_the_kl_finite() -> None:
     # Hidden states whose first coordinate is positive everywhere, and a token that hates it.
     embedding = params["embedding"].at[:, 0].set(50.0)
     params = params | {"embedding": embedding}
-    unembedding = params["unembedding"].at[:, 5].set(0.0).at[0, 5].set(-1e4)
+    unembedding = params["unembedding"].at[5].set(0.0).at[5, 0].set(-1e4)
     found = computed(
         params | {"unembedding": unembedding},
         [TrainingSequence((1, 5, 5), (2, EOS), 1.0, 1.0)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -83,7 +84,8 @@ def test_no_orphans_when_the_parent_is_killed(
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     )
-    with parent:
+    with parent, contextlib.ExitStack() as stack:
+        stack.callback(parent.kill)  # also when an assertion fails: leaving the block waits for it
         assert parent.stdout is not None
         assert parent.stdout.readline() == "main runs\n"
         pids = [int(parent.stdout.readline())]

@@ -1,0 +1,1 @@
+"""Speed side by side with other packages on the same work; README.md says how."""

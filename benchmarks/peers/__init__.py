@@ -1,0 +1,1 @@
+"""One worker per package: the same work through its own public interface."""
