@@ -10,7 +10,7 @@ quickstart: $(READY)
 	$(BIN)/rft-jax run experiments/arithmetic.py
 
 test: check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow"

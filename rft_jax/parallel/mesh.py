@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from rft_jax.batches import Params
 from rft_jax.config import ConfigError, MeshConfig
@@ -69,6 +70,16 @@ def _sizes(config: MeshConfig) -> tuple[int, int, int]:
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
     """Batches are split this many ways."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """`x` split along its logical axes (None: kept whole) as RULES say, by the mesh of the
+    enclosing shard_map or set_mesh; unchanged where there is none."""
+    axes = jax.sharding.get_abstract_mesh().axis_names
+    if not axes:
+        return x
+    spec = (None if name is None else RULES[name] for name in names)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

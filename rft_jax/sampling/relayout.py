@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from rft_jax.models.attention import KeyValues
 from rft_jax.models.transformer import Cache
-from rft_jax.sampling.slots import Slots
+from rft_jax.sampling.slots import Slots, by_heads
 
 
 def grow(slots: Slots, *, ring: int, prompt_width: int) -> Slots:
@@ -22,7 +22,9 @@ def grow(slots: Slots, *, ring: int, prompt_width: int) -> Slots:
     # Columns older than the old ring hold nothing anyone sees.
     source = jnp.concatenate([jnp.arange(in_front), in_front + step_of_column % old])
     own = tuple(
-        KeyValues(jnp.take(own.keys, source, axis=3), jnp.take(own.values, source, axis=2))
+        by_heads(
+            KeyValues(jnp.take(own.keys, source, axis=3), jnp.take(own.values, source, axis=2))
+        )
         for own in slots.cache.own
     )
     return slots._replace(cache=slots.cache._replace(own=own))
@@ -60,5 +62,5 @@ def shrink(slots: Slots, *, size: int) -> Slots:
         entries=jnp.zeros((size,), jnp.int32),
         questions=slots.questions[row, entry][:, None],
         hidden=slots.hidden[chosen],
-        cache=Cache((), own),
+        cache=Cache((), tuple(by_heads(kv) for kv in own)),
     )

@@ -60,7 +60,7 @@ class Ended(NamedTuple):
 
 def _on_shards(function: Callable[..., Any], mesh: Mesh | None, split: tuple[bool, ...]) -> Any:
     """`function` on each shard of the batch by itself; `split`: which arguments are per shard."""
-    if mesh is None or batch_size_divisor(mesh) == 1:
+    if mesh is None or mesh.size == 1:
         return function
     batch = PartitionSpec(BATCH_AXES)
     return jax.shard_map(
@@ -106,8 +106,9 @@ def decode(
     mesh: Mesh | None,
     **static: Any,
 ) -> tuple[Slots, Int[Array, "D 3"]]:
-    """`slots.decode` on every shard; shards do not wait for each other."""
-    function = functools.partial(loop.decode, **static)
+    """`slots.decode` on every shard; shards of one device do not wait for each other."""
+    in_step = mesh is not None and mesh.shape["tensor"] > 1
+    function = functools.partial(loop.decode, in_step=in_step, **static)
     return _on_shards(function, mesh, (False, True, True, False, False))(
         params, store, slots, temperature, max_steps
     )

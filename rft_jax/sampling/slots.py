@@ -22,6 +22,7 @@ from rft_jax.config import ModelConfig
 from rft_jax.keys import sample_keys, token_keys
 from rft_jax.models import transformer
 from rft_jax.models.attention import KeyValues, Rotation
+from rft_jax.parallel.mesh import constrain
 from rft_jax.sampling import logits as sampling_logits
 
 PREFILL_TOKENS = 16_384
@@ -75,6 +76,11 @@ class Slots(NamedTuple):
     outputs: Outputs
 
 
+def by_heads(cache: KeyValues) -> KeyValues:
+    """The cache with each device of a tensor-parallel shard holding its own heads."""
+    return KeyValues(*(constrain(leaf, None, "kv_heads", None, None) for leaf in cache))
+
+
 def start(
     params: Params,
     prompts: Prompts,
@@ -94,6 +100,7 @@ def start(
     questions, samples = limits.shape
     rows, lanes = shape
     hidden, caches = _prefill(params, prompts, config)
+    caches = tuple(by_heads(cache) for cache in caches)
     total = questions * samples
     numbers = jnp.arange(rows * lanes)
     of_slots = jnp.minimum(numbers, total - 1) // samples
@@ -103,7 +110,7 @@ def start(
         in_rows, kept = first[:, None], caches
     else:
         in_rows = jnp.stack([first, jnp.where(last > first, last, -1)], axis=1)
-        kept = tuple(_of_rows(cache, in_rows) for cache in caches)
+        kept = tuple(by_heads(_of_rows(cache, in_rows)) for cache in caches)
     keys = sample_keys(
         root,
         step=rollout_step,
@@ -112,9 +119,11 @@ def start(
     )
     working = (numbers < total) & (limits.reshape(-1)[jnp.minimum(numbers, total - 1)] > 0)
     own, dtype = (rows * lanes, config.num_kv_heads), caches[0].keys.dtype
-    empty = KeyValues(
-        jnp.zeros((*own, config.head_dim, ring), dtype),
-        jnp.zeros((*own, ring, config.head_dim), dtype),
+    empty = by_heads(
+        KeyValues(
+            jnp.zeros((*own, config.head_dim, ring), dtype),
+            jnp.zeros((*own, ring, config.head_dim), dtype),
+        )
     )
     store = Store(
         () if everyone else caches,
@@ -182,9 +191,12 @@ def decode(
     prompt_width: int,
     eos_id: int,
     greedy: bool,
+    in_step: bool,
 ) -> tuple[Slots, Int[Array, "1 3"]]:
-    """Run `max_steps` steps, or fewer when nothing is left to sample.
+    """Run `max_steps` steps, or fewer when nothing is left to sample and not `in_step`.
 
+    in_step: all shards run as many steps as each other. The devices of a shard exchange parts of
+    activations, and an exchange may be one that all devices of the mesh take part in at once.
     The caller sees to it that no sample at work outgrows the ring in so many steps.
     Also returns (working slots, tokens of the longest sample at work, samples in the queue).
     """
@@ -193,8 +205,9 @@ def decode(
     table = transformer.rotation_table(config, prompt_width + limit)
 
     def running(slots: Slots) -> Bool[Array, ""]:
+        more = slots.step[0] - first < max_steps
         left = jnp.any(slots.samples >= 0) | (slots.head[0] < slots.outputs.lengths.shape[0])
-        return (slots.step[0] - first < max_steps) & left
+        return more if in_step else more & left
 
     def advance(slots: Slots) -> Slots:
         slots = _refill(store, slots) if store.caches else slots

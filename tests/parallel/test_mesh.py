@@ -271,12 +271,16 @@ def test_decoding_moves_no_weights_in_the_layout_of_a_rollout(
     assert max(trained) >= smallest // MODEL.num_layers // tensor
 
 
-def test_each_device_has_its_own_slots_and_heads_and_writes_them_in_place() -> None:
-    program = _compiled_decode((2, 2, 2), fsdp=False)
-    # [slots, K, H, T] of the shard: 6 slots of 24, 2 heads of 4.
-    cache = "f32[6,2,8,7]"
+@pytest.mark.parametrize(("num_slots", "slots"), [(0, 6), (3, 3)])
+def test_each_device_has_its_own_slots_and_heads_and_writes_them_in_place(
+    num_slots: int, slots: int
+) -> None:
+    program = _compiled_decode((2, 2, 2), fsdp=False, num_slots=num_slots)
+    # [slots, K, H, T] of the shard: 2 heads of 4, and all 6 slots or 3 that are refilled.
+    cache = f"f32[{slots},2,8,7]"
     assert cache in program
-    assert "f32[24,4,8,7]" not in program
+    for whole in (f"f32[{4 * slots},4,8,7]", f"f32[{slots},4,8,7]"):
+        assert whole not in program
     assert "input_output_alias" in program
     copies = re.findall(rf"= {re.escape(cache)}\S* copy\(", program)
     assert not copies, copies

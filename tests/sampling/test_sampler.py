@@ -387,6 +387,31 @@ def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
     same_outputs(Completions(*(leaf[:5] for leaf in found)), baseline())
 
 
+@pytest.mark.parametrize("num_slots", [0, 8])
+def test_shards_that_end_far_apart_wait_for_no_exchange(num_slots: int) -> None:
+    """A vocabulary of 20 is padded for the draw, which moves parts of it between devices."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    params = random_policy(MODEL, 20, seed=1)
+    layout = param_shardings(mesh, params, logical_axes(params), fsdp=False)
+    prompts = make_prompts([(id, [1, 5, 9]) for id in range(4)])
+    root = run_key(seed=SEED, purpose=Purpose.ROLLOUT)
+    limits = np.array([[1] * 4, [2] * 4, [3] * 4, [NEW] * 4], np.int32)
+    settings: dict[str, Any] = {
+        "config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_id": EOS,
+    }  # fmt: skip
+    scalars = (root, np.int32(STEP), np.float32(1.0))
+    alone = sample(params, prompts, *scalars, limits=jnp.asarray(limits), **settings)
+    spread = sample(
+        jax.device_put(params, layout),
+        jax.device_put(prompts, batch_sharding(mesh)),
+        *jax.device_put(scalars, replicated(mesh)),
+        limits=jax.device_put(limits, batch_sharding(mesh)),
+        num_slots=num_slots,
+        **settings,
+    )
+    same_outputs(jax.device_get(spread), jax.device_get(alone))
+
+
 def test_every_part_of_the_address_changes_outputs() -> None:
     """A uniform policy, so that tokens are a picture of the keys alone."""
     uniform = chain(np.where(np.arange(VOCAB) == EOS, -1000.0, 0.0)[None].repeat(VOCAB, axis=0))
