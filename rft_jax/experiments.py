@@ -23,7 +23,7 @@ from rft_jax.config import Config, ConfigError, Experiment
 from rft_jax.fields import check_types, field_types, flatten, replace_fields, section_types, suggest
 
 # They change how the model is computed and not which parameters it has.
-_FREE_MODEL_FIELDS = ("compute_dtype", "remat")
+_FREE_MODEL_FIELDS = ("attention", "compute_dtype", "remat")
 
 
 class Option(NamedTuple):

@@ -325,6 +325,7 @@ def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | N
         optimizer=this.optimizer,
         kl_coefficient=config.objective.kl_coefficient,
         chunk=max(1, shapes.logits_at_once // this.sampling.tokenizer.vocab_size),
+        mesh=mesh,
     )
     values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
     if not math.isfinite(values["gradient_norm"]):

@@ -112,8 +112,12 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of activations and of weights inside matrix products; masters stay float32. float64
     serves exact tests, under JAX_ENABLE_X64=1."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """What computes attention in the update: a flash kernel, cuDNN's on a GPU in bfloat16 or splash
+    attention on a TPU, or the XLA compiler; `auto` takes the kernel where it can serve."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or every block."""
+    """What the backward pass recomputes: norms and other element-wise operations alone, attention
+    too (all but products with weights), or every block."""
 
     def __post_init__(self) -> None:
         at_least(

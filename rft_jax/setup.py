@@ -20,7 +20,7 @@ from rft_jax.data.prompts import check_lengths
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizer import Tokenizer
 from rft_jax.keys import Purpose, run_key
-from rft_jax.models import transformer
+from rft_jax.models import kernels, transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.parallel.mesh import batch_size_divisor, param_shardings, replicated
 from rft_jax.provenance import load_config
@@ -103,8 +103,8 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:
-    """Raises ConfigError when the update's rows cannot be split over the mesh, or when jax would
-    quietly compute in another type."""
+    """Raises ConfigError when the update's rows cannot be split over the mesh, when jax would
+    quietly compute in another type, or when the attention asked for is not to be had here."""
     if jax.dtypes.canonicalize_dtype(config.model.compute_dtype) != config.model.compute_dtype:
         raise ConfigError(
             "model.compute_dtype is float64, which jax computes in float32 by default: set "
@@ -116,6 +116,11 @@ def check_devices(config: Config, mesh: Mesh) -> None:
             f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x mesh.fsdp,"
             f" {divisor}."
         )
+    kernel = config.model.attention
+    slots, platform = config.update.row_length, jax.default_backend()
+    reason = kernels.cannot(kernel, config.model, slots, platform)
+    if reason:
+        raise ConfigError(f"model.attention is {kernel}: {reason}; leave it at auto.")
 
 
 @dataclass(frozen=True)

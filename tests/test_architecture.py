@@ -17,7 +17,8 @@ RANKS = (
     {"records", "sections", "keys"},
     {"config"},
     {"batches", "fields", "jsonl", "progress", "signals", "statistics", "system"},
-    {"models", "parallel"},
+    {"parallel"},
+    {"models"},
     {"data", "sampling", "training", "verification"},
     {
         "checkpoint", "experiments", "funnel", "metrics", "provenance", "refill", "report",

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.protocol import Call, serve
 from benchmarks.work import Task, Work
 from rft_jax.batches import Completions, Params, Prompts
-from rft_jax.config import MeshConfig, ModelConfig, OptimizerConfig
+from rft_jax.config import MeshConfig, ModelConfig, OptimizerConfig, UpdateConfig
 from rft_jax.models import transformer
 from rft_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from rft_jax.sampling import logits as sampling_logits
@@ -122,7 +122,7 @@ def prepare_sampling(task: Task) -> Call:
 
 
 def prepare_update(task: Task) -> Call:
-    """options: microbatch (rows of one, 0 for all), remat, chunk (tokens whose logits exist).
+    """options: microbatch (rows of one, 0 for all), remat.
 
     A row holds one sequence. All its tokens but the first are trained on, as the peers do.
     """
@@ -158,7 +158,8 @@ def prepare_update(task: Task) -> Call:
             config=config,
             optimizer=optimizer,
             kl_coefficient=0.0,
-            chunk=int(options.get("chunk", 1024)),
+            chunk=UpdateConfig().logits_at_once // work.shape.vocab,
+            mesh=mesh,
         )
         jax.block_until_ready((states[0], metrics))
         return {"tokens": ids.size, "loss": -float(metrics.value)}

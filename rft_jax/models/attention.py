@@ -1,4 +1,4 @@
-"""Rotary positions and grouped-query attention, for packed rows and for decoding with a cache."""
+"""Rotary positions, and grouped-query attention of new tokens over a cache."""
 
 from __future__ import annotations
 
@@ -55,38 +55,6 @@ def rotate(x: Float[Array, "N H ..."], by: Rotation) -> Float[Array, "N H ..."]:
     return rotated.astype(x.dtype)
 
 
-def _softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
-    """Softmax in at least float32 over unmasked positions; a row with none gives zeros, not NaN."""
-    scores = jnp.where(mask, scores.astype(at_least_float32(scores.dtype)), -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
-
-
-def packed_attention(
-    queries: Float[Array, "N H R S"],
-    keys: Float[Array, "K H R S"],
-    values: Float[Array, "K H R S"],
-    segments: Int[Array, "R S"],
-) -> Float[Array, "N H R S"]:
-    """Causal attention within each segment of each row; segment 0 is padding."""
-    heads, width, rows, slots = queries.shape
-    kv_heads = keys.shape[0]
-    grouped = (queries / math.sqrt(width)).reshape(kv_heads, heads // kv_heads, width, rows, slots)
-    scores = jnp.einsum(
-        "knhrs,khrt->rknst",
-        grouped,
-        keys,
-        preferred_element_type=at_least_float32(queries.dtype),
-    )
-    same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
-    causal = jnp.tril(jnp.ones((slots, slots), dtype=bool))
-    weights = _softmax(scores, (same & causal[None])[:, None, None])
-    mixed = jnp.einsum("rknst,khrt->knhrs", weights.astype(values.dtype), values)
-    return mixed.reshape(queries.shape)
-
-
 def decode_attention(
     queries: Float[Array, "N H B"],
     parts: tuple[tuple[KeyValues, Bool[Array, "B _"]], ...],
@@ -105,7 +73,7 @@ def decode_attention(
 
     def scores(cache: KeyValues, visible: Array) -> Array:
         rows = _by_row(grouped, cache.keys.shape[0])
-        products = _product("rkmh,rkht->rkmt", rows, cache.keys)
+        products = product("rkmh,rkht->rkmt", rows, cache.keys)
         return jnp.where(visible[:, None, None], _by_sample(products, batch), -jnp.inf)
 
     of_parts = [scores(*part) for part in parts]
@@ -116,13 +84,13 @@ def decode_attention(
     mixed = jnp.zeros((), dtype)
     for weight, (cache, _) in zip(weights, parts, strict=True):
         rows = _by_row(weight.astype(cache.values.dtype), cache.values.shape[0])
-        values = _product("rkmt,rkth->rkmh", rows, cache.values)
+        values = product("rkmt,rkth->rkmh", rows, cache.values)
         mixed = mixed + _by_sample(values, batch)
     mixed = (mixed / total).astype(queries.dtype)
     return mixed.transpose(1, 2, 3, 0).reshape(queries.shape)
 
 
-def _product(terms: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def product(terms: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """einsum with sums in at least float32."""
     dtype = at_least_float32(a.dtype)
     if a.dtype == dtype:

@@ -23,16 +23,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
+from rft_jax.models import kernels
 from rft_jax.models.attention import (
     KeyValues,
     Rotation,
     at_least_float32,
     decode_attention,
-    packed_attention,
     rotate,
     rotation,
     write_column,
 )
+from rft_jax.models.packed_attention import RESULTS, packed_attention
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(queries, keys, values) -> (mixed values shaped like queries, what the caller keeps)."""
@@ -201,20 +202,29 @@ def hidden_states(
     positions restart at 0 in each segment; segments are numbered from 1, 0 is padding.
     """
     angles = _rotation(config, positions)
+    attention = kernels.choose(config, tokens.shape[1], jax.default_backend())
 
     def attend(queries: Array, keys: Array, values: Array) -> tuple[Array, None]:
-        return packed_attention(queries, keys, values, segments), None
+        return attention(queries, keys, values, segments), None
 
     def layer(x: Array, block: Params) -> tuple[Array, None]:
         return _block(config, block)(x, angles, attend)
 
-    if config.remat == "full":
-        layer = jax.checkpoint(layer, prevent_cse=False)
-    elif config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept(config))
     x, _ = jax.lax.scan(layer, _embed(params, config, tokens), params["blocks"])
     return _final_norm(params, config, x)
+
+
+def _kept(config: ModelConfig) -> Any:
+    """What a block keeps for its backward pass (model.remat); norms, rotations and the gate's
+    activation cost less to make anew than to keep, and are not kept at all."""
+    policies = jax.checkpoint_policies
+    products = policies.dots_with_no_batch_dims_saveable
+    return {
+        "none": policies.save_from_both_policies(products, policies.save_only_these_names(RESULTS)),
+        "dots": products,
+        "full": policies.nothing_saveable,
+    }[config.remat]
 
 
 class Cache(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -26,8 +24,9 @@ def target_log_probs(
 ) -> Float[Array, "R S"]:
     """log softmax(logits / temperature)[target] in nats at every slot, float32.
 
-    Logits exist for about `chunk` tokens at a time, in the forward and (recomputed) the backward
-    pass. A part takes some slots of every row, so that rows split over devices stay where they are.
+    Logits exist for about `chunk` tokens at a time, in the forward pass and, recomputed when there
+    are more tokens, in the backward pass. A part takes some slots of every row, so that rows split
+    over devices stay where they are.
     Slots of segment 0 hold numbers without meaning: weigh them by 0.
     """
     hidden = transformer.hidden_states(params, inputs, positions, segments, config=config)
@@ -38,14 +37,18 @@ def target_log_probs(
     flat = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding))).reshape(-1, rows, parts, size)
     wanted = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, parts, size)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
     def of_part(hidden_part: Array, wanted_part: Array) -> Array:
         logits = transformer.logits(params, hidden_part, config=config) / temperature
-        chosen = jnp.take_along_axis(logits, wanted_part[None], axis=0)[0]
+        # A sum takes no look-up in a vocabulary that may be split, and no scatter to go back.
+        token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+        chosen = jnp.sum(jnp.where(token == wanted_part[None], logits, 0.0), axis=0)
         return chosen - jax.nn.logsumexp(logits, axis=0)
 
+    if parts == 1:
+        return of_part(hidden, targets)
+    one = jax.checkpoint(of_part, prevent_cse=False)
     _, log_probs = jax.lax.scan(
-        lambda _, part: (None, of_part(*part)),
+        lambda _, part: (None, one(*part)),
         None,
         (jnp.moveaxis(flat, 2, 0), jnp.moveaxis(wanted, 1, 0)),
     )

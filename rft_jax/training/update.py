@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from rft_jax.batches import PackedBatch, Params, TrainState
@@ -56,8 +57,50 @@ def gradients(
     config: ModelConfig,
     kl_coefficient: float,
     chunk: int,
+    mesh: Mesh | None = None,
 ) -> _Sums:
     """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
+
+    mesh: what rows and parameters are spread over. On one of data alone each device adds up the
+    gradient of its own rows, and they meet once, after the last micro-batch.
+    """
+    of_rows = functools.partial(_gradients, config=config, kl_coefficient=kl_coefficient)
+    arguments = (params, reference, batch, temperature)
+    if mesh is None or mesh.size == 1:
+        return of_rows(*arguments, chunk=chunk)
+    if mesh.shape["data"] < mesh.size:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return of_rows(*arguments, chunk=chunk)
+
+    def of_device(*arguments: Any) -> _Sums:
+        sums: _Sums = of_rows(*arguments, chunk=max(1, chunk // mesh.size))
+        total: _Sums = jax.lax.psum(sums, "data")
+        return total._replace(mismatch_max=jax.lax.pmax(sums.mismatch_max, "data"))
+
+    whole, rows = PartitionSpec(), PartitionSpec(None, "data")
+    of_batch = jax.tree.map(lambda leaf: rows if leaf.ndim else whole, batch)
+    of_mesh: Any = jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(whole, whole, of_batch, whole),
+        out_specs=whole,
+        check_vma=False,
+    )
+    found: _Sums = of_mesh(*arguments)
+    return found
+
+
+def _gradients(
+    params: Params,
+    reference: Params | None,
+    batch: PackedBatch,
+    temperature: Float[Array, ""],
+    *,
+    config: ModelConfig,
+    kl_coefficient: float,
+    chunk: int,
+) -> _Sums:
+    """The same on one part of the rows.
 
     The number of micro-batches is data, not shape: rejected outputs are not computed on and
     nothing is compiled again when their number changes.
@@ -102,7 +145,7 @@ def gradients(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "optimizer", "kl_coefficient", "chunk"),
+    static_argnames=("config", "optimizer", "kl_coefficient", "chunk", "mesh"),
     donate_argnames=("state",),
 )
 def update(
@@ -115,11 +158,13 @@ def update(
     optimizer: optax.GradientTransformation,
     kl_coefficient: float,
     chunk: int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, UpdateMetrics]:
     """One ascent step on the objective of `batch` (rft_jax/training/objective.py).
 
     reference: parameters of pi_ref, None unless kl_coefficient is positive; temperature: the one
-    the outputs were sampled at (1 for demonstrations and for the pool of RFT).
+    the outputs were sampled at (1 for demonstrations and for the pool of RFT); mesh: see
+    `gradients`.
     """
     sums = gradients(
         state.params,
@@ -129,6 +174,7 @@ def update(
         config=config,
         kl_coefficient=kl_coefficient,
         chunk=chunk,
+        mesh=mesh,
     )
     changes, optimizer_state = optimizer.update(sums.gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, changes)

@@ -61,7 +61,10 @@ def test_forward_and_backward_are_those_of_the_model() -> None:
     counted = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
     assert counted == full_forward_flops(WORK)
     both = product_flops(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
-    assert both == 3 * counted
+    # The backward pass makes the scores of all layers anew, which is no part of a floor.
+    shape, inputs = WORK.shape, WORK.sequence_len - 1
+    scores = 2 * shape.heads * shape.head_dim * inputs**2 * WORK.sequences * shape.layers
+    assert both == 3 * counted + scores
 
 
 def test_the_compiler_counts_as_much() -> None:

@@ -13,7 +13,6 @@ from rft_jax.models.attention import (
     KeyValues,
     Rotation,
     decode_attention,
-    packed_attention,
     rotate,
     rotation,
     write_column,
@@ -104,41 +103,6 @@ def _plain(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarra
     scores = keys.astype(np.float64) @ query.astype(np.float64) / np.sqrt(WIDTH)
     weights = np.exp(scores - scores.max())
     return weights / weights.sum() @ values.astype(np.float64)
-
-
-SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 3], [0, 0, 5, 5, 0, 0, 0]])
-
-
-def packed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries of four heads, keys and values of two, for the slots of SEGMENTS."""
-    return normal(0, 4, WIDTH, 2, 7), normal(1, 2, WIDTH, 2, 7), normal(2, 2, WIDTH, 2, 7)
-
-
-def test_packed_attention_is_causal_within_segments() -> None:
-    queries, keys, values = packed()
-    found = packed_attention(*map(jnp.asarray, (queries, keys, values, SEGMENTS)))
-    for row, slot, head in np.ndindex(2, 7, 4):
-        seen = (SEGMENTS[row] == SEGMENTS[row, slot]) & (np.arange(7) <= slot)
-        expected = (
-            _plain(
-                queries[head, :, row, slot],
-                keys[head // 2, :, row, seen],
-                values[head // 2, :, row, seen],
-            )
-            if SEGMENTS[row, slot]
-            else np.zeros(WIDTH)
-        )
-        np.testing.assert_allclose(found[head, :, row, slot], expected, atol=1e-6)
-
-
-def test_slots_without_anything_to_see_give_zeros_and_finite_gradients() -> None:
-    def total(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.sum(packed_attention(queries, keys, values, jnp.asarray(SEGMENTS)) ** 2)
-
-    grads = jax.grad(total, argnums=(0, 1, 2))(*map(jnp.asarray, packed()))
-    for grad in grads:
-        assert np.all(np.isfinite(grad))
-        assert not np.any(np.asarray(grad)[..., SEGMENTS == 0])
 
 
 ROWS, LANES = 2, 3

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from policies import random_policy
 
 from rft_jax.batches import PackedBatch, Params, Prompts
@@ -181,10 +181,13 @@ def _batch() -> PackedBatch:
     return batch
 
 
-def _gradients(params: Params, reference: Params, batch: PackedBatch) -> Any:
+def _gradients(
+    params: Params, reference: Params, batch: PackedBatch, mesh: Mesh | None = None
+) -> Any:
     return gradients(
-        params, reference, batch, jnp.float32(0.9), config=MODEL, kl_coefficient=0.1, chunk=48
-    )
+        params, reference, batch, jnp.float32(0.9),
+        config=MODEL, kl_coefficient=0.1, chunk=48, mesh=mesh,
+    )  # fmt: skip
 
 
 @functools.cache
@@ -195,9 +198,10 @@ def _on_one_device() -> Any:
 
 @pytest.mark.parametrize(
     "sizes",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (2, 4, 1),
+     pytest.param((1, 2, 4), marks=pytest.mark.slow)],
     ids=lambda sizes: "x".join(map(str, sizes)),
-)
+)  # fmt: skip
 def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int]) -> None:
     mesh = make_mesh(MeshConfig(*sizes))
     layout = param_shardings(mesh, policy(), logical_axes(policy()))
@@ -206,7 +210,7 @@ def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int
     batch = PackedBatch(
         *(jax.device_put(leaf, rows if np.ndim(leaf) else replicated(mesh)) for leaf in _batch())
     )
-    found = jax.jit(_gradients)(
+    found = jax.jit(functools.partial(_gradients, mesh=mesh))(
         jax.device_put(policy(), layout), jax.device_put(reference, layout), batch
     )
     expected = _on_one_device()
@@ -217,6 +221,23 @@ def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int
         jax.tree.leaves(found.gradients), jax.tree.leaves(expected.gradients), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def test_data_parallel_gradients_meet_once() -> None:
+    """After the loop over micro-batches: in none of its steps does a device wait for another."""
+    mesh = make_mesh(MeshConfig(data=8))
+    rows = batch_sharding(mesh, axis=1)
+    batch = PackedBatch(
+        *(jax.device_put(leaf, rows if np.ndim(leaf) else replicated(mesh)) for leaf in _batch())
+    )
+    params = jax.device_put(policy(), replicated(mesh))
+    lowered = jax.jit(functools.partial(_gradients, mesh=mesh)).lower(params, params, batch)
+    program = lowered.compile().as_text()
+    main = program[program.index("\nENTRY ") :]
+    assert re.search(r" all-reduce(-start)?\(", main)
+    assert len(re.findall(r" all-reduce(?:-start)?\(", program)) == len(
+        re.findall(r" all-reduce(?:-start)?\(", main)
+    )
 
 
 @functools.cache

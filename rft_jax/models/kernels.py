@@ -1,0 +1,141 @@
+"""Attention in packed rows by the flash kernels of libraries: cuDNN on a GPU, splash on a TPU.
+
+Same arguments and, but for rounding, same results as rft_jax/models/packed_attention.py, save that
+what padding slots get is finite but without meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from rft_jax.config import ModelConfig
+from rft_jax.models.packed_attention import RESULTS, packed_attention, scaled
+from rft_jax.parallel.mesh import BATCH_AXES, RULES
+
+PackedAttention = Callable[[Array, Array, Array, Array], Array]
+"""(queries [N, H, R, S], keys [K, H, R, S], values, segments [R, S]) -> [N, H, R, S]."""
+
+TILE = 128
+"""Splash attention takes slots in tiles of a multiple of so many."""
+LARGEST_TILE = 512
+
+
+def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
+    """Why a kernel cannot serve rows of `slots` on a platform of jax; empty if it can."""
+    if kernel == "cudnn":
+        if platform != "gpu":
+            return f"cuDNN runs on an NVIDIA GPU, and this is {platform}"
+        if config.compute_dtype != "bfloat16":
+            return "cuDNN's attention needs model.compute_dtype=bfloat16"
+        if config.head_dim % 8 or config.head_dim > TILE:
+            return f"cuDNN's attention needs a model.head_dim of 8, 16, ... {TILE}"
+        if slots % 2:
+            return "cuDNN's attention needs an even update.row_length"
+    if kernel == "splash":
+        if platform != "tpu":
+            return f"splash attention runs on a TPU, and this is {platform}"
+        if slots % TILE:
+            return f"splash attention needs an update.row_length that is a multiple of {TILE}"
+        if config.compute_dtype == "float64":
+            return "splash attention knows no float64"
+    return ""
+
+
+def choose(config: ModelConfig, slots: int, platform: str) -> PackedAttention:
+    """What model.attention names; for `auto` the platform's kernel if it can serve, else XLA."""
+    if config.attention != "auto":
+        return KERNELS[config.attention]
+    return next(KERNELS[name] for name in KERNELS if not cannot(name, config, slots, platform))
+
+
+def _on_each_device(function: PackedAttention) -> PackedAttention:
+    """`function` on each device's rows and heads, along those axes of the enclosing mesh that are
+    not manual yet: the compiler cannot split a kernel."""
+
+    def attend(queries: Array, keys: Array, values: Array, segments: Array) -> Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        left = [name for name in mesh.axis_names if name not in mesh.manual_axes]
+        if not left:
+            return function(queries, keys, values, segments)
+        rows = tuple(name for name in BATCH_AXES if name in left)
+        heads = RULES["heads"] if RULES["heads"] in left else None
+        of_heads, of_rows = PartitionSpec(heads, None, rows), PartitionSpec(rows)
+        mapped: Any = jax.shard_map(
+            function,
+            in_specs=(of_heads, of_heads, of_heads, of_rows),
+            out_specs=of_heads,
+            axis_names=set(left),
+            check_vma=False,
+        )
+        result: Array = mapped(queries, keys, values, segments)
+        return result
+
+    return attend
+
+
+def splash(
+    queries: Float[Array, "N H R S"],
+    keys: Float[Array, "K H R S"],
+    values: Float[Array, "K H R S"],
+    segments: Int[Array, "R S"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "N H R S"]:
+    """Splash attention (jax.experimental.pallas); interpret: run it without a TPU, slowly."""
+    # Not everyone who imports the model has Pallas for TPUs installed.
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    heads, _, _, slots = queries.shape
+    tile = max(size for size in range(TILE, LARGEST_TILE + 1, TILE) if slots % size == 0)
+    sizes = library.BlockSizes(
+        block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile,
+        block_q_dq=tile, block_kv_dq=tile,
+    )  # fmt: skip
+    mask = library.MultiHeadMask([library.CausalMask((slots, slots))] * heads)
+    kernel = library.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=RESULTS,
+        interpret=interpret,
+    )
+
+    def of_row(queries: Array, keys: Array, values: Array, row: Array) -> Array:
+        mixed: Array = kernel(queries, keys, values, segment_ids=library.SegmentIds(row, row))
+        return mixed
+
+    q, k, v = (x.transpose(2, 0, 3, 1) for x in (scaled(queries), keys, values))
+    return jax.vmap(of_row)(q, k, v, segments).transpose(1, 3, 0, 2)
+
+
+def cudnn(
+    queries: Float[Array, "N H R S"],
+    keys: Float[Array, "K H R S"],
+    values: Float[Array, "K H R S"],
+    segments: Int[Array, "R S"],
+    *,
+    implementation: Any = "cudnn",
+) -> Float[Array, "N H R S"]:
+    """jax.nn.dot_product_attention; implementation: `xla` runs it without a GPU."""
+    slots = jnp.arange(segments.shape[1])
+    mask = segments[:, None, :, None] == segments[:, None, None, :]
+    mask = mask & (slots[:, None] >= slots[None])[None, None]
+    q, k, v = (x.transpose(2, 3, 0, 1) for x in (queries, keys, values))
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    return checkpoint_name(mixed.transpose(2, 3, 0, 1), RESULTS)
+
+
+KERNELS: dict[str, PackedAttention] = {
+    "cudnn": _on_each_device(cudnn),
+    "splash": _on_each_device(splash),
+    "xla": packed_attention,
+}
+"""By the name in model.attention, those of one platform first."""
