@@ -430,6 +430,9 @@ def test_pool_has_lost_a_rollout(refusal: Refusal) -> None:
          "choose another mesh or model size."),
         ("sft", ["--sft.update.rows_per_microbatch", "12"],
          "update.rows_per_microbatch is 12: it must be a multiple of mesh.data x mesh.fsdp, 8."),
+        ("sft", ["--sft.model.attention", "splash"],
+         "model.attention is splash: splash attention runs on a TPU, and this is cpu; leave it at "
+         "auto."),
         ("sft", ["--sft.data.max_prompt_tokens", "4"],
          "jsonl:questions.jsonl: the prompt of question 15 has 6 tokens and data.max_prompt_tokens "
          "is 4: set it to 6 or more, or leave the question out."),
