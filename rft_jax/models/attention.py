@@ -73,7 +73,7 @@ def decode_attention(
 
     def scores(cache: KeyValues, visible: Array) -> Array:
         rows = _by_row(grouped, cache.keys.shape[0])
-        products = product("rkmh,rkht->rkmt", rows, cache.keys)
+        products = _of_few("rkmh,rkht->rkmt", rows, cache.keys)
         return jnp.where(visible[:, None, None], _by_sample(products, batch), -jnp.inf)
 
     of_parts = [scores(*part) for part in parts]
@@ -84,10 +84,28 @@ def decode_attention(
     mixed = jnp.zeros((), dtype)
     for weight, (cache, _) in zip(weights, parts, strict=True):
         rows = _by_row(weight.astype(cache.values.dtype), cache.values.shape[0])
-        values = product("rkmt,rkth->rkmh", rows, cache.values)
+        values = _of_few("rkmt,rkth->rkmh", rows, cache.values)
         mixed = mixed + _by_sample(values, batch)
     mixed = (mixed / total).astype(queries.dtype)
     return mixed.transpose(1, 2, 3, 0).reshape(queries.shape)
+
+
+def _of_few(
+    terms: str, queries: Float[Array, "R K M _"], cache: Float[Array, "R K _ _"]
+) -> Float[Array, "R K M _"]:
+    """`product` with the queries of a row, maybe a single one.
+
+    With a single one XLA's TPU backend multiplies and sums element by element: that leaves the
+    matrix unit idle, and wants the caches in another layout than they come in.
+    """
+    if queries.shape[2] > 1:
+        return product(terms, queries, cache)
+    return jax.lax.platform_dependent(
+        queries,
+        cache,
+        tpu=lambda a, b: product(terms, jnp.pad(a, ((0, 0), (0, 0), (0, 1), (0, 0))), b)[:, :, :1],
+        default=lambda a, b: product(terms, a, b),
+    )
 
 
 def product(terms: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

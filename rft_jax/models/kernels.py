@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rft_jax.config import ModelConfig
 from rft_jax.models.packed_attention import RESULTS, packed_attention, scaled
-from rft_jax.parallel.mesh import BATCH_AXES, RULES
+from rft_jax.parallel.mesh import partition
 
 PackedAttention = Callable[[Array, Array, Array, Array], Array]
 """(queries [N, H, R, S], keys [K, H, R, S], values, segments [R, S]) -> [N, H, R, S]."""
@@ -61,17 +60,16 @@ def _on_each_device(function: PackedAttention) -> PackedAttention:
 
     def attend(queries: Array, keys: Array, values: Array, segments: Array) -> Array:
         mesh = jax.sharding.get_abstract_mesh()
-        left = [name for name in mesh.axis_names if name not in mesh.manual_axes]
-        if not left:
+        free = set(mesh.axis_names) - set(mesh.manual_axes)
+        if not free:
             return function(queries, keys, values, segments)
-        rows = tuple(name for name in BATCH_AXES if name in left)
-        heads = RULES["heads"] if RULES["heads"] in left else None
-        of_heads, of_rows = PartitionSpec(heads, None, rows), PartitionSpec(rows)
+        of_heads = partition("heads", None, "rows", among=free)
+        of_rows = partition("rows", among=free)
         mapped: Any = jax.shard_map(
             function,
             in_specs=(of_heads, of_heads, of_heads, of_rows),
             out_specs=of_heads,
-            axis_names=set(left),
+            axis_names=free,
             check_vma=False,
         )
         result: Array = mapped(queries, keys, values, segments)

@@ -33,7 +33,9 @@ from rft_jax.models.attention import (
     rotation,
     write_column,
 )
+from rft_jax.models.axes import AXES
 from rft_jax.models.packed_attention import RESULTS, packed_attention
+from rft_jax.parallel.mesh import constrain
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(queries, keys, values) -> (mixed values shaped like queries, what the caller keeps)."""
@@ -208,11 +210,30 @@ def hidden_states(
         return attention(queries, keys, values, segments), None
 
     def layer(x: Array, block: Params) -> tuple[Array, None]:
-        return _block(config, block)(x, angles, attend)
+        x, _ = _block(config, in_use(block, config, "blocks"))(x, angles, attend)
+        return constrain(x, None, "rows", None), None
 
     layer = jax.checkpoint(layer, prevent_cse=False, policy=_kept(config))
-    x, _ = jax.lax.scan(layer, _embed(params, config, tokens), params["blocks"])
+    x = constrain(_embed(params, config, tokens), None, "rows", None)
+    x, _ = jax.lax.scan(layer, x, params["blocks"])
     return _final_norm(params, config, x)
+
+
+def in_use(params: Params, config: ModelConfig, *path: str) -> Params:
+    """Parameters at `path` (of one block, if that is `blocks`) as products read them: in the
+    compute type, and whole along the axis that FSDP splits for as long as they are at work.
+
+    Left to itself XLA's partitioner splits activations like the weights, and sums products instead.
+    """
+
+    def one(where: tuple[Any, ...], leaf: Array) -> Array:
+        axes = AXES[*path, *(part.key for part in where)]
+        if axes[-1] is None and leaf.ndim == 1:
+            return leaf  # scales of norms
+        names = (None if axis == "embed" else axis for axis in axes if axis != "layer")
+        return constrain(leaf.astype(config.compute_dtype), *names)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _kept(config: ModelConfig) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -73,13 +73,25 @@ def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """`x` split along its logical axes (None: kept whole) as RULES say, by the mesh of the
-    enclosing shard_map or set_mesh; unchanged where there is none."""
-    axes = jax.sharding.get_abstract_mesh().axis_names
-    if not axes:
+    """`x` split along its logical axes (see `partition`) by those axes of the mesh in force that no
+    enclosing shard_map splits already; unchanged where there are none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not free:
         return x
-    spec = (None if name is None else RULES[name] for name in names)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, partition(*names, among=free))
+
+
+def partition(*names: str | None, among: Collection[str]) -> PartitionSpec:
+    """How activations are split: `rows` by the batch axes, others as RULES say (None: kept whole),
+    mesh axes other than `among` left out."""
+
+    def axes(name: str | None) -> tuple[str | None, ...]:
+        if name is None:
+            return ()
+        return BATCH_AXES if name == "rows" else (RULES[name],)
+
+    return PartitionSpec(*(tuple(axis for axis in axes(n) if axis in among) for n in names))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -30,6 +30,8 @@ def target_log_probs(
     Slots of segment 0 hold numbers without meaning: weigh them by 0.
     """
     hidden = transformer.hidden_states(params, inputs, positions, segments, config=config)
+    name = "embedding" if config.tie_embeddings else "unembedding"
+    table = transformer.in_use({name: params[name]}, config)
     rows, slots = targets.shape
     size = min(max(1, chunk // rows), slots)
     parts = -(-slots // size)
@@ -38,7 +40,7 @@ def target_log_probs(
     wanted = jnp.pad(targets, ((0, 0), (0, padding))).reshape(rows, parts, size)
 
     def of_part(hidden_part: Array, wanted_part: Array) -> Array:
-        logits = transformer.logits(params, hidden_part, config=config) / temperature
+        logits = transformer.logits(table, hidden_part, config=config) / temperature
         # A sum takes no look-up in a vocabulary that may be split, and no scatter to go back.
         token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
         chosen = jnp.sum(jnp.where(token == wanted_part[None], logits, 0.0), axis=0)
