@@ -7,9 +7,11 @@ python -m benchmarks.table benchmarks/results/sample-tiny.json
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import tpu_table
 from benchmarks.results import Record, read
 
 RESULTS = Path(__file__).parent / "results"
@@ -134,7 +136,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("files", nargs="*", type=Path)
     files = parser.parse_args().files or sorted(RESULTS.glob("*.json"))
-    tables = [markdown(record) for path in files for record in read(path)]
+    tables = []
+    for path in files:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "programs" in content:
+            tables.append(tpu_table.markdown(content["programs"]))
+        else:
+            tables += [markdown(record) for record in read(path)]
     print("\n\n".join(tables) if tables else f"no results yet in {RESULTS.name}/")
 
 

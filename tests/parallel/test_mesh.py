@@ -240,6 +240,26 @@ def test_data_parallel_gradients_meet_once() -> None:
     )
 
 
+def test_fsdp_gathers_weights_and_leaves_activations_where_they_are() -> None:
+    """What moves is the size of a layer's weights, of an embedding, or a sum of scalars."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    layout = param_shardings(mesh, policy(), logical_axes(policy()))
+    params = jax.device_put(policy(), layout)
+    rows = batch_sharding(mesh, axis=1)
+    batch = PackedBatch(
+        *(jax.device_put(leaf, rows if np.ndim(leaf) else replicated(mesh)) for leaf in _batch())
+    )
+    lowered = jax.jit(functools.partial(_gradients, mesh=mesh)).lower(params, params, batch)
+    program = lowered.compile().as_text()
+    exchanges = r"= \(?f32\[([\d,]*)\]\S* (?:all-|reduce-scatter|collective-permute)"
+    shapes = re.findall(exchanges, program)
+    sizes = {math.prod(int(size) for size in shape.split(",") if size) for shape in shapes}
+    weights = {leaf.size // MODEL.num_layers for leaf in jax.tree.leaves(policy()["blocks"])}
+    weights |= {policy()[name].size for name in ("embedding", "unembedding")}
+    assert len(sizes) > 2
+    assert sizes <= weights | {1}
+
+
 @functools.cache
 def _compiled_decode(sizes: tuple[int, int, int], *, fsdp: bool, num_slots: int = 0) -> str:
     """The decode loop of 8 questions, 3 samples each and 7 new tokens, as each device runs it."""
