@@ -13,7 +13,7 @@ test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --max-worker-restart 0
 
 check: $(READY)
 	$(BIN)/ruff check --quiet

@@ -338,6 +338,7 @@ def test_a_run_that_was_just_started(tmp_path: Path) -> None:
     assert write_report(tmp_path).exists()
 
 
+@pytest.mark.slow
 def test_many_runs_have_a_style_each(tmp_path: Path) -> None:
     assert len({(run_colour(place), run_dash(place)) for place in range(28)}) == 28
     for place in range(9):

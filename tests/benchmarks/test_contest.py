@@ -96,6 +96,7 @@ def test_who_fails_drops_out_and_is_named(worker: str) -> None:
     assert stays == []
 
 
+@pytest.mark.slow
 def test_who_says_nothing_is_ended(worker: str) -> None:
     silent = Contender("silent", worker, options={"sleep": 60})
     (found,) = contest([silent], Task("sample", Work(), 1, {}), 1, patience=5.0)

@@ -117,6 +117,7 @@ def test_many_threads_may_use_one(tokenizer):
     assert found == [wanted] * 4
 
 
+@pytest.mark.slow
 def test_long_texts_are_trained_on_too(tmp_path):
     long = "zyx " * 4000
     assert "zyx" in {

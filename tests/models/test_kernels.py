@@ -54,6 +54,7 @@ def value_and_gradients(attention: kernels.PackedAttention, *arguments: Any) -> 
     return found, *gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_kernels_give_the_values_and_gradients_of_the_plain_attention(

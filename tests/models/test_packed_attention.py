@@ -77,6 +77,7 @@ def formula(
     return jnp.where(segments > 0, mixed, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2e-2)]
 )

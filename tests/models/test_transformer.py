@@ -172,6 +172,7 @@ def _gradients(config: ModelConfig) -> Params:
     return jax.jit(jax.grad(loss))(policy(BASE))
 
 
+@pytest.mark.slow
 def test_what_the_backward_pass_recomputes_does_not_change_gradients() -> None:
     expected = _gradients(BASE)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(expected))
@@ -350,6 +351,7 @@ def float64() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [True, False], ids=["rows of prompts", "prompts in front"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.usefixtures("float64")

@@ -196,6 +196,7 @@ def _on_one_device() -> Any:
     return jax.device_get(jax.jit(_gradients)(policy(), reference, _batch()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (2, 4, 1),
@@ -223,6 +224,7 @@ def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_data_parallel_gradients_meet_once() -> None:
     """After the loop over micro-batches: in none of its steps does a device wait for another."""
     mesh = make_mesh(MeshConfig(data=8))
@@ -240,6 +242,7 @@ def test_data_parallel_gradients_meet_once() -> None:
     )
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_weights_and_leaves_activations_where_they_are() -> None:
     """What moves is the size of a layer's weights, of an embedding, or a sum of scalars."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))
@@ -293,6 +296,7 @@ def _moved(program: str) -> list[int]:
     return [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [0, 4])
 @pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)], ids=lambda s: "x".join(map(str, s)))
 def test_decoding_moves_no_weights_in_the_layout_of_a_rollout(

@@ -224,6 +224,7 @@ def test_outputs_do_not_depend_on_the_batch_or_on_the_width_of_prompts() -> None
         same_outputs(found, Completions(*(leaf[row : row + 1] for leaf in baseline())))
 
 
+@pytest.mark.slow
 def test_more_samples_leave_the_first_as_they_are() -> None:
     found = run(policy(), make_prompts(QUESTIONS), num_samples=7)
     same_outputs(Completions(*(leaf[:, :4] for leaf in found)), baseline())
@@ -241,6 +242,7 @@ def many() -> tuple[list[tuple[int, list[int]] | None], Completions]:
     return rows, run(policy(), make_prompts(rows), num_samples=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_slots", [12, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 5, 49))]
 )
@@ -251,6 +253,7 @@ def test_outputs_do_not_depend_on_the_number_of_slots(num_slots: int) -> None:
     same_outputs(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [0, 12])
 def test_outputs_do_not_depend_on_rings_and_on_slots_given_up(
     monkeypatch: pytest.MonkeyPatch, num_slots: int
@@ -275,6 +278,7 @@ def test_outputs_do_not_depend_on_rings_and_on_slots_given_up(
     assert any(new.size < old.size for old, new in changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [0, 12])
 def test_bfloat16_samples_in_slots_of_any_number(num_slots: int) -> None:
     config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype="bfloat16")
@@ -361,6 +365,7 @@ def test_a_shorter_limit_cuts_the_same_outputs() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [(2, 4, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
@@ -387,6 +392,7 @@ def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
     same_outputs(Completions(*(leaf[:5] for leaf in found)), baseline())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [0, 8])
 def test_shards_that_end_far_apart_wait_for_no_exchange(num_slots: int) -> None:
     """A vocabulary of 20 is padded for the draw, which moves parts of it between devices."""
@@ -471,6 +477,7 @@ def test_decoding_stops_when_every_output_has_ended() -> None:
     assert steps({3: 3}, [None, None, None]) == 0
 
 
+@pytest.mark.slow
 def test_a_slot_never_waits_while_its_row_holds_the_next_prompt() -> None:
     """The cost follows the tokens: short outputs beside one long one take few steps."""
     rows: list[tuple[int, list[int]] | None] = [(number, [4]) for number in range(8)]
@@ -491,6 +498,7 @@ def test_a_slot_never_waits_while_its_row_holds_the_next_prompt() -> None:
     assert slots.outputs.ended.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_first_tokens_follow_the_tempered_policy(temperature: float) -> None:
     count = 20_000
@@ -528,6 +536,7 @@ def test_pairs_of_tokens_follow_the_joint_distribution() -> None:
     assert stats.chisquare(pairs.ravel(), expected.ravel()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_log_probs_are_the_trainers(
@@ -564,6 +573,7 @@ def test_log_probs_are_the_trainers(
         assert total == pytest.approx(float(found.log_probs.sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_casting_parameters_for_the_rollout_changes_no_output_by_a_bit() -> None:
     config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype="bfloat16")
     params = policy()
@@ -577,6 +587,7 @@ def test_casting_parameters_for_the_rollout_changes_no_output_by_a_bit() -> None
     same_outputs(run(cast, prompts, config=config), run(params, prompts, config=config), atol=0)
 
 
+@pytest.mark.slow
 def test_programs_compiled_beforehand_are_all_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other steps, temperatures, seeds, questions, lengths of outputs compile nothing."""
     for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", 2), ("LAST_STEPS_AT_ONCE", 1)]:

@@ -265,6 +265,7 @@ def coefficients(samples: Sequence[Sample], weights: np.ndarray) -> np.ndarray:
     return total
 
 
+@pytest.mark.slow
 def test_the_plain_gradient_is_that_of_finite_differences() -> None:
     """The transformer's reference is checked itself, in one random direction."""
     params = reference.params64(MODEL, 0)
@@ -317,6 +318,7 @@ def test_the_transformers_update_on_demonstrations_is_the_formula(denominator: D
     assert relative_error(ascent, reference.flat(reference.weighted(scores, expected))) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_the_transformers_update_with_kl_is_eq_21(denominator: Denominator) -> None:
     """GC = I(o) / denominator + beta * (pi_ref / pi_theta - 1) / decided, at each token / |o|."""

@@ -37,6 +37,7 @@ def plain(params: Params, temperature: jax.Array) -> jax.Array:
     return jnp.take_along_axis(jax.nn.log_softmax(scores, axis=0), targets[None], axis=0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_values_do_not_depend_on_the_chunk(chunk: int) -> None:
     params, rows = setting()
@@ -48,6 +49,7 @@ def test_values_do_not_depend_on_the_chunk(chunk: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_go_to_parameters_and_temperature() -> None:
     params, rows = setting()
     # Slots of segment 0 mean nothing and are not weighed.
@@ -75,6 +77,7 @@ def test_log_probs_are_float32_under_bfloat16() -> None:
     np.testing.assert_allclose(found, plain(params, jnp.float32(1.0)), atol=0.1)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_vocabulary() -> None:
     """Beyond the table's own gradient: 2**14 logits at a time, of 2**20 to 2**24."""
     tokens, at_once = 1024, 2**14

@@ -182,6 +182,7 @@ def test_deviation_4_a_truncated_output_is_never_correct() -> None:
     assert weights_of(drawn, "sampled") == [(RIGHT.tokens, 0.5, 0.0)]
 
 
+@pytest.mark.slow
 def test_deviation_5_the_policy_is_the_tempered_one_at_another_temperature() -> None:
     model = tiny.model(num_layers=1)
     params = transformer.init(jax.random.key(0), config=model, vocab_size=3)

@@ -183,6 +183,7 @@ def test_no_sequences_give_a_zero_gradient() -> None:
     assert not reference.flat(computed(params, [], config=FLOAT32).gradients).any()
 
 
+@pytest.mark.slow
 def test_policies_far_apart_off_the_outputs_leave_the_kl_finite() -> None:
     """At a prompt's own tokens pi_ref / pi_theta may overflow; nothing is weighed there."""
     model = FLOAT32
