@@ -7,7 +7,7 @@ Reproduces: the methods of DeepSeekMath (arXiv 2402.03300), section 5.2, in smal
     figure.
 Expect: on 1,024 test questions greedy accuracy of 64.4 ± 1.5 % after SFT, 70.9 ± 1.4 % after RFT
     and 69.5 ± 1.4 % after Online RFT (± one standard error). Another kind of CPU rounds otherwise
-    and may end many points away (46 % was seen for SFT); both arms stay above SFT.
+    and ends some points away; both arms stay above SFT.
 Time: 3.3 minutes on 2 CPU cores (AMD EPYC).
 Command: rft-jax run experiments/arithmetic.py
 """

@@ -24,6 +24,8 @@ PackedAttention = Callable[[Array, Array, Array, Array], Array]
 TILE = 128
 """Splash attention takes slots in tiles of a multiple of so many."""
 LARGEST_TILE = 512
+CUDNN_WIDEST = 128
+"""The widest head that cuDNN's attention takes on every GPU."""
 
 
 def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
@@ -33,8 +35,8 @@ def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
             return f"cuDNN runs on an NVIDIA GPU, and this is {platform}"
         if config.compute_dtype != "bfloat16":
             return "cuDNN's attention needs model.compute_dtype=bfloat16"
-        if config.head_dim % 8 or config.head_dim > TILE:
-            return f"cuDNN's attention needs a model.head_dim of 8, 16, ... {TILE}"
+        if config.head_dim % 8 or config.head_dim > CUDNN_WIDEST:
+            return f"cuDNN's attention needs a model.head_dim of 8, 16, ... {CUDNN_WIDEST}"
         if slots % 2:
             return "cuDNN's attention needs an even update.row_length"
     if kernel == "splash":
@@ -122,7 +124,10 @@ def cudnn(
     *,
     implementation: Any = "cudnn",
 ) -> Float[Array, "N H R S"]:
-    """jax.nn.dot_product_attention; implementation: `xla` runs it without a GPU."""
+    """jax.nn.dot_product_attention; implementation: `xla` runs it without a GPU.
+
+    Its log-sum-exp has no name for model.remat, so the backward pass runs the forward kernel again.
+    """
     slots = jnp.arange(segments.shape[1])
     mask = segments[:, None, :, None] == segments[:, None, None, :]
     mask = mask & (slots[:, None] >= slots[None])[None, None]
