@@ -24,7 +24,6 @@ the format of Hugging Face tokenizers, which this project does not read yet.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 
 from rft_jax.config import (
@@ -43,27 +42,9 @@ from rft_jax.config import (
     UpdateConfig,
     VerificationConfig,
 )
-from rft_jax.records import Judgement, Verdict
-from rft_jax.verification.answers import NO_ANSWER, NOT_A_NUMBER
-from rft_jax.verification.compare import equal, parse_number
 
 GSM8K_DIR = os.environ.get("GSM8K_DIR", "data/gsm8k")
 MODEL_DIR = os.environ.get("DEEPSEEKMATH_DIR", "models/deepseek-math-7b-instruct")
-
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-
-
-def boxed_number(reference: str, output: str) -> Judgement:
-    r"""Compare the number in the output's last `\boxed{}` with the reference, exactly."""
-    boxes = _BOXED.findall(output)
-    if not boxes:
-        return Judgement(Verdict.INCORRECT, NO_ANSWER)
-    if parse_number(boxes[-1]) is None:
-        return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
-    if equal(boxes[-1], reference):
-        return Judgement(Verdict.CORRECT, "equal")
-    return Judgement(Verdict.INCORRECT, "not equal")
-
 
 ONLINE_RFT = Config(
     method="online_rft",
@@ -134,8 +115,9 @@ ONLINE_RFT = Config(
         clip_norm=1.0,
     ),
     # Table 10: a rule decides for RFT and Online RFT. The number of workers and the limit: chosen.
+    # The prompt asks for a box, the data's solutions end in ####: the canary boxes the answers.
     verification=VerificationConfig(
-        verifier="gsm8k_deepseekmath_7b:boxed_number", workers=8, timeout_seconds=10.0
+        verifier="boxed", canary="answers", workers=8, timeout_seconds=10.0
     ),
     evaluation=EvaluationConfig(
         every_steps=100,  # not published; chosen

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rft_jax import experiments
+from rft_jax import experiments, scoring, scoring_options
 from rft_jax.config import Config, ConfigError
 from rft_jax.experiments import Option
 from rft_jax.fields import suggest
@@ -25,11 +25,13 @@ USAGE = """\
 usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field value ...]
        rft-jax report WORKDIR
        rft-jax tokenizer EXPERIMENT [--workdir DIR]
+       rft-jax verify FILE.jsonl --out VERDICTS.jsonl [--rule RULE] [...]
        rft-jax --version
 
   run        carry out the runs of an experiment file, or go on with them, and write the report
   report     write the report of a workdir again
   tokenizer  train the experiment's tokenizer
+  verify     score rows of {"reference": ..., "output": ...}; `rft-jax verify --help`
 
   --workdir DIR  where everything is written; runs/NAME for an experiment file NAME.py
   --only RUN     carry out these runs only
@@ -46,6 +48,24 @@ CACHE_DIR = "~/.cache/rft_jax/xla"
 """Compiled programs, kept between starts; JAX_COMPILATION_CACHE_DIR names another folder."""
 CACHE_MIN_SECONDS = 0.5
 """Shortest compilation that is kept; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets another."""
+
+_VERIFY_USAGE = """\
+usage: rft-jax verify FILE.jsonl --out VERDICTS.jsonl [options]
+
+Score a file whose rows are {"reference": ..., "output": ...}; further fields are carried through.
+One row out for each row in, in order, with `verdict` (correct, incorrect, undecided) and `reason`
+added, and a table of reasons. A reference is a bare answer (18, \\frac{1}{2}) or a solution that
+ends in `#### 18`.
+
+  --rule RULE          auto (default), hash, boxed, tagged, lenient_last_number, random or
+                       module:function
+  --comparison HOW     math (default where math-verify is installed) or exact
+  --checks NAME ...    equations, ends_with_answer or module:function: what a correct output must
+                       pass besides
+  --tolerance X        largest relative difference of two numbers, such as 0.001 (default 0)
+  --workers N          processes (default: one a core)
+  --timeout SECONDS    time one row may take (default 10)
+  --skip-bad           leave malformed rows out instead of stopping at the first"""
 
 _HELP = ("-h", "--help")
 
@@ -97,7 +117,7 @@ def _dispatch(args: list[str]) -> int:
     if command not in _COMMANDS:
         raise ConfigError(f"unknown command {command!r}{suggest(command, _COMMANDS)}")
     if rest and rest[0] in _HELP:
-        print(USAGE)
+        print(_VERIFY_USAGE if command == "verify" else USAGE)
         return 0
     return _COMMANDS[command](rest)
 
@@ -161,10 +181,22 @@ def _tokenizer(args: list[str]) -> int:
     return 0
 
 
+def _verify(args: list[str]) -> int:
+    path, rest = _first(args, "verify", "FILE.jsonl")
+    settings = scoring_options.read(experiments.parse_options(rest))
+    scores = scoring.score_file(
+        Path(path), settings.out, settings.spec, settings.limits, skip_bad=settings.skip_bad
+    )
+    print(scoring.table(scores))
+    print(f"comparison: {settings.spec.comparison}\nverdicts: {settings.out}")
+    return 0
+
+
 _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "run": _run,
     "report": _report,
     "tokenizer": _tokenizer,
+    "verify": _verify,
 }
 
 

@@ -15,7 +15,6 @@ from rft_jax.sections import (
     ConfigError,
     DataConfig,
     Denominator,
-    EvaluationConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -26,9 +25,9 @@ from rft_jax.sections import (
     SelectionConfig,
     TokenizerConfig,
     UpdateConfig,
-    VerificationConfig,
     require,
 )
+from rft_jax.sections_judging import EvaluationConfig, VerificationConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -108,6 +107,11 @@ class Config:
         )
 
     def _check_sections(self) -> None:
+        require(
+            self.verification.verifier != "random" or bool(self.evaluation.verifier),
+            "verification.verifier is 'random': name the rule that evaluates as "
+            "evaluation.verifier.",
+        )
         samples = self.method != "sft"
         from_log = self.pool is not None and bool(self.pool.from_rollouts)
         needs = {

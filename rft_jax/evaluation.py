@@ -17,8 +17,7 @@ from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Rollout, Sampling, rollout
 from rft_jax.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
 from rft_jax.training.selection import distinct
-from rft_jax.verification.answers import hash_answer
-from rft_jax.verification.compare import parse_number
+from rft_jax.verification.rules import vote
 
 
 class Evaluation(NamedTuple):
@@ -37,13 +36,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _stated(sample: Sample) -> Any:
-    """The vote of an output in maj@k: the number after its last `####`, or None."""
-    answer = hash_answer(sample.text).text if sample.finished else None
-    return None if answer is None else parse_number(answer)
-
-
-def _sampled_row(samples: Sequence[Sample]) -> dict[str, Any]:
+def _sampled_row(samples: Sequence[Sample], verifier: str) -> dict[str, Any]:
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
     correct = [sample for sample in decided if sample.accepted]
     return {
@@ -51,7 +44,8 @@ def _sampled_row(samples: Sequence[Sample]) -> dict[str, Any]:
         "num_correct": len(correct),
         "num_distinct_correct": len(distinct(correct, "equations")),
         "majority_correct": majority_at_k(
-            [_stated(sample) for sample in samples], [_correct(sample) for sample in samples]
+            [vote(verifier, sample.text) if sample.finished else None for sample in samples],
+            [_correct(sample) for sample in samples],
         ),
     }
 
@@ -121,7 +115,8 @@ def evaluate(
     if num_samples:
         shown = draw(num_samples, config.temperature)
         for index, row in enumerate(rows):
-            row |= _sampled_row(shown.samples[index * num_samples : (index + 1) * num_samples])
+            group = shown.samples[index * num_samples : (index + 1) * num_samples]
+            row |= _sampled_row(group, sampling.verifier.name)
         metrics |= _sampled_metrics(rows, shown, num_samples)
     metrics["lengths/mean"] = float(np.mean([len(sample.tokens) for sample in shown.samples]))
     metrics["lengths/truncated"] = float(np.mean([not s.finished for s in shown.samples]))

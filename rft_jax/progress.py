@@ -24,11 +24,12 @@ class Progress:
     """Shows how far a run is: `with Progress(total, start, name) as progress: progress.update(..)`.
 
     total: the run's last step. start: the step it resumed from, 0 for none; it does not count for
-    the time that is left. On a terminal, log through a handler that looks up sys.stderr for each
-    record, or lines and bar overwrite each other.
+    the time that is left. unit: what a step is called. On a terminal, log through a handler that
+    looks up sys.stderr for each record, or lines and bar overwrite each other.
     """
 
-    def __init__(self, total: int, start: int, description: str) -> None:
+    def __init__(self, total: int, start: int, description: str, unit: str = "step") -> None:
+        self._unit = unit
         self._total = total
         self._start = start
         self._description = description
@@ -73,7 +74,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=text)
         elif now >= self._next_line or step == self._total:
-            logger.info("%s  step %d/%d  %s", self._description, step, self._total, text)
+            logger.info("%s  %s %d/%d  %s", self._description, self._unit, step, self._total, text)
             self._next_line = now + PLAIN_LINE_SECONDS
 
     def _time_left(self, step: int) -> list[str]:

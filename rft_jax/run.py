@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from rft_jax.training.optimizer import make_optimizer, schedule
 from rft_jax.training.packing import TrainingSequence, num_microbatches, pack
 from rft_jax.training.update import update
 from rft_jax.verification.pool import VerifierPool
+from rft_jax.verifiers import open_verifiers, watch_undecided
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Run:
     config: Config
     folder: Path
     sampling: Sampling
+    evaluator: VerifierPool
     questions: setup.Questions
     layout: setup.Layout
     optimizer: optax.GradientTransformation
@@ -112,20 +113,18 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
     check_same_config(folder, config)
     if (folder / "finished.json").is_file():
         return RunResult(0, True)
-    _make_folder(folder)
+    setup.make_folder(folder)
     mesh = make_mesh(config.mesh)
     setup.check_devices(config, mesh)
     tokenizer = setup.ensure_tokenizer(config, workdir)
     questions = setup.load_questions(config, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.steps)
     layout, abstract = setup.make_layout(config, mesh, optimizer, tokenizer.vocab_size)
-    verification = config.verification
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())
-        verifier = stack.enter_context(
-            VerifierPool(verification.verifier, verification.workers, verification.timeout_seconds)
-        )
+        known = [*questions.train, *questions.validation]
+        verifier, evaluator = stack.enter_context(open_verifiers(config, known))
         manager = stack.enter_context(
             checkpoint.open_manager(folder / "checkpoints", config.checkpoint)
         )
@@ -147,6 +146,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
             config=config,
             folder=folder,
             sampling=Sampling(config.model, config.data, mesh, tokenizer, verifier, config.seed),
+            evaluator=evaluator,
             questions=questions,
             layout=layout,
             optimizer=optimizer,
@@ -160,18 +160,6 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
             _restore_host(this, saved.host)
             logger.info("%s: going on from step %d", name, first)
         return _loop(this, name, manager, compilations, stopped)
-
-
-def _make_folder(folder: Path) -> None:
-    """RunError when the run's folder cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot write here ({error.strerror}): use another --workdir."
-        ) from error
 
 
 def _restore_host(this: Run, host: Mapping[str, Any]) -> None:
@@ -267,6 +255,7 @@ def _supply(this: Run, stopped: Callable[[], int]) -> supply.Supply | None:
             return None
         seconds = sampled
     sequences, facts = supply.pool(config, sampling, rollouts)
+    watch_undecided(facts["funnel/undecided"], facts["funnel/sampled"], config, "the pool")
     if this.step == 0:
         this.counters.sampled_tokens = facts.pop("sampled_tokens")
         this.counters.sampled_outputs = facts.pop("sampled_outputs")
@@ -285,6 +274,12 @@ def _step(this: Run, source: supply.Supply) -> dict[str, Any]:
     sampled = facts.pop("sampled_tokens", 0)
     counters.sampled_tokens += sampled
     counters.sampled_outputs += facts.pop("sampled_outputs", 0)
+    watch_undecided(
+        facts.get("funnel/undecided", 0),
+        facts.get("funnel/sampled", 0),
+        this.config,
+        f"step {this.step + 1}",
+    )
     updating = time.perf_counter()
     facts |= _update(this, sequences) if sequences else {"objective/value": None}
     counters.updates += bool(sequences)
@@ -360,7 +355,7 @@ def _evaluate(this: Run, kind: Kind) -> float | None:
     metrics, rows = evaluate(
         this.rollout_params(),
         this.questions.validation if validation else this.questions.test,
-        this.sampling,
+        replace(this.sampling, verifier=this.evaluator),
         settings,
         num_samples=(
             settings.samples_per_question if validation else settings.test_samples_per_question

@@ -309,60 +309,6 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class VerificationConfig:
-    """How I(o) is decided."""
-
-    verifier: str = "hash"
-    """A built-in rule (`hash`: the number after the last `####`), or a function of yours as
-    `module:function`."""
-    workers: int = 2
-    """Verifier processes."""
-    timeout_seconds: float = 10.0
-    """Time one output may take; past it the verdict is undecided."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "workers")
-        require(
-            self.timeout_seconds > 0,
-            f"verification.timeout_seconds is {self.timeout_seconds}: it must be positive.",
-        )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation: greedy accuracy, pass@k and maj@k."""
-
-    every_steps: int = 0
-    """Evaluate on data.validation every so many steps, and before the first; 0 for never."""
-    num_questions: int = 0
-    """Use the first so many validation questions; 0 for all. The test set is always used whole."""
-    samples_per_question: int = 0
-    """Outputs per question for pass@k and maj@k on validation; 0 for greedy only."""
-    test_samples_per_question: int = 0
-    """The same on the test set."""
-    temperature: float = 1.0
-    """Temperature of those samples."""
-    questions_per_batch: int = 64
-    """Questions whose outputs are decoded at a time; one that ends makes room for the next."""
-
-    def __post_init__(self) -> None:
-        at_least(
-            0,
-            self,
-            "every_steps",
-            "num_questions",
-            "samples_per_question",
-            "test_samples_per_question",
-        )
-        at_least(1, self, "questions_per_batch")
-        require(
-            self.temperature > 0,
-            f"evaluation.temperature is {self.temperature}: it must be positive (greedy accuracy "
-            "is always measured).",
-        )
-
-
-@dataclass(frozen=True)
 class CheckpointConfig:
     """When the whole state of the loop is saved."""
 

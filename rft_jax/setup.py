@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,18 @@ class Questions:
     train: tuple[Question, ...]
     validation: tuple[Question, ...]
     test: tuple[Question, ...]
+
+
+def make_folder(folder: Path) -> None:
+    """ConfigError when a run's folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot write here ({error.strerror}): use another --workdir."
+        ) from error
 
 
 def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:

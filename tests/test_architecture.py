@@ -15,6 +15,7 @@ ROOT = Path(rft_jax.__file__).parent
 
 RANKS = (
     {"records", "sections", "keys"},
+    {"sections_judging"},
     {"config"},
     {"batches", "fields", "jsonl", "progress", "signals", "statistics", "system"},
     {"parallel"},
@@ -24,7 +25,7 @@ RANKS = (
         "checkpoint", "experiments", "funnel", "metrics", "provenance", "refill", "report",
         "rollout_log", "rollouts",
     },
-    {"evaluation", "setup", "supply"},
+    {"evaluation", "scoring", "scoring_options", "setup", "supply", "verifiers"},
     {"run"},
     {"cli"},
     {"__main__"},
@@ -34,8 +35,8 @@ one rank do not know each other."""
 
 WITHOUT_JAX = {
     "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "progress",
-    "provenance", "records", "refill", "report", "rollout_log", "sections", "signals",
-    "statistics", "verification",
+    "provenance", "records", "refill", "report", "rollout_log", "scoring", "scoring_options",
+    "sections", "sections_judging", "signals", "statistics", "verification", "verifiers",
 }  # fmt: skip
 """Rooms that import no jax, not even indirectly: host processes and start-up must be light."""
 

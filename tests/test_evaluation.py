@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ from rft_jax.parallel.mesh import make_mesh
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Rollout, Sampling
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import VerifierPool
+from rft_jax.verification.rules import VerifierSpec
 
 QUESTIONS = [Question(id, f"{id}?", str(id)) for id in (3, 5, 8)]
 RIGHT, WRONG, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNDECIDED
@@ -60,7 +63,8 @@ def evaluated(
 
     monkeypatch.setattr(evaluation, "rollout", rollout)
     settings = EvaluationConfig(temperature=0.7, questions_per_batch=2)
-    sampling = Sampling.__new__(Sampling)  # not looked into
+    sampling = Sampling.__new__(Sampling)  # not looked into but for the rule that votes
+    object.__setattr__(sampling, "verifier", SimpleNamespace(name="hash"))
     found = evaluate(
         {}, QUESTIONS, sampling, settings, num_samples=len(sampled[0]) if sampled else 0
     )
@@ -157,7 +161,7 @@ def test_batches_and_mesh_change_nothing(tmp_path: Path) -> None:
     config = tiny_experiment.sft(source)
     tokenizer = setup.ensure_tokenizer(config, tmp_path)
     found = []
-    with VerifierPool("tiny_experiment:even_length", 1, 10.0) as verifier:
+    with VerifierPool(VerifierSpec("tiny_experiment:even_length"), Limits(1, 10.0)) as verifier:
         for mesh, size in ((MeshConfig(), 5), (MeshConfig(data=2, fsdp=2, tensor=2), 16)):
             config = replace(config, mesh=mesh)
             devices = make_mesh(mesh)

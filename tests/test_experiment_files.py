@@ -277,22 +277,6 @@ def module_of(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(
-    ("output", "verdict", "reason"),
-    [
-        (r"so \boxed{1,080}.", Verdict.CORRECT, "equal"),
-        (r"\boxed{7}, no: $\boxed{\$1080}$", Verdict.CORRECT, "equal"),
-        (r"\boxed{1080}, no: \boxed{7}", Verdict.INCORRECT, "not equal"),
-        (r"\boxed{1080 miles}", Verdict.INCORRECT, "not a number"),
-        ("1080", Verdict.INCORRECT, "no answer"),
-    ],
-)
-def test_boxed_number(output: str, verdict: Verdict, reason: str) -> None:
-    judgement = module_of(DEEPSEEKMATH).boxed_number("1080", output)
-    assert judgement.verdict is verdict
-    assert judgement.reason == reason
-
-
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for file in FILES:

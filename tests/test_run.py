@@ -32,7 +32,7 @@ from rft_jax.training.selection import select
 
 pytestmark = pytest.mark.slow
 
-NOTHING = VerificationConfig(verifier="tiny_experiment:nothing", workers=1)
+NOTHING = VerificationConfig(verifier="tiny_experiment:nothing", canary="off", workers=1)
 
 ALWAYS = {
     "objective/value", "optimizer/gradient_norm", "optimizer/learning_rate",

@@ -33,6 +33,11 @@ def even_length(reference: str, output: str) -> bool:
     return len(output) % 2 == 0
 
 
+def everything(reference: str, output: str) -> bool:
+    """A verifier that is fooled by all."""
+    return True
+
+
 def nothing(reference: str, output: str) -> bool:
     """A verifier that accepts no output."""
     return False
@@ -67,7 +72,9 @@ def sft(questions: str, **changes: Any) -> Config:
             row_length=24, rows_per_microbatch=8, sequences_per_step=8, logits_at_once=2**14
         ),
         optimizer=OptimizerConfig(learning_rate=3e-2, schedule="cosine", warmup_steps=2),
-        verification=VerificationConfig(verifier="tiny_experiment:even_length", workers=1),
+        verification=VerificationConfig(
+            verifier="tiny_experiment:even_length", canary="off", workers=1
+        ),
         evaluation=EvaluationConfig(
             every_steps=3, num_questions=5, samples_per_question=2, test_samples_per_question=4,
             questions_per_batch=8,

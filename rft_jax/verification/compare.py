@@ -1,67 +1,104 @@
-"""Exact comparison of answers: integers, decimals and fractions as rationals, never as floats.
+"""Whether an answer equals a reference: numbers first, then expressions, then math-verify.
 
-| notation        | read as             | refused (not a number)                           |
-|-----------------|---------------------|--------------------------------------------------|
-| `72`, `007`     | integer             | Unicode digits, `1e3`, `0x10`, `1_000`           |
-| `-7`, `−7`, `+7`| signed (also U+2212)| `- 7`, `--7`, `+-7`                              |
-| `1,080`         | groups of three     | `10,80`, `0,080`, `1,0800`                       |
-| `3.50`, `.5`    | decimal (`18.` too) | `.`, `3,5`, `1.2.3`                              |
-| `1/2`, `1 / 2`  | fraction            | `1/0`, `1.5/2`, `1/-2`, `1 1/2`                  |
-| `$18`, `\\$18`   | currency is dropped | `18$`, `18 dollars`                              |
-| `50%`           | percent: equal only to percent | `$5%`                                 |
-
-Anything longer than `MAX_CHARACTERS` is refused, so numbers stay small whatever a model writes.
+Each layer decides or passes on. The first two are exact and take microseconds; `comparison="math"`
+adds the third (an optional extra), which is asked only where they cannot decide.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
+from functools import lru_cache
 
-MAX_CHARACTERS = 100
-"""Longest number read; GSM8K's longest has 11 characters."""
+from rft_jax.records import Judgement, Verdict
+from rft_jax.verification import symbolic
+from rft_jax.verification.answers import TWO_ANSWERS
+from rft_jax.verification.expressions import Expression, parse_expression, same
+from rft_jax.verification.numbers import Number, equal, parse_number
 
-_INTEGER = r"[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+"
-_NUMBER = re.compile(
-    rf"(?P<sign>[+\-−])?(?P<currency>\\?\$)?(?P<inner_sign>[+\-−])?"
-    rf"(?:(?P<whole>{_INTEGER})(?:\.(?P<decimals>[0-9]*)|[ ]?/[ ]?(?P<denominator>{_INTEGER}))?"
-    rf"|\.(?P<only_decimals>[0-9]+))"
-    rf"(?P<percent>[ ]?\\?%)?"
-)
+NOT_A_NUMBER = "not a number"
+BAD_REFERENCE = "reference not understood"
+NOT_UNDERSTOOD = "answer not understood"
 
+_EQUAL = Judgement(Verdict.CORRECT, "equal")
+_UNEQUAL = Judgement(Verdict.INCORRECT, "not equal")
+_SEPARATORS = re.compile(r"[\s,;]+|\bor\b|\band\b")
+_MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π]")
 
-class Number(NamedTuple):
-    """An exact number; equal numbers compare and hash equal. 50% is (50, True)."""
-
-    value: Fraction
-    percent: bool
-
-
-def parse_number(text: str) -> Number | None:
-    """The number that is the whole of `text` but for white space around it, or None."""
-    text = text.strip()
-    if len(text) > MAX_CHARACTERS:
-        return None
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    sign, currency, inner_sign, whole, decimals, denominator, only_decimals, percent = (
-        match.groups()
-    )
-    if (sign and inner_sign) or (inner_sign and not currency) or (currency and percent):
-        return None
-    decimals = only_decimals or decimals or ""
-    numerator = int((whole or "").replace(",", "") + decimals)
-    divisor = int(denominator.replace(",", "")) if denominator else 10 ** len(decimals)
-    if divisor == 0:
-        return None
-    if (sign or inner_sign or "+") != "+":
-        numerator = -numerator
-    return Number(Fraction(numerator, divisor), percent is not None)
+_reference_expression = lru_cache(maxsize=1024)(parse_expression)
 
 
-def equal(answer: str, reference: str) -> bool:
-    """Whether both are numbers and the same number; a percent equals only a percent."""
-    number = parse_number(answer)
-    return number is not None and number == parse_number(reference)
+def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> Judgement:
+    """The verdict on a stated answer.
+
+    math: ask math-verify where the exact layers cannot decide; without it such an answer is
+    incorrect beside a reference that is understood, and undecided beside one that is not.
+    tolerance: largest relative difference of two plain numbers, 0 for none.
+    """
+    expected, found = parse_number(reference), parse_number(answer)
+    if expected is not None and found is not None:
+        return _EQUAL if _within(found, expected, tolerance) else _UNEQUAL
+    if expected is not None and _states_several(answer):
+        return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
+    if not _MATHEMATICAL.search(answer) and expected is not None:
+        return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
+    if _squeezed(answer) == _squeezed(reference):
+        # Also beside a number, for notations like 0/0 no text makes an answer of no value right.
+        return _EQUAL if expected is not None or not _is_void(reference) else _bad_reference()
+    known = _reference_expression(reference)
+    stated = parse_expression(answer)
+    if known is not None and stated is not None:
+        decided = same(stated, known)
+        if decided is not None:
+            return _EQUAL if decided else _UNEQUAL
+    if math:
+        return _symbolic(answer, reference, known)
+    if known is None and expected is None:
+        return _bad_reference()
+    return Judgement(Verdict.INCORRECT, NOT_UNDERSTOOD)
+
+
+def may_be_equal(first: str, second: str) -> bool:
+    """False where two answers are unequal for certain, by the exact layers."""
+    judged = compare(first, second, math=False, tolerance=Fraction(0))
+    return judged is not _UNEQUAL
+
+
+def _symbolic(answer: str, reference: str, known: Expression | None) -> Judgement:
+    decided = symbolic.symbolically_equal(answer, reference)
+    if decided is not None:
+        return _EQUAL if decided else _UNEQUAL
+    if known is None and parse_number(reference) is None:
+        own = symbolic.symbolically_equal(reference, reference)
+        if own is not True:
+            return _bad_reference()
+    return Judgement(Verdict.INCORRECT, NOT_UNDERSTOOD)
+
+
+def _bad_reference() -> Judgement:
+    return Judgement(Verdict.UNDECIDED, BAD_REFERENCE)
+
+
+def _within(found: Number, expected: Number, tolerance: Fraction) -> bool:
+    if equal(found, expected):
+        return True
+    if not tolerance or found.percent != expected.percent:
+        return False
+    return abs(found.value - expected.value) <= tolerance * abs(expected.value)
+
+
+def _states_several(answer: str) -> bool:
+    """Whether an answer holds several plain numbers, as `5 or 6` and `5, 6` do."""
+    if len(answer) > 200:
+        return False
+    words = [word for word in _SEPARATORS.split(answer) if word]
+    return len(words) > 1 and sum(parse_number(word) is not None for word in words) > 1
+
+
+def _is_void(reference: str) -> bool:
+    """Whether a reference has the form of mathematics without a value, such as 1/0 or a brace."""
+    return bool(_MATHEMATICAL.search(reference)) and _reference_expression(reference) is None
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

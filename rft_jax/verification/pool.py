@@ -12,19 +12,23 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple
 
 from rft_jax.records import Judgement, Verdict
+from rft_jax.verification.limits import Limits
+from rft_jax.verification.nursery import Nursery
 from rft_jax.verification.process import START_SECONDS, EndedAtStartError, WorkerGone, WorkerProcess
-from rft_jax.verification.rules import TRUNCATED, VerifierError
+from rft_jax.verification.rules import TOO_LONG, TRUNCATED, VerifierError, VerifierSpec
 from rft_jax.verification.worker import IDLE, Verdicts
 
 CHUNK_ITEMS = 256
 """Items of the largest chunk."""
+CHUNK_CHARACTERS = 1_000_000
+"""A chunk takes no further item beyond so many characters: a worker holds a whole one."""
 CHUNKS_PER_WORKER = 4
 """A small batch is cut so that each worker gets this many chunks, to even out slow items."""
 POLL_SECONDS = 0.05
@@ -47,16 +51,12 @@ class Item(NamedTuple):
 class VerifierPool:
     """Worker processes that judge items; a context manager that leaves no process behind.
 
-    verifier: a built-in rule (`hash`) or `module:function`; see rules.Verifier.
-    timeout_seconds: time one item may take, counted from when its work begins.
     Raises VerifierError when the verifier cannot be loaded in a worker.
     """
 
-    def __init__(self, verifier: str, workers: int, timeout_seconds: float) -> None:
-        self._verifier = verifier
-        self._timeout = timeout_seconds
-        # Modules resolve as in this process, and from the current folder as under `python -m`.
-        self._search_path = [*sys.path, os.getcwd()]
+    def __init__(self, spec: VerifierSpec, limits: Limits) -> None:
+        self.name = spec.name
+        self._limits = limits
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the four below
         self._closed = False
@@ -64,17 +64,19 @@ class VerifierPool:
         self._batches: set[_Batch] = set()
         self._processes: list[WorkerProcess] = []
         self._threads: list[threading.Thread] = []
+        # Modules resolve as in this process, and from the current folder as under `python -m`.
+        self._nursery = Nursery(spec, limits, [*sys.path, os.getcwd()])
         try:
-            for _ in range(workers):
-                self._processes.append(WorkerProcess(verifier, self._search_path))
+            for _ in range(limits.workers):
+                self._processes.append(WorkerProcess(self._nursery, self.name))
             for process in self._processes:
                 process.wait_ready()
         except BaseException:
+            self._nursery.close()
             for process in self._processes:
-                process.kill()
                 process.release()
             raise
-        for slot in range(workers):
+        for slot in range(limits.workers):
             thread = threading.Thread(
                 target=self._serve, args=(slot,), name=f"verifier-{slot}", daemon=True
             )
@@ -85,12 +87,15 @@ class VerifierPool:
         """Begin to judge and return at once; the future's result is one judgement an item, in
         order. The result raises VerifierError if the pool is closed first or its workers fail."""
         batch = _Batch(len(items))
+        longest = self._limits.max_characters
         to_run = []
-        for position, item in enumerate(items):
-            if item.finished:
-                to_run.append(position)
-            else:
+        for position, (reference, output, finished) in enumerate(items):
+            if not finished:
                 batch.judgements[position] = _judgement(Verdict.INCORRECT, TRUNCATED)
+            elif len(output) > longest or len(reference) > longest:
+                batch.judgements[position] = _judgement(Verdict.UNDECIDED, TOO_LONG)
+            else:
+                to_run.append(position)
         batch.remaining = len(to_run)
         with self._lock:
             if self._failure is not None:
@@ -103,10 +108,8 @@ class VerifierPool:
             batch.finish()
         shares = len(self._threads) * CHUNKS_PER_WORKER
         size = min(CHUNK_ITEMS, math.ceil(len(to_run) / shares)) or 1
-        for start in range(0, len(to_run), size):
-            positions = to_run[start : start + size]
-            pairs = [(items[position].reference, items[position].output) for position in positions]
-            self._chunks.put(_Chunk(batch, positions, pairs))
+        for chunk in _chunks(batch, items, to_run, size):
+            self._chunks.put(chunk)
         return batch.future
 
     def verify(self, items: Sequence[Item]) -> list[Judgement]:
@@ -118,6 +121,7 @@ class VerifierPool:
         self._stop(None)
         for thread in self._threads:
             thread.join()
+        self._nursery.close()
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -180,7 +184,7 @@ class VerifierPool:
             with self._lock:
                 if self._closed:
                     return None
-                fresh = WorkerProcess(self._verifier, self._search_path)
+                fresh = WorkerProcess(self._nursery, self.name)
                 self._processes[slot].release()
                 self._processes[slot] = fresh
             try:
@@ -209,7 +213,7 @@ class VerifierPool:
                 if current != watched:
                     # The item began since the last look: its time is never counted too long.
                     watched, since = current, now
-                limit = START_SECONDS if current == IDLE else self._timeout
+                limit = START_SECONDS if current == IDLE else self._limits.timeout_seconds
                 overdue = now - since > limit
         except WorkerGone:
             pass
@@ -220,8 +224,8 @@ class VerifierPool:
         culprit = watched if overdue else process.current
         left = list(range(done, total))
         if culprit in left:
-            verdict = (Verdict.UNDECIDED.value, "timeout" if overdue else "crashed")
-            self._settle(chunk, culprit, [verdict])
+            reason = "timeout" if overdue or process.out_of_time else "crashed"
+            self._settle(chunk, culprit, [(Verdict.UNDECIDED.value, reason)])
             left.remove(culprit)
         half = math.ceil(len(left) / 2) or 1
         for indices in (left[:half], left[half:]):
@@ -272,6 +276,25 @@ class _Chunk(NamedTuple):
     batch: _Batch
     positions: list[int]
     pairs: list[tuple[str, str]]
+
+
+def _chunks(
+    batch: _Batch, items: Sequence[Item], positions: Sequence[int], most: int
+) -> Iterator[_Chunk]:
+    """Chunks of the items at these positions, `most` of them in each, fewer of long ones."""
+    chunk = _Chunk(batch, [], [])
+    characters = 0
+    for position in positions:
+        reference, output, _ = items[position]
+        chunk.positions.append(position)
+        chunk.pairs.append((reference, output))
+        characters += len(reference) + len(output)
+        if len(chunk.pairs) == most or characters > CHUNK_CHARACTERS:
+            yield chunk
+            chunk = _Chunk(batch, [], [])
+            characters = 0
+    if chunk.pairs:
+        yield chunk
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""One worker process seen from its parent: start, send a chunk, receive verdicts, kill."""
+"""One worker process seen from the pool: start, send a chunk, receive verdicts, kill."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ import os
 import pickle
 import select
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
+from rft_jax.verification.nursery import Nursery
+from rft_jax.verification.nursery_main import STATUS
 from rft_jax.verification.rules import VerifierError
-from rft_jax.verification.worker import FRAME, IDLE, Verdicts
+from rft_jax.verification.worker import FRAME, IDLE, Ends, Verdicts
 
 START_SECONDS = 60.0
 """Time a worker has to load the verifier, to take in a chunk, and to begin it."""
-
-# The module search path goes first: it says where rft_jax and the user's modules are. The main
-# module of the parent is never imported, so scripts need no `if __name__ == "__main__"`.
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[3:]; from rft_jax.verification.worker import main; main()"
-)
-_HIDE_ACCELERATORS = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+KILL_SECONDS = 10.0
+"""Time the kernel has to end a killed worker."""
 
 
 class WorkerGone(Exception):
@@ -39,67 +34,63 @@ class EndedAtStartError(VerifierError):
 
 
 class WorkerProcess:
-    """A running worker in a session of its own (Ctrl-C does not reach it; it is killed whole)."""
+    """A running worker in a session of its own (Ctrl-C does not reach it; it is killed whole).
 
-    def __init__(self, verifier: str, search_path: Sequence[str]) -> None:
-        """Start the process and return at once; `wait_ready` follows."""
-        life_line, self._life = os.pipe()
-        with tempfile.TemporaryFile() as word_file:
-            word_file.truncate(8)
-            self._word = mmap.mmap(word_file.fileno(), 8)
-            self._progress = memoryview(self._word).cast("q")
-            self._progress[0] = IDLE
-            descriptors = (life_line, word_file.fileno())
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, *map(str, descriptors), *search_path],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    bufsize=0,
-                    pass_fds=descriptors,
-                    start_new_session=True,
-                    env={**os.environ, **_HIDE_ACCELERATORS},
-                )
-            except BaseException:
-                os.close(self._life)
-                raise
-            finally:
-                os.close(life_line)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._tasks = self._process.stdin.fileno()
-        self._frames = self._process.stdout.fileno()
-        os.set_blocking(self._tasks, False)
-        os.set_blocking(self._frames, False)
+    Its pipes and its shared word are its own: a kill in the middle of a message harms no other.
+    """
+
+    def __init__(self, nursery: Nursery, name: str) -> None:
+        """Have the process started and return at once; `wait_ready` follows.
+
+        name: that of the verifier, for messages. VerifierError when the nursery is gone.
+        """
+        self._nursery = nursery
+        self._name = name
         self._received = bytearray()
         self._kill_lock = threading.Lock()
         self.killed = False
-        self._verifier = verifier
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self._status: int | None = None
+        with ExitStack() as theirs, ExitStack() as ours:
+            tasks, self._tasks = _pipe(theirs, ours)
+            self._frames, frames = _pipe(ours, theirs)
+            life_line, self._life = _pipe(theirs, ours)
+            self._ended, ended = _pipe(ours, theirs)
+            os.set_blocking(self._tasks, False)
+            os.set_blocking(self._frames, False)
+            word_file = theirs.enter_context(tempfile.TemporaryFile(buffering=0))
+            word_file.truncate(8)
+            self._word = ours.enter_context(mmap.mmap(word_file.fileno(), 8))
+            self._progress = ours.enter_context(memoryview(self._word).cast("q"))
+            self._progress[0] = IDLE
+            self._number = nursery.fork(Ends(tasks, frames, life_line, word_file.fileno()), ended)
+            self._ours = ours.pop_all()
 
     @property
     def current(self) -> int:
         """Index within its chunk of the item at work, or IDLE."""
         return int(self._progress[0])
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process ended, or nobody is left to tell."""
+        return bool(_ready({self._ended: select.POLLIN}, 0.0))
+
     def wait_ready(self) -> None:
         """Return when the verifier is loaded; VerifierError when it cannot be."""
         try:
-            self._write(self._verifier)
             deadline = time.monotonic() + START_SECONDS
             while not (answers := self._read(0.1)):
                 if time.monotonic() > deadline:
                     raise VerifierError(
-                        f"verification.verifier is {self._verifier!r}: a worker did not load it "
+                        f"verification.verifier is {self._name!r}: a worker did not load it "
                         f"within {START_SECONDS:.0f} s; make its module quicker to import."
                     )
         except WorkerGone:
             self.kill()
+            if self._status is None:
+                raise self._nursery.failure() from None
             raise EndedAtStartError(
-                f"verification.verifier is {self._verifier!r}: the worker ended while it loaded it "
+                f"verification.verifier is {self._name!r}: the worker ended while it loaded it "
                 f"({self.ending}); see its messages above."
             ) from None
         if answers[0] is not None:
@@ -107,7 +98,17 @@ class WorkerProcess:
 
     def send(self, chunk: Sequence[tuple[str, str]]) -> None:
         """Hand over (reference, output) pairs; WorkerGone when the worker does not take them."""
-        self._write(list(chunk))
+        data = memoryview(pickle.dumps(list(chunk), protocol=pickle.HIGHEST_PROTOCOL))
+        deadline = time.monotonic() + START_SECONDS
+        while data:
+            ready = _ready({self._tasks: select.POLLOUT, self._ended: select.POLLIN}, 0.1)
+            if self._ended in ready or time.monotonic() > deadline:
+                raise WorkerGone
+            try:
+                if ready:
+                    data = data[os.write(self._tasks, data) :]
+            except BrokenPipeError:
+                raise WorkerGone from None
 
     def receive(self, seconds: float) -> Verdicts:
         """Verdicts that arrive within `seconds`, in order; WorkerGone when none can come."""
@@ -122,51 +123,49 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the worker and what it started, for certain. Any thread may call this, repeatedly."""
         with self._kill_lock:
-            if not self.killed:
-                self.killed = True
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+            if self.killed:
+                return
+            self.killed = True
+            self._nursery.end(self._number)
+            if _ready({self._ended: select.POLLIN}, KILL_SECONDS):
+                status = os.read(self._ended, STATUS.size)
+                if len(status) == STATUS.size:
+                    (self._status,) = STATUS.unpack(status)
 
     def release(self) -> None:
-        """Close the pipes of a killed worker; only the thread that uses them may call this."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        os.close(self._life)
-        self._progress.release()
-        self._word.close()
+        """Close the pipes of a killed worker; only the thread that uses them may call this.
+
+        With the life line closed, the worker ends even if the nursery was gone and killed nothing.
+        """
+        self._ours.close()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the kernel ended it for the processor time it used."""
+        return self._status is not None and os.waitstatus_to_exitcode(self._status) == -(
+            signal.SIGXCPU
+        )
 
     @property
     def ending(self) -> str:
-        """How a killed or ended worker ended, in words."""
-        code = self._process.returncode
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-    def _write(self, message: Any) -> None:
-        data = memoryview(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
-        deadline = time.monotonic() + START_SECONDS
-        while data:
-            try:
-                if _wait_for(self._tasks, select.POLLOUT, 0.1):
-                    data = data[os.write(self._tasks, data) :]
-            except BrokenPipeError:
-                raise WorkerGone from None
-            if data and (self._process.poll() is not None or time.monotonic() > deadline):
-                raise WorkerGone
+        """How a killed worker ended, in words."""
+        if self._status is None:
+            return "unknown"
+        code = os.waitstatus_to_exitcode(self._status)
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def _read(self, seconds: float) -> list[Any]:
         """Messages that are complete after at most one wait of `seconds`."""
         # A process may hold the pipe open beyond its parent's death, so look for that death too.
-        ended = self._process.poll() is not None
-        readable = _wait_for(self._frames, select.POLLIN, 0.0 if ended else seconds)
-        if ended and not readable:
-            raise WorkerGone
+        ready = _ready({self._frames: select.POLLIN, self._ended: select.POLLIN}, seconds)
+        if self._frames not in ready:
+            if self._ended in ready:
+                raise WorkerGone
+            return []
         end_of_file = False
-        while readable:
+        while True:
             try:
-                data = os.read(self._frames, 1 << 20)
+                data = os.read(self._frames, 1 << 16)
             except BlockingIOError:
                 break
             if not data:
@@ -192,8 +191,17 @@ class WorkerProcess:
         return messages
 
 
-def _wait_for(descriptor: int, event: int, seconds: float) -> bool:
-    """Whether the descriptor becomes ready, or its other end closes, within `seconds`."""
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """(read end, write end), each closed by its owner."""
+    read_end, write_end = os.pipe()
+    reader.callback(os.close, read_end)
+    writer.callback(os.close, write_end)
+    return read_end, write_end
+
+
+def _ready(events: dict[int, int], seconds: float) -> frozenset[int]:
+    """The descriptors that become ready, or whose other end closes, within `seconds`."""
     poll = select.poll()  # unlike select(), takes descriptors beyond 1023
-    poll.register(descriptor, event)
-    return bool(poll.poll(seconds * 1000))
+    for descriptor, event in events.items():
+        poll.register(descriptor, event)
+    return frozenset(descriptor for descriptor, _ in poll.poll(seconds * 1000))

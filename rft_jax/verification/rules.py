@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from rft_jax.records import Judgement, Verdict
+from rft_jax.verification import symbolic
 from rft_jax.verification.answers import (
-    NO_ANSWER,
-    NOT_A_NUMBER,
-    TEXT_AFTER_ANSWER,
-    TWO_ANSWERS,
+    EXTRACTIONS,
+    UNREAD,
     AnswerError,
-    hash_answer,
+    Extraction,
+    auto_answer,
     reference_answer,
 )
-from rft_jax.verification.compare import Number, parse_number
+from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
+from rft_jax.verification.equations import CHECKS, Check
+from rft_jax.verification.numbers import parse_number
 
 Verifier = Callable[[str, str], Judgement | bool]
 """(reference, output) -> verdict; True is CORRECT, False INCORRECT."""
 
-TRUNCATED = "truncated"
-BAD_REFERENCE = "reference is not a number"
+Comparison = Literal["exact", "math"]
 
-_UNPARSED = frozenset({NO_ANSWER, TWO_ANSWERS, NOT_A_NUMBER, TEXT_AFTER_ANSWER, TRUNCATED})
+RANDOM = "random"
+LENIENT = "lenient_last_number"
+BUILT_IN = (*EXTRACTIONS, RANDOM)
+
+TRUNCATED = "truncated"
+TOO_LONG = "too long"
+
+_UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
 
 
 class VerifierError(ValueError):
     """A verifier cannot be used, or its workers cannot run."""
+
+
+class VerifierSpec(NamedTuple):
+    """Which verifier; small and picklable, so that every worker makes the same one of it.
+
+    name: a built-in rule, or a function of the user's as `module:function`.
+    comparison: `exact`, or `math` for math-verify where the exact layers cannot decide.
+    checks: what a correct output must pass besides; of CHECKS, or (output) -> bool of the user's.
+    tolerance: largest relative difference of two plain numbers; 0 (always in training) for none.
+    random_rate: share of outputs that `random` accepts.
+    """
+
+    name: str
+    comparison: Comparison = "exact"
+    checks: tuple[str, ...] = ()
+    tolerance: Fraction = Fraction(0)
+    random_rate: float = 0.5
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether all code of it is this package's; otherwise a module of the user's is loaded."""
+        return not any(":" in name for name in (self.name, *self.checks))
 
 
 def is_parsed(judgement: Judgement) -> bool:
@@ -36,60 +69,128 @@ def is_parsed(judgement: Judgement) -> bool:
     return judgement.verdict is not Verdict.UNDECIDED and judgement.reason not in _UNPARSED
 
 
-def hash_rule(reference: str, output: str) -> Judgement:
-    """Compare the number after the output's last `####` with the reference, exactly.
-
-    A reference that states no number leaves every output undecided: it says nothing about them.
-    """
-    expected = _reference_number(reference)
-    if expected is None:
-        return Judgement(Verdict.UNDECIDED, BAD_REFERENCE)
-    answer, reason = hash_answer(output)
+def vote(verifier: str, output: str) -> Any:
+    """What an output votes for in maj@k: its stated answer under a rule (under `auto` for a
+    function of the user's), a number where it is one, or None."""
+    answer = EXTRACTIONS.get(verifier, auto_answer)(output).text
     if answer is None:
-        return Judgement(Verdict.INCORRECT, reason)
-    if parse_number(answer) == expected:
-        return Judgement(Verdict.CORRECT, "equal")
-    return Judgement(Verdict.INCORRECT, "not equal")
+        return None
+    return parse_number(answer) or " ".join(answer.split())
+
+
+def load_verifier(spec: VerifierSpec) -> Verifier:
+    """The verifier of a specification; imports the user's modules, if it names any.
+
+    Raises VerifierError, in one line, when there is none.
+    """
+    verifier = _named(spec)
+    checks = {name: _check(name) for name in spec.checks}
+    return _checked(verifier, checks) if checks else verifier
+
+
+def _named(spec: VerifierSpec) -> Verifier:
+    if spec.name in EXTRACTIONS:
+        if spec.comparison == "math":
+            if not symbolic.available():
+                raise VerifierError(
+                    "verification.comparison is 'math', which needs math-verify: "
+                    "pip install \"rft_jax[math]\", or choose 'exact'."
+                )
+            symbolic.warm_up()
+        return _rule(EXTRACTIONS[spec.name], spec)
+    if spec.name == RANDOM:
+        return _random(spec.random_rate)
+    expected = f"a built-in rule ({', '.join(BUILT_IN)}) or a function of yours as module:function"
+    verifier: Verifier = _users_function(
+        "verification.verifier", spec.name, expected, "(reference, output) -> bool or Judgement"
+    )
+    return verifier
+
+
+def _rule(extract: Extraction, spec: VerifierSpec) -> Verifier:
+    math, tolerance = spec.comparison == "math", spec.tolerance
+
+    # The outputs of a question state the same few answers over and over.
+    @lru_cache(maxsize=8192)
+    def compared(answer: str, reference: str) -> Judgement:
+        return compare(answer, reference, math=math, tolerance=tolerance)
+
+    def judge(reference: str, output: str) -> Judgement:
+        """Compare the answer that the output states with the reference.
+
+        A reference that states none leaves every output undecided: it says nothing about them.
+        """
+        expected = _expected(reference)
+        if expected is None:
+            return Judgement(Verdict.UNDECIDED, BAD_REFERENCE)
+        answer, reason = extract(output)
+        if answer is None:
+            return Judgement(Verdict.INCORRECT, reason)
+        return compared(answer, expected)
+
+    return judge
 
 
 # The G outputs of a question come one after the other and share their reference.
 @lru_cache(maxsize=1024)
-def _reference_number(reference: str) -> Number | None:
+def _expected(reference: str) -> str | None:
     try:
-        return parse_number(reference_answer(reference))
+        return reference_answer(reference)
     except AnswerError:
         return None
 
 
-RULES: dict[str, Verifier] = {"hash": hash_rule}
+def _random(rate: float) -> Verifier:
+    """Verdicts by lot, the same for the same texts: a control that tells learning from artefact."""
+
+    def judge(reference: str, output: str) -> bool:
+        text = f"{reference}\0{output}".encode("utf-8", "surrogatepass")
+        drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+        return drawn < rate
+
+    return judge
 
 
-def load_verifier(name: str) -> Verifier:
-    """The built-in rule `name`, or the function that `module:function` names (imports the module).
+def _check(name: str) -> Check:
+    if name in CHECKS:
+        return CHECKS[name]
+    expected = f"one of {', '.join(CHECKS)} or a function of yours as module:function"
+    check: Check = _users_function("verification.checks", name, expected, "(output) -> bool")
+    return check
 
-    Raises VerifierError, in one line, when there is none.
-    """
-    if name in RULES:
-        return RULES[name]
+
+def _checked(verifier: Verifier, checks: dict[str, Check]) -> Verifier:
+    def judge(reference: str, output: str) -> Judgement | bool:
+        found = verifier(reference, output)
+        correct = found is True or (
+            isinstance(found, Judgement) and found.verdict is Verdict.CORRECT
+        )
+        if correct:
+            for name, check in checks.items():
+                if not check(output):
+                    return Judgement(Verdict.INCORRECT, f"failed {name}")
+        return found
+
+    return judge
+
+
+def _users_function(field: str, name: str, expected: str, signature: str) -> Any:
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
-        raise VerifierError(
-            f"verification.verifier is {name!r}: it must be a built-in rule "
-            f"({', '.join(RULES)}) or a function of yours as module:function."
-        )
+        raise VerifierError(f"{field} is {name!r}: it must be {expected}.")
     try:
         module = importlib.import_module(module_name)
     except BaseException as error:  # a module may also call sys.exit
         found = " ".join(f"{type(error).__name__}: {error}".split())
         raise VerifierError(
-            f"verification.verifier is {name!r}: module {module_name} cannot be imported in a "
+            f"{field} is {name!r}: module {module_name} cannot be imported in a "
             f"worker ({found}); it must lie in the current folder or on the Python path."
         ) from error
-    verifier = getattr(module, function_name, None)
-    if not callable(verifier):
-        found = "does not exist" if verifier is None else f"is a {type(verifier).__name__}"
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = "does not exist" if function is None else f"is a {type(function).__name__}"
         raise VerifierError(
-            f"verification.verifier is {name!r}: {module_name}.{function_name} {found}; it must be "
-            "a function (reference, output) -> bool or Judgement."
+            f"{field} is {name!r}: {module_name}.{function_name} {found}; it must be "
+            f"a function {signature}."
         )
-    return verifier
+    return function

@@ -43,7 +43,9 @@ from rft_jax.training import objective as module
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.objective import METHODS, k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
+from rft_jax.verification.rules import VerifierSpec
 
 DENOMINATORS: tuple[Denominator, ...] = typing.get_args(Denominator)
 KEPT = st.lists(st.integers(0, 5), min_size=1, max_size=20)
@@ -169,7 +171,7 @@ def test_deviation_3_an_undecided_output_is_masked(denominator: Denominator) -> 
 
 
 def test_deviation_4_a_truncated_output_is_never_correct() -> None:
-    with VerifierPool("hash", 1, 10.0) as pool:
+    with VerifierPool(VerifierSpec("hash"), Limits(1, 10.0)) as pool:
         cut, whole = pool.submit([Item("5", "#### 5", False), Item("5", "#### 5", True)]).result()
     assert (cut.verdict, cut.reason) == (Verdict.INCORRECT, "truncated")
     assert whole.verdict is Verdict.CORRECT

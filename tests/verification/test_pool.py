@@ -17,9 +17,16 @@ from hypothesis import strategies as st
 from rft_jax.records import Judgement, Verdict
 from rft_jax.verification import pool as pool_module
 from rft_jax.verification import process as process_module
+from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import TRUNCATED, VerifierError, hash_rule
+from rft_jax.verification.rules import (
+    TRUNCATED,
+    VerifierError,
+    VerifierSpec,
+    load_verifier,
+)
 
+hash_rule = load_verifier(VerifierSpec("hash"))
 ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
 REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 
@@ -34,13 +41,13 @@ def items_of(*outputs: str) -> list[Item]:
 
 @pytest.fixture(scope="module")
 def hash_pool() -> Iterator[VerifierPool]:
-    with VerifierPool("hash", workers=2, timeout_seconds=10.0) as pool:
+    with VerifierPool(VerifierSpec("hash"), Limits(2, 10.0)) as pool:
         yield pool
 
 
 @pytest.fixture
 def acting_pool(_verifiers_of_the_tests: None) -> Iterator[VerifierPool]:
-    with VerifierPool("misbehaving:act", workers=2, timeout_seconds=0.5) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(2, 0.5)) as pool:
         yield pool
 
 
@@ -125,7 +132,7 @@ def test_a_fault_leaves_only_its_item_undecided(
 
 
 def test_a_fault_is_never_laid_on_the_next_item() -> None:
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=0.5) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 0.5)) as pool:
         for action, reason in (("exit", "crashed"), ("sleep 60", "timeout"), ("exit", "crashed")):
             # Batches of one item and of two: the fault is the whole chunk.
             assert pool.verify(items_of(action)) == [undecided(reason)]
@@ -161,7 +168,7 @@ def test_what_a_verifier_prints_and_reads_harms_nothing(acting_pool: VerifierPoo
 
 
 def test_a_worker_killed_while_idle_is_replaced() -> None:
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 5.0)) as pool:
         (first,) = pool.verify(items_of("pid"))
         os.kill(int(first.reason), signal.SIGKILL)
         (second,) = pool.verify(items_of("pid"))
@@ -171,7 +178,7 @@ def test_a_worker_killed_while_idle_is_replaced() -> None:
 
 def test_a_worker_that_is_stopped_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "START_SECONDS", 0.5)
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 5.0)) as pool:
         (first,) = pool.verify(items_of("pid"))
         os.kill(int(first.reason), signal.SIGSTOP)
         assert pool.verify(items_of("good")) == [ACCEPTED]
@@ -190,7 +197,7 @@ def test_workers_import_no_jax(acting_pool: VerifierPool) -> None:
 def test_workers_see_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 5.0)) as pool:
         found = pool.verify(
             items_of("environment JAX_PLATFORMS", "environment CUDA_VISIBLE_DEVICES")
         )
@@ -202,9 +209,9 @@ def test_workers_find_the_modules_this_process_finds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "verifier_of_a_user.py").write_text("def f(reference, output): return True\n")
-    with VerifierPool("verifier_of_a_user:f", workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec("verifier_of_a_user:f"), Limits(1, 5.0)) as pool:
         assert pool.verify(items_of("anything")) == [ACCEPTED]
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 5.0)) as pool:
         (judgement,) = pool.verify(items_of("path"))
         assert judgement.reason.split("\n") == [*sys.path, str(tmp_path)]
 
@@ -215,14 +222,14 @@ def test_workers_find_the_modules_this_process_finds(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hsh", "verification.verifier is 'hsh': it must be a built-in rule (hash) or"),
+        ("hsh", "verification.verifier is 'hsh': it must be a built-in rule (auto, hash, boxed"),
         ("no_such_module:f", "(ModuleNotFoundError: No module named 'no_such_module')"),
         ("misbehaving:NOT_A_FUNCTION", "misbehaving.NOT_A_FUNCTION is a int;"),
     ],
 )
 def test_a_bad_verifier_is_an_error_at_the_start(name: str, message: str) -> None:
     with pytest.raises(VerifierError) as raised:
-        VerifierPool(name, workers=2, timeout_seconds=1.0)
+        VerifierPool(VerifierSpec(name), Limits(2, 1.0))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -236,7 +243,7 @@ def _module(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: str)
 def test_a_module_that_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     name = _module(monkeypatch, tmp_path, "ends_the_worker", "import os\nos._exit(4)\n")
     with pytest.raises(VerifierError) as raised:
-        VerifierPool(name, workers=1, timeout_seconds=1.0)
+        VerifierPool(VerifierSpec(name), Limits(1, 1.0))
     assert str(raised.value) == (
         "verification.verifier is 'ends_the_worker:f': the worker ended while it loaded it "
         "(exit code 4); see its messages above."
@@ -247,7 +254,7 @@ def test_a_module_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(process_module, "START_SECONDS", 1.0)
     name = _module(monkeypatch, tmp_path, "loads_for_ever", "import time\ntime.sleep(600)\n")
     with pytest.raises(VerifierError) as raised:
-        VerifierPool(name, workers=1, timeout_seconds=1.0)
+        VerifierPool(VerifierSpec(name), Limits(1, 1.0))
     assert str(raised.value) == (
         "verification.verifier is 'loads_for_ever:f': a worker did not load it within 1 s; make "
         "its module quicker to import."
@@ -266,7 +273,7 @@ def test_workers_that_end_before_any_item(monkeypatch: pytest.MonkeyPatch, tmp_p
         def f(reference, output): return True
         """,
     )
-    with VerifierPool(name, workers=1, timeout_seconds=1.0) as pool:
+    with VerifierPool(VerifierSpec(name), Limits(1, 1.0)) as pool:
         monkeypatch.setattr(process_module.WorkerProcess, "send", _wait_for_the_end)
         with pytest.raises(VerifierError) as raised:
             pool.verify(items_of("good"))
@@ -295,7 +302,7 @@ def test_a_replacement_that_ends_at_its_start_is_replaced(
         def f(reference, output): return output == "good" or os._exit(7)
         """,
     )
-    with VerifierPool(name, workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec(name), Limits(1, 5.0)) as pool:
         assert pool.verify(items_of("exit", "good")) == [undecided("crashed"), ACCEPTED]
 
 
@@ -314,7 +321,7 @@ def test_replacements_that_all_end_at_their_start(
         def f(reference, output): os._exit(7)
         """,
     )
-    with VerifierPool(name, workers=1, timeout_seconds=5.0) as pool:
+    with VerifierPool(VerifierSpec(name), Limits(1, 5.0)) as pool:
         with pytest.raises(VerifierError) as raised:
             pool.verify(items_of("exit", "good"))
         assert str(raised.value) == (
@@ -324,7 +331,8 @@ def test_replacements_that_all_end_at_their_start(
 
 
 def _wait_for_the_end(process: process_module.WorkerProcess, chunk: object) -> None:
-    process._process.wait()
+    while not process.ended:
+        time.sleep(0.01)
     raise process_module.WorkerGone
 
 
@@ -332,7 +340,7 @@ def test_a_failure_inside_the_pool_reaches_the_caller(monkeypatch: pytest.Monkey
     def no_more_files(process: process_module.WorkerProcess, chunk: object) -> None:
         raise OSError(24, "Too many open files")
 
-    with VerifierPool("hash", workers=1, timeout_seconds=1.0) as pool:
+    with VerifierPool(VerifierSpec("hash"), Limits(1, 1.0)) as pool:
         monkeypatch.setattr(process_module.WorkerProcess, "send", no_more_files)
         with pytest.raises(VerifierError) as raised:
             pool.verify(items_of("good"))
@@ -343,7 +351,7 @@ def test_a_failure_inside_the_pool_reaches_the_caller(monkeypatch: pytest.Monkey
 
 def test_closing_ends_what_is_not_done() -> None:
     began = time.monotonic()
-    with VerifierPool("misbehaving:act", workers=2, timeout_seconds=60.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(2, 60.0)) as pool:
         future = pool.submit(items_of("sleep 60", "good", "sleep 60"))
         time.sleep(0.1)
     pool.close()

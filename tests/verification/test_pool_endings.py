@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierError
+from rft_jax.verification.rules import VerifierError, VerifierSpec
 
 
 def items_of(*outputs: str) -> list[Item]:
@@ -38,7 +39,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
     descriptors = len(os.listdir("/dev/fd"))
-    with VerifierPool("misbehaving:act", workers=1, timeout_seconds=60.0) as pool:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 60.0)) as pool:
         pool.verify(items_of("exit", "good"))
         (judgement,) = pool.verify(items_of("pid"))
         pool.submit(items_of(f"child {tmp_path / 'child'}"))
@@ -53,15 +54,17 @@ def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
 def test_a_bad_start_leaves_no_descriptor() -> None:
     descriptors = len(os.listdir("/dev/fd"))
     with pytest.raises(VerifierError):
-        VerifierPool("hsh", workers=2, timeout_seconds=1.0)
+        VerifierPool(VerifierSpec("hsh"), Limits(2, 1.0))
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
 _PARENT = """
 import sys, time
+from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
+from rft_jax.verification.rules import VerifierSpec
 print("main runs", flush=True)
-pool = VerifierPool("misbehaving:act", workers=1, timeout_seconds=600.0)
+pool = VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 600.0))
 print(pool.verify([Item("", "pid", True)])[0].reason, flush=True)
 pool.submit([Item("", sys.argv[1], True)])
 time.sleep(600)

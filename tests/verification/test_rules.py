@@ -10,10 +10,9 @@ import pytest
 from rft_jax.records import Judgement, Verdict
 from rft_jax.verification.answers import reference_answer
 from rft_jax.verification.rules import (
-    BAD_REFERENCE,
     TRUNCATED,
     VerifierError,
-    hash_rule,
+    VerifierSpec,
     is_parsed,
     load_verifier,
 )
@@ -30,15 +29,14 @@ GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
         ("18", "18", Verdict.INCORRECT, "no answer", False),
         ("5", "#### 5 or 6", Verdict.INCORRECT, "two answers", False),
         ("5", "#### five", Verdict.INCORRECT, "not a number", False),
-        ("5", "#### 5\nfive", Verdict.INCORRECT, "text after answer", False),
-        ("", "#### ", Verdict.UNDECIDED, BAD_REFERENCE, False),
-        ("five", "#### five", Verdict.UNDECIDED, BAD_REFERENCE, False),
+        ("5", "#### 5\nor five", Verdict.INCORRECT, "text after answer", False),
+        ("", "#### ", Verdict.UNDECIDED, "reference not understood", False),
+        ("five", "#### five", Verdict.CORRECT, "equal", True),
     ],
 )
-def test_hash_rule(
-    reference: str, output: str, verdict: Verdict, reason: str, parsed: bool
-) -> None:
-    judgement = hash_rule(reference, output)
+def test_rule(reference: str, output: str, verdict: Verdict, reason: str, parsed: bool) -> None:
+    judgement = load_verifier(VerifierSpec("hash"))(reference, output)
+    assert isinstance(judgement, Judgement)
     assert judgement == Judgement(verdict, reason)
     assert is_parsed(judgement) is parsed
 
@@ -60,17 +58,17 @@ def test_every_gsm8k_solution_is_right_for_its_own_answer_only(split: str) -> No
     with path.open(encoding="utf-8") as file:
         solutions = [json.loads(line)["answer"] for line in file]
     assert len(solutions) == {"train": 7473, "test": 1319}[split]
+    rule = load_verifier(VerifierSpec("auto"))
     for solution in solutions:
         answer = reference_answer(solution)
-        assert hash_rule(answer, solution) == Judgement(Verdict.CORRECT, "equal"), solution
-        assert hash_rule(solution, solution) == Judgement(Verdict.CORRECT, "equal"), solution
+        assert rule(answer, solution) == Judgement(Verdict.CORRECT, "equal"), solution
+        assert rule(solution, solution) == Judgement(Verdict.CORRECT, "equal"), solution
         other = str(int(answer.replace(",", "")) + 1)
-        assert hash_rule(other, solution) == Judgement(Verdict.INCORRECT, "not equal"), solution
+        assert rule(other, solution) == Judgement(Verdict.INCORRECT, "not equal"), solution
 
 
 def test_a_verifier_is_loaded_by_name() -> None:
-    assert load_verifier("hash") is hash_rule
-    assert load_verifier("misbehaving:act")("same", "same") is True
+    assert load_verifier(VerifierSpec("misbehaving:act"))("same", "same") is True
 
 
 @pytest.mark.parametrize(
@@ -79,8 +77,9 @@ def test_a_verifier_is_loaded_by_name() -> None:
         *[
             (
                 name,
-                f"verification.verifier is {name!r}: it must be a built-in rule (hash) or a "
-                "function of yours as module:function.",
+                f"verification.verifier is {name!r}: it must be a built-in rule (auto, hash, "
+                "boxed, tagged, lenient_last_number, random) or a function of yours as "
+                "module:function.",
             )
             for name in ("", "hsh", "module:", ":function", "misbehaving.act")
         ],
@@ -104,5 +103,5 @@ def test_a_verifier_is_loaded_by_name() -> None:
 )
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(VerifierError) as raised:
-        load_verifier(name)
+        load_verifier(VerifierSpec(name))
     assert str(raised.value) == message

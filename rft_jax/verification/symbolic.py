@@ -1,0 +1,266 @@
+"""The layer beneath `expressions.py`: math-verify's LaTeX parser and sympy, if installed.
+
+`pip install math-verify` brings both. Only its LaTeX parser is used, never its parser of plain
+expressions, which runs text as code. Numbers are read here, exactly (its own way runs each through
+Python's parser as a float), and values are compared without tolerance: 0.333333 is not 1/3.
+
+An expression is refuted by its value at fixed points, to 60 digits, and accepted only by sympy's
+proof that the difference is zero. There are no time limits here: whoever calls this has a deadline
+and ends the process. `refusable` texts are never given to sympy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+MAX_CHARACTERS = 400
+MAX_DEPTH = 12
+MAX_ITEMS = 8
+"""Most items of sets that are compared in any order."""
+DIGITS = 60
+"""Precision to which differences are computed."""
+SEEN = 1e-30
+"""Size from which a difference is taken for one."""
+_POINTS = ((1, 2), (-1, 3), (2, 5))
+"""Start and step of the values of the letters at a point, positive, negative, positive."""
+_GENERATORS = 12
+"""Numbers of symbols for which `warm_up` has sympy make its polynomial routines."""
+
+_REFUSED = re.compile(
+    r"""
+    [^\x20-\x7e]                                    # not ASCII
+  | [0-9]{40}                                       # a huge number
+  | (?<![a-zA-Z\\])(?:or|and|not|nan|inf|oo|zoo)(?![a-zA-Z])
+  | \{\s*(?:or|and)\s*\}                            # lists are for the layer above
+  | [0-9][a-zA-Z]+\s*[0-9]                          # 12a3
+  | (?<![_0-9])[0-9]+\s+[0-9]                       # 5 6
+  | \^\s*[({]?[^a-zA-Z})]*[0-9)}]\s*\^[^0-9]*[0-9]  # a tower of powers
+  | \^\s*\{?\s*[-+(]*\s*[0-9]{4}                    # a huge exponent
+  | [0-9]{3}\s*\}?\)?\s*!  | !\s*!                  # a large factorial
+  | \\(?:int|i+nt|oint|sum|prod|lim|det|partial|nabla|frac\s*\{?d|gcd|lcm|pmod|bmod|mod|circ\s*[a-z]
+     |mathbb|forall|exists|Rightarrow|rightarrow|ldots|dots|cdots|vdots)
+  | ['"`@\#?;:$]                                   # 12:00 is no quotient
+  | /\s*(?:[0-9.]+|[a-zA-Z])\s*[a-zA-Z\\(]          # 1/2x
+  | (?<![\\a-zA-Z])[a-zA-Z][0-9]                    # x2
+  | [0-9]\s*_                                       # a base, which latex2sympy drops
+  | ^[-0-9.\s]*,[-0-9,.\s]*$                        # lists of numbers
+  | ^[a-zA-Z\s]{4,}$ | \\text                       # words too
+    """,
+    re.VERBOSE,
+)
+
+
+_SINGLE_LETTER = re.compile(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])")
+
+
+def available() -> bool:
+    """Whether math-verify is installed."""
+    return importlib.util.find_spec("math_verify") is not None
+
+
+def refusable(text: str) -> bool:
+    """Whether a text is not given to sympy: it may take too long, or math-verify misreads it."""
+    if len(text) > MAX_CHARACTERS or _REFUSED.search(text):
+        return True
+    if "circ" in text and re.search("sin|cos|tan|cot|sec|csc", text):
+        return True  # latex2sympy drops degrees
+    depth = deepest = 0
+    for character in text:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth -= 1
+    return deepest > MAX_DEPTH
+
+
+def symbolically_equal(answer: str, reference: str) -> bool | None:
+    """Whether sympy shows two LaTeX texts to be equal or unequal; None where it shows neither."""
+    if refusable(answer) or refusable(reference):
+        return None
+    expected = _read_reference(reference)
+    found = None if expected is None else _read(answer)
+    if found is None:
+        return None
+    try:
+        return _same(found, expected)
+    except Exception:  # sympy raises whatever it likes on what it cannot do
+        return None
+
+
+def warm_up() -> None:
+    """Import all that reading and comparing import, and have sympy make what it makes once.
+
+    Its routines for polynomials are code made from templates (no text of a model is in it), once
+    for each number of symbols.
+    """
+    from sympy.polys.monomials import MonomialOps
+
+    for count in range(1, _GENERATORS + 1):
+        operations = MonomialOps(count)
+        for name in ("mul", "pow", "mulpow", "ldiv", "div", "lcm", "gcd"):
+            getattr(operations, name)()
+    for answer, reference in (
+        (r"\tan^2(y)+1", r"\sec^2(y)"),
+        (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
+        (r"e^{i\pi}", "-1"),
+        (r"\log_3 4", r"\frac{\ln 4}{\ln 3}"),
+        (r"\begin{pmatrix}1&2\\3&x\end{pmatrix}", r"\begin{pmatrix}1&2\\3&y\end{pmatrix}"),
+        (r"(1,2]\cup[3,4)", r"[3,4)\cup(1,2]"),
+        (r"\{1,\sqrt{2}\}", r"\{\sqrt{2},1\}"),
+        ("x^2+y^2=1", r"\frac{x^2}{2}+\frac{y^2}{2}=\frac{1}{2}"),
+        ("x^2>4", "4<x^2"),
+    ):
+        symbolically_equal(answer, reference)
+
+
+@lru_cache(maxsize=1)
+def _converter() -> tuple[Any, Any]:
+    """latex2sympy's module, and its converter with an exact reader of numbers."""
+    from latex2sympy2_extended import latex2sympy2
+
+    class Exact(latex2sympy2._Latex2Sympy):  # type: ignore[misc]
+        def parse_number(self, text: str) -> Any:
+            number = Fraction(text.replace(",", ""))
+            return latex2sympy2.Rational(number.numerator, number.denominator)
+
+    return latex2sympy2, Exact
+
+
+@lru_cache(maxsize=1024)
+def _read_reference(text: str) -> Any:
+    return _read(text)
+
+
+def _read(text: str) -> Any:
+    """What latex2sympy makes of a text, or None."""
+    library, converter = _converter()
+    config = library.NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    try:
+        normal = library.normalize_latex(text, config)
+        if refusable(normal):
+            return None
+        complex_numbers = "i" in _SINGLE_LETTER.findall(normal)
+        settings = library.ConversionConfig(lowercase_symbols=False)
+        found = converter({}, not complex_numbers, False, settings).parse(normal)
+        if complex_numbers:
+            found = found.subs(library.get_symbol("i", False), library.sympy.I)
+        found = found.doit()
+        infinite = (library.sympy.nan, library.sympy.zoo)
+        return None if found.has(*infinite) else found
+    except Exception:  # antlr and latex2sympy raise plain Exceptions
+        return None
+
+
+def _same(found: Any, expected: Any) -> bool | None:
+    """Compare by kind, part by part; values by `_equal_values`."""
+    from sympy import Eq, FiniteSet, Interval, MatrixBase, Tuple
+
+    if isinstance(found, Eq) or isinstance(expected, Eq):
+        return _equations(found, expected)
+    if isinstance(found, MatrixBase) and isinstance(expected, MatrixBase):
+        return found.shape == expected.shape and _all(list(found), list(expected))
+    if isinstance(found, Interval) and isinstance(expected, Interval):
+        if (found.left_open, found.right_open) != (expected.left_open, expected.right_open):
+            return False
+        return _all([found.start, found.end], [expected.start, expected.end])
+    if isinstance(found, Tuple) and isinstance(expected, Tuple):
+        return _all(list(found), list(expected))
+    if isinstance(found, FiniteSet) and isinstance(expected, FiniteSet):
+        return _any_order(list(found.args), list(expected.args))
+    if _is_value(found) and _is_value(expected):
+        return _equal_values(found, expected)
+    if _is_value(found) != _is_value(expected):
+        return None
+    return True if found == expected else None
+
+
+def _equations(found: Any, expected: Any) -> bool | None:
+    """x = 5 is 5; two equations are the same up to a constant factor."""
+    from sympy import Eq
+
+    if not isinstance(found, Eq) or not isinstance(expected, Eq):
+        equation, other = (found, expected) if isinstance(found, Eq) else (expected, found)
+        return _same(equation.rhs, other) if equation.lhs.is_Symbol else None
+    if found.lhs == expected.lhs:
+        return _same(found.rhs, expected.rhs)
+    sides = (found.lhs, found.rhs, expected.lhs, expected.rhs)
+    if not all(_is_value(side) for side in sides):
+        return None
+    over, under = found.lhs - found.rhs, expected.lhs - expected.rhs
+    if over == 0 or under == 0:
+        return None
+    ratio = (over / under).simplify()
+    return True if ratio.is_number and ratio.is_finite and not ratio.is_zero else None
+
+
+def _is_value(found: Any) -> bool:
+    from sympy import Expr
+
+    return isinstance(found, Expr) and not found.is_Matrix
+
+
+def _all(found: list[Any], expected: list[Any]) -> bool | None:
+    if len(found) != len(expected):
+        return False
+    verdicts = [_same(one, other) for one, other in zip(found, expected, strict=True)]
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _any_order(found: list[Any], expected: list[Any]) -> bool | None:
+    """Whether each of one is in the other."""
+    if max(len(found), len(expected)) > MAX_ITEMS:
+        return None
+    table = [[_same(one, other) for other in expected] for one in found]
+    lines = [*table, *map(list, zip(*table, strict=True))]
+    if any(all(verdict is False for verdict in line) for line in lines):
+        return False
+    return True if all(True in line for line in lines) else None
+
+
+def _equal_values(found: Any, expected: Any) -> bool | None:
+    """Unequal when the difference is seen at a point; equal when sympy shows it to be zero."""
+    if found == expected:
+        return True
+    difference = found - expected
+    if difference == 0:
+        return True
+    if difference.is_Rational:
+        return False
+    if _differ(found, expected):
+        return False
+    from sympy import simplify
+
+    return True if simplify(difference) == 0 else None
+
+
+def _differ(found: Any, expected: Any) -> bool:
+    """Whether two values are clearly different at one of `_POINTS`, or as they stand.
+
+    Where one of them is not real, such as the logarithm of a negative number, none is: whoever
+    wrote it did not mean that point.
+    """
+    from sympy import I, Rational
+
+    symbols = sorted(found.free_symbols | expected.free_symbols, key=str)
+    means_complex = found.has(I) or expected.has(I)
+    for start, step in _POINTS if symbols else _POINTS[:1]:
+        point = {
+            symbol: Rational(start * (3 + step * place), 7 + place)
+            for place, symbol in enumerate(symbols)
+        }
+        first, second = (side.xreplace(point).evalf(DIGITS) for side in (found, expected))
+        if not means_complex and not (first.is_real and second.is_real):
+            continue
+        difference = (first - second).evalf(DIGITS)
+        if difference.is_number and difference.is_finite and abs(difference) > SEEN:
+            return True
+    return False
