@@ -43,7 +43,7 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     if not _MATHEMATICAL.search(answer) and expected is not None:
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
     if _squeezed(answer) == _squeezed(reference):
-        # Also beside a number, for notations like 0/0 no text makes an answer of no value right.
+        # The same text is the same answer, unless it states nothing at all.
         return _EQUAL if expected is not None or not _is_void(reference) else _bad_reference()
     known = _reference_expression(reference)
     stated = parse_expression(answer)
@@ -96,7 +96,9 @@ def _states_several(answer: str) -> bool:
 
 
 def _is_void(reference: str) -> bool:
-    """Whether a reference has the form of mathematics without a value, such as 1/0 or a brace."""
+    """Whether a reference states nothing: 1/0, an unclosed brace, or signs alone."""
+    if not any(character.isalnum() for character in reference):
+        return _reference_expression(reference) is None
     return bool(_MATHEMATICAL.search(reference)) and _reference_expression(reference) is None
 
 
