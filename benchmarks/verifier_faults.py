@@ -5,13 +5,14 @@
 One item in a hundred is poison; each kind of poison has a run of its own. Checked: every good item
 has its right verdict; poison that hangs, crashes or allocates without bound is undecided; poison
 that prints or forks does no harm. With `kill`, processes are killed from outside at random instead,
-and no item may be wrong (ten times the items, so that some are hit). No process may be left, and the wall time must keep the bound
+and no item may be wrong (ten times the items, so that some are hit). No process may be left, and
+the wall time must keep the bound
 
     good work + (poisoned items x (time of one + restart)) / workers + slack
 
-where `good work` is twice what the same verifier takes without poison, the time of a hanging item is the
-deadline, that of another at most ALLOCATING seconds, a restart takes RESTART seconds and the slack
-is a deadline and a second. What a verifier prints goes to stderr: send it away.
+where `good work` is twice what the same verifier takes without poison, the time of a hanging item
+is the deadline, that of another at most ALLOCATING seconds, a restart takes RESTART seconds and the
+slack is a deadline and a second. What a verifier prints goes to stderr: send it away.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Control: Online RFT on verdicts by lot, beside the real thing, on the quickstart's problems.
 
-Both runs start from the same SFT model and differ
-in the verifier alone. What the control gains over its start, if anything, is not learnt from right
-answers: it is the effect of training on one's own samples. Both are evaluated by the true rule.
+Both runs start from the same SFT model and differ in the verifier alone. What the control gains
+over its start, if anything, is not learnt from right answers: it is the effect of training on one's
+own samples. Both are evaluated by the true rule.
 
 Reproduces: no published figure; the idea of rewards by lot is that of arXiv 2506.10947.
 Expect: on 1,024 test questions greedy accuracy of 64.4 ± 1.5 % after SFT, 69.3 ± 1.4 % after Online
     RFT and 0.0 ± 0.0 % after the control: with half of all outputs accepted, right or wrong, the
-    policy drifts to its most frequent mistakes and is lost. What Online RFT gains comes from I(o).
+    policy is lost within 93 of 160 updates. The gain of Online RFT needs I(o).
 Time: 3.2 minutes on 2 CPU cores (AMD EPYC).
 Command: rft-jax run experiments/arithmetic_control.py
 """
