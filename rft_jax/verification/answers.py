@@ -206,12 +206,13 @@ def reference_answer(reference: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    r"""An answer without what only frames it: `$`, `\(`, `**`, a box, `The answer is`, a stop."""
+    r"""An answer without what frames it: `$`, `\(`, `**`, a box, `The answer is`, `=`, a stop."""
     text = text.strip()
     if text.isascii() and text.isdigit():  # by far the most frequent
         return text
     if text[:1] in "tTfFaA" and (lead := _LEAD.match(text)):
         text = text[lead.end() :]
+    text = text.removeprefix("=").lstrip()
     for _ in range(4):
         before = text
         for start, end in _MATH_ENVIRONMENTS:

@@ -23,6 +23,7 @@ NOT_UNDERSTOOD = "answer not understood"
 _EQUAL = Judgement(Verdict.CORRECT, "equal")
 _UNEQUAL = Judgement(Verdict.INCORRECT, "not equal")
 _SEPARATORS = re.compile(r"[\s,;]+|\bor\b|\band\b")
+_OPERATORS = frozenset("+-−*/×÷=·")
 _MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π]")
 
 _reference_expression = lru_cache(maxsize=1024)(parse_expression)
@@ -47,6 +48,11 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
         return _EQUAL if expected is not None or not _is_void(reference) else _bad_reference()
     known = _reference_expression(reference)
     stated = parse_expression(answer)
+    # Notations that only the layer of numbers reads, such as units and periods.
+    if known is None and expected is not None and not expected.percent:
+        known = parse_expression(str(expected.value))
+    if stated is None and found is not None and not found.percent:
+        stated = parse_expression(str(found.value))
     if known is not None and stated is not None:
         decided = same(stated, known)
         if decided is not None:
@@ -88,10 +94,12 @@ def _within(found: Number, expected: Number, tolerance: Fraction) -> bool:
 
 
 def _states_several(answer: str) -> bool:
-    """Whether an answer holds several plain numbers, as `5 or 6` and `5, 6` do."""
+    """Whether an answer holds several plain numbers, as `5 or 6` and `5, 6` do; `5 + 6` is one."""
     if len(answer) > 200:
         return False
     words = [word for word in _SEPARATORS.split(answer) if word]
+    if _OPERATORS.intersection(words):
+        return False
     return len(words) > 1 and sum(parse_number(word) is not None for word in words) > 1
 
 

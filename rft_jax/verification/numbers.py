@@ -86,6 +86,7 @@ _NO_UNITS = NUMBER_WORDS | _words(
 _SIGNS = {ord(sign): "-" for sign in "−‐‑–﹣－"} | {ord("＋"): "+"}
 _SPACES = {ord(space): " " for space in "\t\u00a0\u2009\u202f"}
 _PLAIN = _SIGNS | _SPACES
+_REPEATING = re.compile(r"([-−]?)([0-9]{0,40})\.([0-9]{0,40})\\overline\s?\{([0-9]{1,40})\}")
 _BLANKS = re.compile(r"[ \t]+")
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~|\\q?quad(?![A-Za-z])")
 _LATEX_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s?\{([^{}]*)\}")
@@ -101,6 +102,8 @@ def parse_number(text: str) -> Number | None:
     text = text.strip()
     if text.isascii() and text.isdigit():
         return Number(Fraction(int(text)), percent=False)
+    if "overline" in text and (repeating := _REPEATING.fullmatch(text)):
+        return Number(_repeating(*repeating.groups()), percent=False)
     match = _NUMBER.fullmatch(_plain(text))
     if match is None:
         return None
@@ -130,6 +133,12 @@ def _plain(text: str) -> str:
     if "  " in text or "\t" in text:
         text = _BLANKS.sub(" ", text)
     return text.strip()
+
+
+def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
+    """0.1666... written as 0.1 and the period 6."""
+    value = int((whole + decimals) or "0") + Fraction(int(period), 10 ** len(period) - 1)
+    return (-value if sign else value) / 10 ** len(decimals)
 
 
 def _value(found: dict[str, str | None]) -> Fraction | None:

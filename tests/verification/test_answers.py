@@ -43,6 +43,7 @@ from rft_jax.verification.answers import (
         ("#### **72**.", "72"),
         (r"#### $\boxed{72}$", "72"),
         ("#### The answer is: 72", "72"),
+        ("#### = 72", "72"),
         ("#### 5 or 6", "5 or 6"),
         (r"#### \frac{1}{2}", r"\frac{1}{2}"),
     ],

@@ -46,6 +46,8 @@ def equal_texts(first: str, second: str) -> bool:
         ("$1,080.50", Fraction(2161, 2)),
         ("1{,}080", Fraction(1080)),
         ("1 1/2", Fraction(3, 2)),
+        (r"0.\overline{3}", Fraction(1, 3)),
+        (r"-1.1\overline{6}", Fraction(-7, 6)),
         ("-1 1/2", Fraction(-3, 2)),
         ("－7", Fraction(-7)),
         ("€5", Fraction(5)),
