@@ -45,7 +45,9 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
     if _squeezed(answer) == _squeezed(reference):
         # The same text is the same answer, unless it states nothing at all.
-        return _EQUAL if expected is not None or not _is_void(reference) else _bad_reference()
+        if expected is not None or not _is_void(reference):
+            return _EQUAL
+        return _symbolic(answer, reference, None) if math else _bad_reference()
     known = _reference_expression(reference)
     stated = parse_expression(answer)
     # Notations that only the layer of numbers reads, such as units and periods.

@@ -36,7 +36,7 @@ def equal(first: Number, second: Number) -> bool:
 
 
 # ASCII digits only, by intention: \d also takes those of other scripts.
-_GROUPED = r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
+_GROUPED = r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9,])|[0-9]+"
 _CURRENCY = r"(?:US)?\\?\$|[€£¥₹]"
 _NUMBER = re.compile(
     rf"(?P<sign>[+\-])?(?:(?P<currency>{_CURRENCY})[ ]?)?(?P<inner_sign>[+\-])?"
@@ -91,7 +91,7 @@ _BLANKS = re.compile(r"[ \t]+")
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~|\\q?quad(?![A-Za-z])")
 _LATEX_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s?\{([^{}]*)\}")
 _LATEX_DEGREES = re.compile(r"\^\{?\\circ\}?|\\degree(?![A-Za-z])|\^\{?°\}?")
-_LATEX_GROUP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!)(?=[0-9]{3})")
+_LATEX_GROUP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!) *(?=[0-9]{3})")
 
 
 @lru_cache(maxsize=4096)
@@ -135,6 +135,10 @@ def _plain(text: str) -> str:
     return text.strip()
 
 
+def _ungrouped(digits: str) -> str:
+    return digits.replace(",", "").replace(" ", "")
+
+
 def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
     """0.1666... written as 0.1 and the period 6."""
     value = int((whole + decimals) or "0") + Fraction(int(period), 10 ** len(period) - 1)
@@ -143,11 +147,11 @@ def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
 
 def _value(found: dict[str, str | None]) -> Fraction | None:
     """The magnitude, or None where a denominator is zero or a mixed number's part is no part."""
-    whole = (found["whole"] or "").replace(",", "")
+    whole = _ungrouped(found["whole"] or "")
     decimals = found["only_decimals"] or found["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals))
     if found["denominator"]:
-        divisor = int(found["denominator"].replace(",", ""))
+        divisor = int(_ungrouped(found["denominator"]))
         if divisor == 0:
             return None
         value /= divisor
