@@ -41,7 +41,7 @@ CRASHES = ("segfault", "exit", "allocate")
 HARMLESS = ("print", "fork")
 KINDS = (*CRASHES, *HARMLESS, "kill", *HANGS)
 SPEC = VerifierSpec("benchmarks.poison:judge")
-RESTART = 0.2
+RESTART = 0.03
 """Seconds in which a worker is replaced and has imported the verifier's module."""
 ALLOCATING = 0.5
 """Seconds within which allocation meets the limit of memory."""

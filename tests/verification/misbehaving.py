@@ -55,6 +55,12 @@ def act(reference: str, output: str) -> Judgement | bool:
         with open(argument, "w") as file:
             file.write(str(child.pid))
         time.sleep(600)
+    elif action == "allocate":
+        held = []
+        while True:
+            held.append(bytearray(1 << 24))
+    elif action == "fork-twice":
+        os.fork()
     elif action == "detached-child":
         # It holds the worker's pipes open beyond the worker's own end.
         if os.fork() == 0:

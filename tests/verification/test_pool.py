@@ -65,6 +65,43 @@ def test_a_truncated_output_is_incorrect_and_not_run(acting_pool: VerifierPool) 
     assert acting_pool.verify(items) == [Judgement(Verdict.INCORRECT, TRUNCATED)] * 2
 
 
+def test_a_text_that_is_too_long_is_undecided_and_not_run() -> None:
+    limits = Limits(workers=1, timeout_seconds=5.0, max_characters=10)
+    with VerifierPool(VerifierSpec("misbehaving:act"), limits) as pool:
+        items = [
+            *items_of("exit " + "x" * 10, "good"),
+            Item("g" * 11, "good", True),
+            Item("good", "exit " + "x" * 10, False),
+        ]
+        assert pool.verify(items) == [
+            undecided("too long"),
+            ACCEPTED,
+            undecided("too long"),
+            Judgement(Verdict.INCORRECT, TRUNCATED),
+        ]
+
+
+def test_a_verifier_that_comes_back_twice_is_heard_once(acting_pool: VerifierPool) -> None:
+    outputs = ["good", "fork-twice", "good", "fork-twice", "bad"] * 20
+    assert acting_pool.verify(items_of(*outputs)) == [
+        ACCEPTED if output == "good" else REJECTED for output in outputs
+    ]
+
+
+def test_memory_is_bounded_and_only_its_item_is_lost() -> None:
+    limits = Limits(workers=1, timeout_seconds=30.0, memory_mb=256)
+    with VerifierPool(VerifierSpec("misbehaving:act"), limits) as pool:
+        found = pool.verify(items_of("good", "allocate", "good"))
+    assert found == [ACCEPTED, undecided("out of memory"), ACCEPTED]
+
+
+def test_without_its_nursery_the_pool_ends_with_a_message(acting_pool: VerifierPool) -> None:
+    acting_pool._nursery._process.kill()
+    acting_pool._nursery._process.wait()
+    with pytest.raises(VerifierError, match=r"starts verification workers is gone \(signal 9\)"):
+        list(map(acting_pool.verify, [items_of("exit")] * 3))
+
+
 def test_nothing_to_verify(hash_pool: VerifierPool) -> None:
     assert hash_pool.verify([]) == []
 
