@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.verification.answers import (
+    EXTRACTIONS,
+    FORMS,
     NO_ANSWER,
     TEXT_AFTER_ANSWER,
     TWO_ANSWERS,
@@ -80,6 +82,23 @@ def test_no_answer_is_found(text: str, reason: str) -> None:
 def test_extraction_is_the_inverse_of_rendering(steps: str, answer: int) -> None:
     text = f"{steps.replace('#', '')}\n#### {answer}"
     assert hash_answer(text) == (str(answer), "")
+
+
+@pytest.mark.parametrize("rule", sorted(EXTRACTIONS))
+@given(
+    st.text(alphabet=st.characters(codec="ascii", exclude_characters="#\\<>{}0123456789")),
+    st.data(),
+)
+def test_every_rule_reads_what_its_form_states(rule: str, steps: str, data: st.DataObject) -> None:
+    answer = data.draw(
+        st.one_of(
+            st.integers().map(str),
+            st.fractions(max_denominator=999).map(
+                lambda f: rf"\frac{{{f.numerator}}}{{{f.denominator}}}"
+            ),
+        )
+    )
+    assert EXTRACTIONS[rule](f"{steps}\n" + FORMS[rule].format(answer=answer)) == (answer, "")
 
 
 _FRAGMENTS = st.lists(
