@@ -105,11 +105,11 @@ def boxed_answer(text: str) -> Answer:
     if not answers:
         return _NO_ANSWER
     start, _, end = boxes[-1]
-    before = text[max(0, start - _BESIDE) : start]
-    if _OR_AFTER.match(text, end + 1, end + _BESIDE) or _OR_BEFORE.search(before):
-        both = text[end + 1 : end + _BESIDE] + before
-        if len(boxes) == 1 or not both.count("box"):
-            return Answer(None, TWO_ANSWERS)
+    before, after = text[max(0, start - _BESIDE) : start], text[end + 1 : end + _BESIDE]
+    # An alternative in a box of its own is in the list already.
+    boxed_too = len(boxes) > 1 and "box" in before + after
+    if not boxed_too and (_OR_AFTER.match(after) or _OR_BEFORE.search(before)):
+        return Answer(None, TWO_ANSWERS)
     return _listed(answers)
 
 

@@ -29,7 +29,6 @@ Verifier = Callable[[str, str], Judgement | bool]
 Comparison = Literal["exact", "math"]
 
 RANDOM = "random"
-LENIENT = "lenient_last_number"
 BUILT_IN = (*EXTRACTIONS, RANDOM)
 
 TRUNCATED = "truncated"
