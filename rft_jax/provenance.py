@@ -23,7 +23,13 @@ FILE = "config.json"
 PACKAGES = (
     "rft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece",
 )  # fmt: skip
-FREE_FIELDS = ("checkpoint.every_steps", "checkpoint.keep", "verification.workers")
+FREE_FIELDS = (
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "verification.workers",
+    "verification.warn_undecided",
+    "verification.stop_undecided",
+)
 """Fields that may differ when a run is resumed: they change no parameter. `steps` may not: the
 schedule and the final evaluation depend on it, and a longer run is another run."""
 

@@ -74,7 +74,7 @@ def test_a_new_folder_passes(tmp_path: Path) -> None:
 
 def test_free_fields_may_change(tmp_path: Path) -> None:
     save(tmp_path, tiny.sft())
-    verification = VerificationConfig(workers=7)
+    verification = VerificationConfig(workers=7, warn_undecided=0.2, stop_undecided=0.5)
     checkpoint = CheckpointConfig(every_steps=1, keep=5)
     check_same_config(tmp_path, tiny.sft(verification=verification, checkpoint=checkpoint))
 
