@@ -29,6 +29,7 @@ from rft_jax.run import RunError, RunResult
 from rft_jax.supply import SupplyError
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.selection import select
+from rft_jax.verification.rules import VerifierError
 
 pytestmark = pytest.mark.slow
 
@@ -252,6 +253,31 @@ def test_nothing_accepted_is_a_counted_skip(study: Study, tmp_path: Path) -> Non
     params, optimizer = final_state(tmp_path / "x", config)
     assert equal(params, final_state(study.workdir / "sft", tiny_experiment.sft(study.source))[0])
     assert not any(leaf.any() for leaf in optimizer)
+
+
+def test_a_run_whose_outputs_are_undecided_stops(study: Study, tmp_path: Path) -> None:
+    broken = replace(NOTHING, verifier="tiny_experiment:broken", stop_undecided=0.1)
+    with pytest.raises(VerifierError, match=r"^step 1: .* of 32 outputs are undecided"):
+        study.carry_out(study.online(verification=broken), tmp_path)
+    assert not (tmp_path / "x/finished.json").exists()
+
+
+def test_a_verifier_that_does_not_fit_the_data_stops_the_run(study: Study, tmp_path: Path) -> None:
+    boxed = VerificationConfig(verifier="boxed", workers=1)
+    with pytest.raises(VerifierError, match="known to be right"):
+        study.carry_out(study.online(verification=boxed), tmp_path)
+    assert not (tmp_path / "x/metrics.jsonl").exists()
+
+
+def test_an_evaluation_may_have_a_verifier_of_its_own(study: Study, tmp_path: Path) -> None:
+    config = study.online(verification=NOTHING)
+    lenient = replace(config.evaluation, every_steps=3, verifier="tiny_experiment:everything")
+    config = replace(config, evaluation=lenient, objective=ObjectiveConfig(kl_coefficient=0.5))
+    found = study.carry_out(config, tmp_path)
+    assert {line["funnel/correct"] for line in found} == {0}
+    evaluated = lines(tmp_path / "x", "validation")
+    # Every finished output is right for this verifier, and none for that of training.
+    assert max(line["greedy/accuracy"] for line in evaluated) > 0
 
 
 def test_rft_with_nothing_accepted(study: Study, tmp_path: Path) -> None:

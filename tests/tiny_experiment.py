@@ -43,6 +43,11 @@ def nothing(reference: str, output: str) -> bool:
     return False
 
 
+def broken(reference: str, output: str) -> bool:
+    """A verifier that decides nothing."""
+    raise KeyError(output)
+
+
 def write_questions(folder: Path) -> str:
     """Sums with solutions of few tokens, in FOLDER/questions.jsonl; returns the source."""
     rows = []
