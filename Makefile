@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+TEST_READY := $(VENV)/ready-test
 
 .PHONY: quickstart test test-fast check format
 
@@ -12,10 +13,10 @@ quickstart: $(READY)
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
-test-fast: $(READY)
+test-fast: $(TEST_READY)
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --max-worker-restart 0
 
-check: $(READY)
+check: $(TEST_READY)
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy --no-error-summary
@@ -31,4 +32,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# PyTorch and transformers are references of the tests alone: no run needs them.
+$(TEST_READY): $(READY) requirements-test.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
 	@touch $@

@@ -180,7 +180,7 @@ def update_arguments(program: Program, mesh: Mesh, config: ModelConfig) -> tuple
 def decode_settings(program: Program, mesh: Mesh, config: ModelConfig) -> dict[str, Any]:
     """The static arguments of `sampler.decode`."""
     return {
-        "mesh": mesh, "config": config, "prompt_width": program.prompt_len, "eos_id": 2,
+        "mesh": mesh, "config": config, "prompt_width": program.prompt_len, "eos_ids": (2,),
         "greedy": False,
     }  # fmt: skip
 

@@ -16,7 +16,6 @@ from rft_jax.sections import (
     DataConfig,
     Denominator,
     MeshConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PoolConfig,
@@ -28,6 +27,7 @@ from rft_jax.sections import (
     require,
 )
 from rft_jax.sections_judging import EvaluationConfig, VerificationConfig
+from rft_jax.sections_model import ModelConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -68,8 +68,9 @@ class Config:
     seed: int = 0
     """Fixes initialisation, order of questions and every sampled token."""
     init_from: str = "random"
-    """`random`, `run:NAME` (the final checkpoint of an earlier run of this experiment) or
-    `workdir:PATH` (the folder of a finished run elsewhere)."""
+    """`random`, `run:NAME` (the final checkpoint of an earlier run of this experiment),
+    `workdir:PATH` (the folder of a finished run elsewhere) or `hf:PATH_OR_REPO` (a published model
+    in Hugging Face's format: a folder, or ORG/NAME[@REVISION] of the hub)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rollout: RolloutConfig | None = None
@@ -90,8 +91,14 @@ class Config:
         )
         kind, _, target = self.init_from.partition(":")
         require(
-            self.init_from == "random" or (kind in ("run", "workdir") and bool(target)),
-            f"init_from is {self.init_from!r}: it must be random, run:NAME or workdir:PATH.",
+            self.init_from == "random" or (kind in ("run", "workdir", "hf") and bool(target)),
+            f"init_from is {self.init_from!r}: it must be random, run:NAME, workdir:PATH or "
+            "hf:PATH_OR_REPO.",
+        )
+        require(
+            self.init_from != "random" or not self.model.lora_rank,
+            f"model.lora_rank is {self.model.lora_rank} and init_from is random: adapters need a "
+            "model to adapt; name it as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
         )
         self._check_sections()
         longest = self.data.max_prompt_tokens + self.data.max_completion_tokens
@@ -141,7 +148,7 @@ class Config:
         require(
             not samples or self.init_from != "random",
             f"init_from is random: method {self.method} starts from a supervised model; name it "
-            "as run:NAME or workdir:PATH.",
+            "as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
         )
         if self.refill is not None:
             self._check_refill(self.refill)

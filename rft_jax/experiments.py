@@ -24,6 +24,7 @@ from rft_jax.fields import check_types, field_types, flatten, replace_fields, se
 
 # They change how the model is computed and not which parameters it has.
 _FREE_MODEL_FIELDS = ("attention", "compute_dtype", "remat")
+_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_targets")
 
 
 class Option(NamedTuple):
@@ -194,7 +195,9 @@ def _check_starts(experiment: Experiment) -> None:
 
 def _check_same_policy(name: str, config: Config, start: str, start_config: Config) -> None:
     """A run reads the parameters and the tokens of the run it starts from."""
-    free = tuple(f"model.{field}" for field in _FREE_MODEL_FIELDS)
+    # Adapters are added to a model, gone on with, or merged into it; others take their place never.
+    both = config.model.lora_rank and start_config.model.lora_rank
+    free = tuple(f"model.{field}" for field in _FREE_MODEL_FIELDS + (() if both else _LORA_FIELDS))
     found, expected = flatten(config), flatten(start_config)
     for field in found:
         if field.startswith(("model.", "tokenizer.")) and field not in free:

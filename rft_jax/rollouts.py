@@ -63,7 +63,7 @@ def make_prompts(
     questions: Sequence[Question], *, rows: int, data: DataConfig, tokenizer: Tokenizer
 ) -> Prompts:
     """Right-padded prompts; rows beyond the questions are fillers with id -1 (numpy arrays)."""
-    prompts = [prompt_tokens(q.text, data.prompt_template, tokenizer) for q in questions]
+    prompts = [prompt_tokens(q.text, data, tokenizer) for q in questions]
     tokens = np.zeros((rows, data.max_prompt_tokens), np.int32)
     lengths, ids = np.ones(rows, np.int32), np.full(rows, -1, np.int32)
     for row, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
@@ -112,7 +112,7 @@ def rollout(
         "config": sampling.model,
         "num_samples": num_samples,
         "max_new_tokens": sampling.data.max_completion_tokens,
-        "eos_id": sampling.tokenizer.eos_id,
+        "eos_ids": sampling.tokenizer.eos_ids,
         "greedy": temperature == 0,
         "num_slots": num_slots,
     }

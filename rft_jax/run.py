@@ -24,13 +24,16 @@ from rft_jax.batches import Params, TrainState
 from rft_jax.config import Config
 from rft_jax.data.questions import Position
 from rft_jax.evaluation import evaluate, write_rows
+from rft_jax.layout import Layout, fresh_state, make_layout
 from rft_jax.metrics import Kind, MetricsLog
+from rft_jax.models.adapters import join
 from rft_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from rft_jax.progress import Progress
 from rft_jax.provenance import check_same_config, save_config
 from rft_jax.rollouts import Sampling
 from rft_jax.sampling.reshard import rollout_params
 from rft_jax.signals import stop_on_signals
+from rft_jax.starts import Start, load_start
 from rft_jax.system import Compilations, count_compilations, peak_memory_bytes
 from rft_jax.training.objective import METHODS
 from rft_jax.training.optimizer import make_optimizer, schedule
@@ -77,9 +80,10 @@ class Run:
     sampling: Sampling
     evaluator: VerifierPool
     questions: setup.Questions
-    layout: setup.Layout
+    layout: Layout
     optimizer: optax.GradientTransformation
     log: MetricsLog
+    frozen: Params
     reference: Params | None
     state: TrainState
     step: int = 0
@@ -90,9 +94,8 @@ class Run:
 
     def rollout_params(self) -> Params:
         """The current policy in the layout and type it samples in."""
-        return rollout_params(
-            self.state.params, self.layout.rollout, dtype=self.config.model.compute_dtype
-        )
+        params = join(self.frozen, self.state.params)
+        return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
 
     def costs(self) -> dict[str, Any]:
         """The counters as metrics."""
@@ -119,7 +122,8 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
     tokenizer = setup.ensure_tokenizer(config, workdir)
     questions = setup.load_questions(config, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    layout, abstract = setup.make_layout(config, mesh, optimizer, tokenizer.vocab_size)
+    vocab_size = setup.vocab_size(config.model, tokenizer)
+    layout = make_layout(config.model, mesh, optimizer, vocab_size)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())
@@ -128,13 +132,12 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
         manager = stack.enter_context(
             checkpoint.open_manager(folder / "checkpoints", config.checkpoint)
         )
-        first, saved = checkpoint.restore(manager, abstract) or (0, None)
+        first, saved = checkpoint.restore(manager, layout.state) or (0, None)
         with_kl = config.objective.kl_coefficient > 0
-        start = (
-            setup.start_params(config, experiment, workdir, abstract.params, layout)
-            if with_kl or saved is None
-            else None
-        )
+        start = Start({}, None)
+        if with_kl or saved is None or config.model.lora_rank:
+            setup.check_same_tokenizer(config, workdir)
+            start = load_start(config, workdir, layout)
         save_config(
             folder,
             name,
@@ -151,9 +154,10 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
             layout=layout,
             optimizer=optimizer,
             log=stack.enter_context(contextlib.closing(MetricsLog(folder, first))),
+            frozen=start.frozen,
             # The update overwrites its state in place: the reference must be a copy.
-            reference=jax.tree.map(jnp.copy, start) if with_kl else None,
-            state=saved.state if saved else setup.fresh_state(start, optimizer, layout),
+            reference=jax.tree.map(jnp.copy, start.trained) if with_kl else None,
+            state=saved.state if saved else fresh_state(start.trained, optimizer, layout),
             step=first,
         )
         if saved is not None:
@@ -316,10 +320,11 @@ def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | N
         this.reference,
         jax.device_put(batch, shardings),
         jax.device_put(np.float32(temperature), everywhere),
+        this.frozen,
         config=config.model,
         optimizer=this.optimizer,
         kl_coefficient=config.objective.kl_coefficient,
-        chunk=max(1, shapes.logits_at_once // this.sampling.tokenizer.vocab_size),
+        chunk=max(1, shapes.logits_at_once // this.layout.base["embedding"].shape[0]),
         mesh=mesh,
     )
     values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}

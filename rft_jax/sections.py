@@ -41,8 +41,13 @@ class DataConfig:
     """Questions evaluated once, when the run ends; empty for none. Never tune on these."""
     data_dir: str = ""
     """Folder of prepared TFDS data; empty for TFDS's own default (~/tensorflow_datasets)."""
+    prompt_format: Literal["text", "chat"] = "text"
+    """text: the model goes on from the prompt; chat: the prompt is the user's message, and the
+    chat template of the tokenizer's folder asks for the answer."""
     prompt_template: str = "{question}\n"
-    """Text put before the model; `{question}` is replaced by the question."""
+    """Text of the prompt; `{question}` is replaced by the question."""
+    system: str = ""
+    """System message of a chat; empty for none."""
     max_prompt_tokens: int = 128
     """Longest prompt in tokens; a longer one is an error before any work is done."""
     max_completion_tokens: int = 128
@@ -53,21 +58,32 @@ class DataConfig:
             self.prompt_template.count("{question}") == 1,
             f"data.prompt_template is {self.prompt_template!r}: it must hold {{question}} once.",
         )
+        require(
+            self.prompt_format == "chat" or not self.system,
+            f"data.system does nothing under data.prompt_format={self.prompt_format}: remove it or "
+            "set data.prompt_format to chat.",
+        )
         at_least(1, self, "max_prompt_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A SentencePiece model, loaded from a file or trained on the experiment's demonstrations."""
+    """A published model's tokenizer, or a SentencePiece model, loaded or trained on the
+    experiment's demonstrations."""
 
     path: str = ""
-    """A SentencePiece `.model` file; empty: WORKDIR/tokenizer.model, trained when it is missing."""
+    """A Hugging Face folder, `hf:PATH` or `hf:ORG/NAME[@REVISION]` of the hub, or a SentencePiece
+    `.model` file; empty: WORKDIR/tokenizer.model, trained when it is missing."""
     corpus: str = ""
     """Source the tokenizer is trained on (questions and solutions); only with an empty path."""
     vocab_size: int = 0
     """Pieces to train, special and byte pieces included; only with an empty path."""
 
     def __post_init__(self) -> None:
+        require(
+            self.path != "hf:",
+            "tokenizer.path is 'hf:': a folder or ORG/NAME must follow it.",
+        )
         if self.path:
             require(
                 not self.corpus and not self.vocab_size,
@@ -77,61 +93,14 @@ class TokenizerConfig:
         else:
             require(
                 bool(self.corpus),
-                "tokenizer.path and tokenizer.corpus are both empty: name a .model file or a "
-                "source to train on.",
+                "tokenizer.path and tokenizer.corpus are both empty: name a tokenizer or a source "
+                "to train one on.",
             )
             require(
                 self.vocab_size > 260,
                 f"tokenizer.vocab_size is {self.vocab_size}: it must exceed 260 (256 byte pieces "
                 "and 4 special ones).",
             )
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the decoder transformer (RMSNorm, RoPE, SwiGLU, grouped-query attention)."""
-
-    num_layers: int = 4
-    """Transformer blocks (L)."""
-    d_model: int = 128
-    """Width of the residual stream (D)."""
-    num_heads: int = 4
-    """Query heads (N)."""
-    num_kv_heads: int = 4
-    """Key/value heads (K); divides num_heads."""
-    head_dim: int = 32
-    """Width of a head (H), even."""
-    mlp_dim: int = 384
-    """Width of the gated MLP (F)."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
-    tie_embeddings: bool = False
-    """Use the embedding as output projection."""
-    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of activations and of weights inside matrix products; masters stay float32. float64
-    serves exact tests, under JAX_ENABLE_X64=1."""
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """What computes attention in the update: a flash kernel, cuDNN's on a GPU in bfloat16 or splash
-    attention on a TPU, or the XLA compiler; `auto` takes the kernel where it can serve."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: norms and other element-wise operations alone, attention
-    too (all but products with weights), or every block."""
-
-    def __post_init__(self) -> None:
-        at_least(
-            1, self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"
-        )
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"model.num_kv_heads is {self.num_kv_heads}: it must divide model.num_heads, "
-            f"{self.num_heads}.",
-        )
-        require(
-            self.head_dim % 2 == 0,
-            f"model.head_dim is {self.head_dim}: rotary embeddings need an even width.",
-        )
 
 
 @dataclass(frozen=True)
@@ -288,9 +257,12 @@ class OptimizerConfig:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices; norms are exempt."""
+    """Decoupled weight decay of matrices; norms and biases are exempt."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 for no clipping."""
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type the first moment is kept in; bfloat16 halves its memory. The second stays float32, as
+    its decay is too slow for bfloat16's steps."""
 
     def __post_init__(self) -> None:
         require(

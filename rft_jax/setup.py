@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from rft_jax import checkpoint
-from rft_jax.batches import Params, TrainState
-from rft_jax.config import Config, ConfigError
+from rft_jax.config import Config, ConfigError, ModelConfig
 from rft_jax.data import tokenizer as tokenizers
 from rft_jax.data.prompts import check_lengths
+from rft_jax.data.sentencepiece_model import train
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizer import Tokenizer
-from rft_jax.keys import Purpose, run_key
-from rft_jax.models import kernels, transformer
-from rft_jax.models.axes import logical_axes
-from rft_jax.parallel.mesh import batch_size_divisor, param_shardings, replicated
+from rft_jax.models import kernels
+from rft_jax.parallel.mesh import batch_size_divisor
+from rft_jax.pretrained.folder import locate
 from rft_jax.provenance import load_config
 from rft_jax.records import Question
-from rft_jax.training.update import init_state
 
 
 @dataclass(frozen=True)
@@ -53,10 +46,9 @@ def make_folder(folder: Path) -> None:
 
 def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     """The run's tokenizer: loaded from its path, or WORKDIR/tokenizer.model, trained if missing."""
-    settings = config.tokenizer
+    settings, path = config.tokenizer, tokenizer_path(config, workdir)
     if settings.path:
-        return tokenizers.load(Path(settings.path))
-    path = _tokenizer_path(config, workdir)
+        return tokenizers.load(path)
     if not path.exists():
         texts = [
             text
@@ -65,7 +57,7 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
             if text
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizers.train(texts, path, settings.vocab_size)
+        train(texts, path, settings.vocab_size)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size != settings.vocab_size:
         raise ConfigError(
@@ -75,8 +67,45 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_path(config: Config, workdir: Path) -> Path:
-    return Path(config.tokenizer.path) if config.tokenizer.path else workdir / "tokenizer.model"
+def tokenizer_path(config: Config, workdir: Path) -> Path:
+    """The file or folder of a run's tokenizer; one that `hf:` names on the hub is downloaded."""
+    path = config.tokenizer.path
+    if path.startswith("hf:"):
+        return locate(path.removeprefix("hf:"), weights=False)
+    return Path(path) if path else workdir / "tokenizer.model"
+
+
+def vocab_size(model: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Rows of the embedding; ConfigError when the tokenizer has more pieces."""
+    if model.vocab_size and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {model.vocab_size} and {tokenizer.path} has "
+            f"{tokenizer.vocab_size} pieces: use the model's own tokenizer."
+        )
+    return model.vocab_size or tokenizer.vocab_size
+
+
+def check_same_tokenizer(config: Config, workdir: Path) -> None:
+    """ConfigError when the run that this one starts from has another tokenizer."""
+    kind, _, target = config.init_from.partition(":")
+    start = workdir / target if kind == "run" else Path(target)
+    if kind not in ("run", "workdir") or not (start / "config.json").is_file():
+        return
+    old = tokenizer_path(load_config(start), start.parent)
+    new = tokenizer_path(config, workdir)
+    before = _content(old)
+    if before and before != _content(new):
+        raise ConfigError(
+            f"init_from is {config.init_from}, whose tokenizer, {old}, is another than {new}: set "
+            "tokenizer.path to that of init_from."
+        )
+
+
+def _content(tokenizer: Path) -> bytes:
+    """What tells tokenizers apart: the pieces, in a file or a Hugging Face folder; of one that is
+    gone, nothing."""
+    files = (tokenizer, tokenizer / "tokenizer.json", tokenizer / "tokenizer.model")
+    return next((file.read_bytes() for file in files if file.is_file()), b"")
 
 
 def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
@@ -89,10 +118,8 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
         check_lengths(
             questions,
             source=source,
-            template=data.prompt_template,
+            data=data,
             tokenizer=tokenizer,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_completion_tokens=data.max_completion_tokens,
             demonstrations=demonstrations,
         )
         return questions
@@ -135,88 +162,3 @@ def check_devices(config: Config, mesh: Mesh) -> None:
     reason = kernels.cannot(kernel, config.model, slots, platform)
     if reason:
         raise ConfigError(f"model.attention is {kernel}: {reason}; leave it at auto.")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where parameters and optimizer state live. rollout: parameters while sampling."""
-
-    params: Any
-    rollout: Any
-    state: Any
-
-
-def make_layout(
-    config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, vocab_size: int
-) -> tuple[Layout, TrainState]:
-    """Shardings, and the abstract state that is to be restored or made."""
-    shapes = transformer.abstract_params(config=config.model, vocab_size=vocab_size)
-    axes = logical_axes(shapes)
-    params = param_shardings(mesh, shapes, axes)
-    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), shapes)
-    everywhere = replicated(mesh)
-    # Moments lie where their parameters lie; counts are everywhere.
-    of_optimizer = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        state.optimizer,
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
-    shardings: Any = TrainState(everywhere, params, of_optimizer)  # type: ignore[arg-type]
-    layout = Layout(params, param_shardings(mesh, shapes, axes, fsdp=False), shardings)
-    return layout, checkpoint.abstract(state, shardings)
-
-
-def start_params(
-    config: Config,
-    experiment: Mapping[str, Config],
-    workdir: Path,
-    abstract: Params,
-    layout: Layout,
-) -> Params:
-    """The parameters of pi_sft, or random ones: what the run starts from."""
-    kind, _, target = config.init_from.partition(":")
-    if kind == "random":
-        vocab_size = abstract["embedding"].shape[0]
-        make = functools.partial(transformer.init, config=config.model, vocab_size=vocab_size)
-        key = run_key(seed=config.seed, purpose=Purpose.INIT)
-        return jax.jit(make, out_shardings=layout.params)(key)
-    folder = workdir / target if kind == "run" else Path(target)
-    if not (folder / "finished.json").is_file():
-        name = f"run {target}" if kind == "run" else str(folder)
-        raise ConfigError(
-            f"init_from is {config.init_from}: {name} is not finished; carry it out first"
-            + (" (leave out --only)." if kind == "run" else ".")
-        )
-    _check_same_policy(config, workdir, folder)
-    return checkpoint.restore_params(folder / "checkpoints", abstract)
-
-
-def _check_same_policy(config: Config, workdir: Path, start: Path) -> None:
-    """ConfigError when the run in `start` gave its parameters another meaning than this run does.
-
-    What shows in shapes is found when they are read.
-    """
-    theirs = load_config(start)
-    for name in ("rope_theta", "norm_eps"):
-        before, now = getattr(theirs.model, name), getattr(config.model, name)
-        if before != now:
-            raise ConfigError(
-                f"model.{name} is {now} and init_from, {config.init_from}, was trained with "
-                f"{before}: use the same."
-            )
-    old, new = _tokenizer_path(theirs, start.parent), _tokenizer_path(config, workdir)
-    if old.is_file() and old.read_bytes() != new.read_bytes():
-        raise ConfigError(
-            f"init_from is {config.init_from}, whose tokenizer, {old}, is another than {new}: set "
-            "tokenizer.path to that of init_from."
-        )
-
-
-def fresh_state(
-    params: Params, optimizer: optax.GradientTransformation, layout: Layout
-) -> TrainState:
-    """The state before the first update, on the mesh."""
-    make = functools.partial(init_state, optimizer=optimizer)
-    return jax.jit(make, out_shardings=layout.state)(params)

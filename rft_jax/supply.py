@@ -81,7 +81,7 @@ def choose(
     }
     with_kl = config.objective.kl_coefficient > 0
     prompts = {
-        question.id: prompt_tokens(question.text, config.data.prompt_template, sampling.tokenizer)
+        question.id: prompt_tokens(question.text, config.data, sampling.tokenizer)
         for question in questions
     }
     sequences = [
@@ -134,7 +134,7 @@ def demonstrations(
     coefficients = METHODS[config.method].coefficient(np.ones(len(questions), bool))
     return [
         TrainingSequence(
-            prompt_tokens(question.text, config.data.prompt_template, sampling.tokenizer),
+            prompt_tokens(question.text, config.data, sampling.tokenizer),
             completion_tokens(question.solution or "", sampling.tokenizer),
             float(weight * coefficient),
         )
@@ -203,9 +203,7 @@ def _filled_sequences(
     )
     return [
         TrainingSequence(
-            prompt_tokens(
-                questions[sample.question_id].text, config.data.prompt_template, sampling.tokenizer
-            ),
+            prompt_tokens(questions[sample.question_id].text, config.data, sampling.tokenizer),
             sample.tokens,
             float(coefficient) * float(weight),
             log_probs=sample.log_probs,
@@ -339,13 +337,12 @@ def _check_log(
 ) -> None:
     """Raise unless the outputs fit the run's shapes and their tokens are their text."""
     data, tokenizer = config.data, sampling.tokenizer
+    rows = config.model.vocab_size or tokenizer.vocab_size
     check_lengths(
         questions,
         source=source,
-        template=data.prompt_template,
+        data=data,
         tokenizer=tokenizer,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_completion_tokens=data.max_completion_tokens,
         demonstrations=False,
     )
     for sample in samples:
@@ -356,8 +353,8 @@ def _check_log(
                 f"data.max_completion_tokens is {data.max_completion_tokens}: set it to that of "
                 "the run that sampled."
             )
-        ids = all(0 <= token < tokenizer.vocab_size for token in tokens)
-        ends = not sample.finished or tokens[-1] == tokenizer.eos_id
+        ids = all(0 <= token < rows for token in tokens)
+        ends = not sample.finished or tokens[-1] in tokenizer.eos_ids
         shown = tokens[:-1] if sample.finished else tokens
         if not ids or not ends or tokenizer.decode(shown) != sample.text:
             raise SupplyError(

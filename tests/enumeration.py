@@ -16,7 +16,6 @@ from typing import NamedTuple
 from unittest.mock import create_autospec
 
 import numpy as np
-import sentencepiece
 import tiny
 
 from rft_jax.config import (
@@ -48,16 +47,11 @@ PROMPTS = {0: (1, 1), 1: (1, 2, 2)}
 class DigitTokenizer(Tokenizer):
     """Each digit is its own id."""
 
-    vocab_size = VOCABULARY
-    bos_id = 1
-    eos_id = EOS
-    pad_id = 0
-
-    def encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, *, marked: bool) -> list[int]:
         return [int(digit) for digit in text]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(str(token) for token in ids if token != EOS)
+    def _decode(self, ids: list[int]) -> str:
+        return "".join(map(str, ids))
 
 
 class Output(NamedTuple):
@@ -107,7 +101,16 @@ def sampling() -> Sampling:
         model=tiny.model(),
         data=DataConfig(train="a", validation="a", prompt_template="{question}"),
         mesh=make_mesh(MeshConfig()),
-        tokenizer=DigitTokenizer(Path("digits"), sentencepiece.SentencePieceProcessor()),
+        tokenizer=DigitTokenizer(
+            path=Path("digits"),
+            vocab_size=VOCABULARY,
+            prefix_ids=(1,),
+            eos_ids=(EOS,),
+            pad_id=0,
+            unk_id=None,
+            special={EOS: "EOS"},
+            chat_template=None,
+        ),
         verifier=create_autospec(VerifierPool, instance=True),
         seed=0,
     )

@@ -15,17 +15,18 @@ ROOT = Path(rft_jax.__file__).parent
 
 RANKS = (
     {"records", "sections", "keys"},
-    {"sections_judging"},
+    {"sections_judging", "sections_model"},
     {"config"},
-    {"batches", "fields", "jsonl", "progress", "signals", "statistics", "system"},
+    {"batches", "fields", "jsonl", "pretrained", "progress", "signals", "statistics", "system"},
     {"parallel"},
     {"models"},
     {"data", "sampling", "training", "verification"},
     {
-        "checkpoint", "experiments", "funnel", "metrics", "provenance", "refill", "report",
-        "rollout_log", "rollouts",
+        "checkpoint", "experiments", "exporting", "funnel", "importing", "metrics", "provenance",
+        "refill", "report", "rollout_log", "rollouts",
     },
-    {"evaluation", "scoring", "scoring_options", "setup", "supply", "verifiers"},
+    {"layout"},
+    {"evaluation", "scoring", "scoring_options", "setup", "starts", "supply", "verifiers"},
     {"run"},
     {"cli"},
     {"__main__"},
@@ -34,9 +35,10 @@ RANKS = (
 one rank do not know each other."""
 
 WITHOUT_JAX = {
-    "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "progress",
-    "provenance", "records", "refill", "report", "rollout_log", "scoring", "scoring_options",
-    "sections", "sections_judging", "signals", "statistics", "verification", "verifiers",
+    "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "pretrained",
+    "progress", "provenance", "records", "refill", "report", "rollout_log", "scoring",
+    "scoring_options", "sections", "sections_judging", "sections_model", "signals", "statistics",
+    "verification", "verifiers",
 }  # fmt: skip
 """Rooms that import no jax, not even indirectly: host processes and start-up must be light."""
 

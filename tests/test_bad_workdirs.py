@@ -23,6 +23,8 @@ from rft_jax import checkpoint, cli, rollout_log, setup
 from rft_jax.checkpoint import Saved
 from rft_jax.config import Config
 from rft_jax.data import tokenizer as tokenizers
+from rft_jax.data.sentencepiece_model import train
+from rft_jax.layout import make_layout
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.provenance import save_config
 from rft_jax.records import Question, Sample, Verdict
@@ -65,8 +67,8 @@ def save_run(workdir: Path, name: str, config: Config) -> None:
     """WORKDIR/NAME with its config and a checkpoint of step 4, all zeros."""
     tokenizer = setup.ensure_tokenizer(config, workdir)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    _, abstract = setup.make_layout(config, make_mesh(config.mesh), optimizer, tokenizer.vocab_size)
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+    layout = make_layout(config.model, make_mesh(config.mesh), optimizer, tokenizer.vocab_size)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), layout.state)
     save_config(workdir / name, name, config, device="cpu", num_devices=8)
     with checkpoint.open_manager(workdir / name / "checkpoints", config.checkpoint) as manager:
         checkpoint.save(manager, 4, Saved(state, HOST))
@@ -182,7 +184,8 @@ def test_tokenizer_is_missing(refusal: Refusal) -> None:
         args += [f"--{run}.tokenizer.vocab_size=0"]
     assert refusal(*args) == (
         "no.model: cannot read the tokenizer (No such file or directory): name a SentencePiece "
-        ".model file in tokenizer.path, or train one with tokenizer.corpus."
+        ".model file, a Hugging Face folder or hf:ORG/NAME in tokenizer.path, or train one with "
+        "tokenizer.corpus."
     )
 
 
@@ -198,7 +201,7 @@ def test_tokenizer_of_another_size(refusal: Refusal) -> None:
     Path("work/tokenizer.model").unlink()
     questions = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
     texts = [text for row in questions for text in (row["question"], row["solution"])]
-    tokenizers.train(texts, "work/tokenizer.model", 272)
+    train(texts, "work/tokenizer.model", 272)
     assert refusal("--only", "rft") == (
         "tokenizer.vocab_size is 274 and work/tokenizer.model has 272 pieces: choose another "
         "--workdir or that size."
@@ -207,7 +210,7 @@ def test_tokenizer_of_another_size(refusal: Refusal) -> None:
 
 def test_tokenizer_of_the_start_is_another(refusal: Refusal) -> None:
     questions = [json.loads(line) for line in Path("questions.jsonl").read_text().splitlines()]
-    tokenizers.train([row["question"] + " or so" for row in questions], "w/tokenizer.model", 274)
+    train([row["question"] + " or so" for row in questions], "w/tokenizer.model", 274)
     args = ["--workdir", "w", "--only", "rft", "--rft.init_from", "workdir:work/sft"]
     assert refusal(*args) == (
         "init_from is workdir:work/sft, whose tokenizer, work/tokenizer.model, is another than "

@@ -48,6 +48,15 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: DataConfig(train="a", validation="b", max_completion_tokens=-1),
         "data.max_completion_tokens is -1: it must be at least 1.",
     ),
+    "system message of a text": (
+        lambda: DataConfig(train="a", validation="b", system="Be brief."),
+        "data.system does nothing under data.prompt_format=text: remove it or set "
+        "data.prompt_format to chat.",
+    ),
+    "tokenizer of nowhere": (
+        lambda: TokenizerConfig(path="hf:"),
+        "tokenizer.path is 'hf:': a folder or ORG/NAME must follow it.",
+    ),
     "tokenizer loaded and trained": (
         lambda: TokenizerConfig(path="t.model", corpus="jsonl:a"),
         "tokenizer.corpus and tokenizer.vocab_size train a new tokenizer and do nothing beside "
@@ -55,8 +64,8 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "tokenizer from nothing": (
         lambda: TokenizerConfig(),
-        "tokenizer.path and tokenizer.corpus are both empty: name a .model file or a source to "
-        "train on.",
+        "tokenizer.path and tokenizer.corpus are both empty: name a tokenizer or a source to train "
+        "one on.",
     ),
     "tokenizer too small": (
         lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=260),
@@ -73,6 +82,61 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "odd head": (
         lambda: ModelConfig(head_dim=7),
         "model.head_dim is 7: rotary embeddings need an even width.",
+    ),
+    "window of nothing else": (
+        lambda: ModelConfig(sliding_window=1),
+        "model.sliding_window is 1: it must be 0 (none) or at least 2.",
+    ),
+    "global layers without a window": (
+        lambda: ModelConfig(global_every=6),
+        "model.global_every does nothing without model.sliding_window: remove it.",
+    ),
+    "local base without a window": (
+        lambda: ModelConfig(local_rope_theta=1e4),
+        "model.local_rope_theta does nothing without model.sliding_window: remove it.",
+    ),
+    "no base": (
+        lambda: ModelConfig(rope_theta=0.0),
+        "model.rope_theta is 0.0: it must be a positive number.",
+    ),
+    "scaling by nothing": (
+        lambda: ModelConfig(rope_scaling="linear"),
+        "model.rope_factor is 1.0: it must be above 1 with a model.rope_scaling, and does nothing "
+        "without.",
+    ),
+    "scaling without its length": (
+        lambda: ModelConfig(rope_scaling="llama3", rope_factor=8.0),
+        "model.rope_original_positions is 0: it must be at least 1 with "
+        "model.rope_scaling=llama3, and does nothing without.",
+    ),
+    "turns the wrong way round": (
+        lambda: ModelConfig(
+            rope_scaling="llama3", rope_factor=8.0, rope_original_positions=64, rope_low_turns=5.0
+        ),
+        "model.rope_low_turns and model.rope_high_turns are 5.0 and 4.0: with "
+        "model.rope_scaling=llama3 the second must be the larger; they do nothing without.",
+    ),
+    "adapters of nothing": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0),
+        "model.lora_targets is (): it is needed with a model.lora_rank, and does nothing without.",
+    ),
+    "scale of no adapters": (
+        lambda: ModelConfig(lora_alpha=16.0),
+        "model.lora_alpha is 16.0: it is needed with a model.lora_rank, and does nothing without.",
+    ),
+    "adapters of norms": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0, lora_targets=("q_proj",)),
+        "model.lora_targets names 'q_proj': query, key, value, output, gate, up, down can be "
+        "named.",
+    ),
+    "adapters twice": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0, lora_targets=("up", "up")),
+        "model.lora_targets is ['up', 'up']: name each matrix once.",
+    ),
+    "adapters from nothing": (
+        lambda: tiny.sft(model=tiny.model(lora_rank=8, lora_alpha=16.0, lora_targets=("up",))),
+        "model.lora_rank is 8 and init_from is random: adapters need a model to adapt; name it as "
+        "run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
     ),
     "mesh axis of no device": (
         lambda: MeshConfig(fsdp=0),
@@ -171,11 +235,11 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "unknown start": (
         lambda: tiny.sft(init_from="sft"),
-        "init_from is 'sft': it must be random, run:NAME or workdir:PATH.",
+        "init_from is 'sft': it must be random, run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
     ),
     "start without a name": (
         lambda: tiny.rft(init_from="run:"),
-        "init_from is 'run:': it must be random, run:NAME or workdir:PATH.",
+        "init_from is 'run:': it must be random, run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
     ),
     "rollout missing": (
         lambda: tiny.online_rft(rollout=None),
@@ -214,8 +278,8 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "RFT from nothing": (
         lambda: tiny.rft(init_from="random"),
-        "init_from is random: method rft starts from a supervised model; name it as run:NAME or "
-        "workdir:PATH.",
+        "init_from is random: method rft starts from a supervised model; name it as run:NAME, "
+        "workdir:PATH or hf:PATH_OR_REPO.",
     ),
     "refill of nothing": (
         lambda: RefillConfig(accepted=0, max_sampled=8),

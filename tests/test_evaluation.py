@@ -18,9 +18,11 @@ from rft_jax.config import EvaluationConfig, MeshConfig
 from rft_jax.data.sources import load
 from rft_jax.evaluation import Evaluation, evaluate, write_rows
 from rft_jax.keys import Purpose
+from rft_jax.layout import make_layout
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Rollout, Sampling
+from rft_jax.starts import load_start
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import VerifierPool
@@ -166,8 +168,8 @@ def test_batches_and_mesh_change_nothing(tmp_path: Path) -> None:
             config = replace(config, mesh=mesh)
             devices = make_mesh(mesh)
             optimizer = make_optimizer(config.optimizer, config.steps)
-            layout, abstract = setup.make_layout(config, devices, optimizer, tokenizer.vocab_size)
-            params = setup.start_params(config, {}, tmp_path, abstract.params, layout)
+            layout = make_layout(config.model, devices, optimizer, tokenizer.vocab_size)
+            params = load_start(config, tmp_path, layout).trained
             sampling = Sampling(config.model, config.data, devices, tokenizer, verifier, 0)
             found.append(
                 evaluate(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_experiment
 
-from rft_jax import checkpoint, metrics, rollout_log, setup
+from rft_jax import checkpoint, metrics, rollout_log
 from rft_jax import run as loop
 from rft_jax.config import (
     Config,
@@ -24,6 +24,7 @@ from rft_jax.config import (
     SelectionConfig,
     VerificationConfig,
 )
+from rft_jax.layout import make_layout
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.run import RunError, RunResult
 from rft_jax.supply import SupplyError
@@ -89,11 +90,10 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def final_state(folder: Path, config: Config) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Leaves of the parameters and of the optimizer's state in the newest checkpoint."""
-    _, abstract = setup.make_layout(
-        config, make_mesh(config.mesh), make_optimizer(config.optimizer, config.steps), 274
-    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    layout = make_layout(config.model, make_mesh(config.mesh), optimizer, 274)
     with checkpoint.open_manager(folder / "checkpoints", config.checkpoint) as manager:
-        restored = checkpoint.restore(manager, abstract)
+        restored = checkpoint.restore(manager, layout.state)
     assert restored is not None
     state = restored[1].state
     return [

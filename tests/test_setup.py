@@ -5,36 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-import numpy as np
-import optax
 import pytest
+import reference_tokenizers
 import tiny_experiment
-from jax.sharding import PartitionSpec
 
 from rft_jax import setup
-from rft_jax.batches import TrainState
 from rft_jax.config import (
-    Config,
     ConfigError,
     MeshConfig,
-    OptimizerConfig,
     PoolConfig,
     TokenizerConfig,
 )
+from rft_jax.data.chat import ChatTemplateError
 from rft_jax.data.prompts import prompt_tokens
+from rft_jax.data.sources import DataError
 from rft_jax.parallel.mesh import make_mesh
-from rft_jax.training.optimizer import make_optimizer
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     return tiny_experiment.write_questions(tmp_path)
-
-
-def layout_of(config: Config) -> tuple[setup.Layout, TrainState, optax.GradientTransformation]:
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    return *setup.make_layout(config, make_mesh(config.mesh), optimizer, 274), optimizer
 
 
 def test_the_tokenizer_is_trained_once(source: str, tmp_path: Path) -> None:
@@ -55,6 +45,32 @@ def test_the_tokenizer_of_a_path_is_read_there(source: str, tmp_path: Path) -> N
     named = replace(config, tokenizer=TokenizerConfig(path=str(trained.path)))
     assert setup.ensure_tokenizer(named, tmp_path / "other").path == trained.path
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("before", ["", "hf:"])
+def test_the_tokenizer_of_a_published_model_is_read_there(
+    source: str, tmp_path: Path, before: str
+) -> None:
+    folder = reference_tokenizers.qwen(tmp_path / "qwen")
+    config = tiny_experiment.sft(source)
+    config = replace(config, update=replace(config.update, row_length=70))
+    chat = replace(config.data, prompt_format="chat", system="Add.", max_prompt_tokens=60)
+    named = replace(config, tokenizer=TokenizerConfig(path=f"{before}{folder}"), data=chat)
+    tokenizer = setup.ensure_tokenizer(named, tmp_path / "other")
+    assert tokenizer.path == folder
+    assert setup.load_questions(named, tokenizer).train
+    tight = replace(named, data=replace(chat, max_prompt_tokens=10))
+    with pytest.raises(DataError, match=r"the prompt of question \d+ has \d+ tokens and data"):
+        setup.load_questions(tight, tokenizer)
+
+
+def test_a_chat_without_a_template_is_refused_with_the_questions(
+    source: str, tmp_path: Path
+) -> None:
+    config = tiny_experiment.sft(source)
+    chat = replace(config, data=replace(config.data, prompt_format="chat"))
+    with pytest.raises(ChatTemplateError, match=r"tokenizer.model: the tokenizer has no chat "):
+        setup.load_questions(chat, setup.ensure_tokenizer(chat, tmp_path))
 
 
 def test_questions_by_their_use(source: str, tmp_path: Path) -> None:
@@ -98,49 +114,6 @@ def test_rows_that_the_mesh_cannot_split(source: str) -> None:
     )
 
 
-def test_moments_lie_where_their_parameters_lie(source: str) -> None:
-    config = tiny_experiment.sft(source, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
-    layout, abstract, _ = layout_of(config)
-    adam = next(part for part in abstract.optimizer[1] if hasattr(part, "mu"))
-    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract.params)
-    assert specs["embedding"] == PartitionSpec("tensor", "fsdp")
-    for moments in (adam.mu, adam.nu):
-        assert jax.tree.map(lambda leaf: leaf.sharding.spec, moments) == specs
-    assert adam.count.sharding.spec == abstract.step.sharding.spec == PartitionSpec()
-    # The rollout's layout keeps the width whole: its decode loop gathers no weights.
-    assert layout.rollout["embedding"].spec == PartitionSpec("tensor", None)
-
-
-@pytest.mark.slow
-def test_random_parameters_come_from_the_seed(source: str, tmp_path: Path) -> None:
-    def start(seed: int, mesh: MeshConfig) -> list[np.ndarray]:
-        config = tiny_experiment.sft(source, seed=seed, mesh=mesh)
-        layout, abstract, _ = layout_of(config)
-        params = setup.start_params(config, {}, tmp_path, abstract.params, layout)
-        assert jax.tree.map(lambda leaf: leaf.sharding, params) == layout.params
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-
-    first = start(0, MeshConfig())
-    for ours, theirs in zip(first, start(0, MeshConfig(2, 2, 2)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert any((a != b).any() for a, b in zip(first, start(1, MeshConfig()), strict=True))
-
-
-@pytest.mark.slow
-def test_the_fresh_state(source: str, tmp_path: Path) -> None:
-    config = tiny_experiment.sft(source, optimizer=OptimizerConfig())
-    layout, abstract, optimizer = layout_of(config)
-    params = setup.start_params(config, {}, tmp_path, abstract.params, layout)
-    state = setup.fresh_state(params, optimizer, layout)
-    assert jax.tree.structure(state) == jax.tree.structure(abstract)
-    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-        assert (leaf.shape, leaf.dtype, leaf.sharding) == (
-            wanted.shape, wanted.dtype, wanted.sharding,
-        )  # fmt: skip
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.optimizer))
-    assert int(state.step) == 0
-
-
 def test_float64_is_refused_where_jax_would_compute_in_float32(source: str) -> None:
     model = replace(tiny_experiment.sft(source).model, compute_dtype="float64")
     config = replace(tiny_experiment.sft(source), model=model)
@@ -153,8 +126,7 @@ def test_prompts_fit_their_limit_exactly(source: str, tmp_path: Path) -> None:
     tokenizer = setup.ensure_tokenizer(config, tmp_path)
     questions = setup.load_questions(config, tokenizer).train
     longest = max(
-        len(prompt_tokens(question.text, config.data.prompt_template, tokenizer))
-        for question in questions
+        len(prompt_tokens(question.text, config.data, tokenizer)) for question in questions
     )
     tight = replace(config, data=replace(config.data, max_prompt_tokens=longest))
     assert setup.load_questions(tight, tokenizer).train == questions

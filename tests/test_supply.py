@@ -273,3 +273,21 @@ def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:
         r"rollout\.samples_per_question\)\.$",
     ):
         supply.pool(from_rollouts(tmp_path), sampling(), tmp_path)
+
+
+def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) -> None:
+    """As models do that end with one of several EOS ids, and whose embedding is padded."""
+    first = sample(QUESTIONS[0], Output((1, 1, EOS), True))
+    other = replace(first, tokens=(1, 1, 2), sample_index=1)
+    padded = replace(first, tokens=(1, 7, 1), sample_index=2, finished=False)
+    padded = replace(padded, verdict=Verdict.INCORRECT)
+    rollout_log.write(tmp_path, 0, [first, other, padded], QUESTIONS, seed=0)
+    settings = from_rollouts(tmp_path)
+    wide = replace(settings, model=replace(settings.model, vocab_size=8))
+    tokenizer = replace(sampling().tokenizer, eos_ids=(EOS, 2))
+    several = replace(sampling(), tokenizer=tokenizer)
+    sequences, _ = supply.pool(wide, several, tmp_path)
+    assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (1, 1, 2)]
+    for narrow, one in ((settings, several), (wide, sampling())):
+        with pytest.raises(SupplyError, match="question 0 are not its text under digits: name"):
+            supply.pool(narrow, one, tmp_path)

@@ -107,7 +107,7 @@ def prepare_sampling(task: Task) -> Call:
                 config=config,
                 num_samples=work.samples,
                 max_new_tokens=work.new_tokens,
-                eos_id=NEVER,
+                eos_ids=(NEVER,),
                 num_slots=int(task.options.get("slots", 0)),
                 limits=limits,
             )

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rft_jax.data.chat import ChatTemplateError, render
 from rft_jax.data.sources import DataError
-from rft_jax.data.tokenizer import Tokenizer
+from rft_jax.data.tokenizer import Tokenizer, shown
 from rft_jax.records import Question
+from rft_jax.sections import DataConfig
 
 
-def prompt_tokens(question: str, template: str, tokenizer: Tokenizer) -> list[int]:
-    """BOS and the template's tokens, `{question}` replaced; other braces mean nothing."""
-    return [tokenizer.bos_id, *tokenizer.encode(template.replace("{question}", question, 1))]
+def prompt_tokens(question: str, data: DataConfig, tokenizer: Tokenizer) -> list[int]:
+    """What is put before the model: data.prompt_template with `{question}` replaced (other braces
+    mean nothing), behind the tokenizer's prefix or, as a user's message, in its chat template.
+
+    Raises ChatTemplateError for a template that is missing or cannot be rendered, and DataError for
+    a message that names a special token: in a chat it would be one.
+    """
+    text = data.prompt_template.replace("{question}", question, 1)
+    if data.prompt_format == "text":
+        return [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+    if tokenizer.chat_template is None:
+        raise ChatTemplateError(
+            f"{tokenizer.path}: the tokenizer has no chat template, and data.prompt_format is "
+            "chat: name a chat model's folder in tokenizer.path, or set data.prompt_format to text."
+        )
+    named = [token for token in tokenizer.encode_marked(text) if token in tokenizer.special]
+    if named:
+        raise DataError(
+            f"question {shown(question)}: its prompt names {tokenizer.special[named[0]]!r}, a "
+            f"special token of {tokenizer.path}, which in a chat it would become: leave the "
+            "question out, or set data.prompt_format to text."
+        )
+    rendered = render(tokenizer.chat_template, system=data.system, user=text)
+    return tokenizer.encode_marked(rendered)
 
 
 def completion_tokens(solution: str, tokenizer: Tokenizer) -> list[int]:
@@ -23,16 +46,17 @@ def check_lengths(
     questions: Sequence[Question],
     *,
     source: str,
-    template: str,
+    data: DataConfig,
     tokenizer: Tokenizer,
-    max_prompt_tokens: int,
-    max_completion_tokens: int,
     demonstrations: bool,
 ) -> None:
     """Raise DataError unless every prompt, and every demonstration where solutions are trained on,
-    fits; the message names the longest, which is the smallest setting that would do."""
-    prompts = [(len(prompt_tokens(q.text, template, tokenizer)), q.id) for q in questions]
-    _check_longest(prompts, source, "prompt", "data.max_prompt_tokens", max_prompt_tokens)
+    fits; the message names the longest, which is the smallest setting that would do.
+
+    All prompts are made here, so that a chat template that cannot serve is found too.
+    """
+    prompts = [(len(prompt_tokens(q.text, data, tokenizer)), q.id) for q in questions]
+    _check_longest(prompts, source, "prompt", "data.max_prompt_tokens", data.max_prompt_tokens)
     if not demonstrations:
         return
     completions = []
@@ -48,7 +72,7 @@ def check_lengths(
         source,
         "demonstration",
         "data.max_completion_tokens",
-        max_completion_tokens,
+        data.max_completion_tokens,
     )
 
 

@@ -1,4 +1,4 @@
-"""Rotary positions, and grouped-query attention of new tokens over a cache."""
+"""Grouped-query attention of new tokens over a cache."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+from rft_jax.models.rope import at_least_float32
 
 
 class KeyValues(NamedTuple):
@@ -24,45 +25,16 @@ class KeyValues(NamedTuple):
     values: Float[Array, "R K T H"]
 
 
-def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """The type of norms, angles, scores and logits: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines of the rotary angles at each position, computed once for all layers."""
-
-    cos: Float[Array, "I ..."]
-    sin: Float[Array, "I ..."]
-
-
-def rotation(
-    positions: Int[Array, "..."], *, width: int, theta: float, dtype: DTypeLike
-) -> Rotation:
-    """The angles position * theta^(-2i / H) of RoFormer (arXiv 2104.09864, eq. 34), I = H / 2."""
-    half = width // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=dtype) / half)
-    angles = frequencies.reshape((half,) + (1,) * positions.ndim) * positions[None].astype(dtype)
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: Float[Array, "N H ..."], by: Rotation) -> Float[Array, "N H ..."]:
-    """Rotary position embedding, halves rotated as in Llama, in the type of the angles."""
-    half, dtype = x.shape[1] // 2, by.cos.dtype
-    cos, sin = by.cos[None], by.sin[None]
-    first, second = x[:, :half].astype(dtype), x[:, half:].astype(dtype)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
-    return rotated.astype(x.dtype)
-
-
 def decode_attention(
     queries: Float[Array, "N H B"],
     parts: tuple[tuple[KeyValues, Bool[Array, "B _"]], ...],
+    *,
+    softcap: float = 0.0,
 ) -> Float[Array, "N H B"]:
     """Attention of one new token per sample over the parts of what came before it.
 
     parts: a cache, and which of its positions each sample sees; every sample must see one. A row
-    is read once for all its samples.
+    is read once for all its samples. softcap: see `capped`.
     """
     heads, width, batch = queries.shape
     kv_heads = parts[0][0].keys.shape[1]
@@ -73,7 +45,7 @@ def decode_attention(
 
     def scores(cache: KeyValues, visible: Array) -> Array:
         rows = _by_row(grouped, cache.keys.shape[0])
-        products = _of_few("rkmh,rkht->rkmt", rows, cache.keys)
+        products = capped(_of_few("rkmh,rkht->rkmt", rows, cache.keys), softcap)
         return jnp.where(visible[:, None, None], _by_sample(products, batch), -jnp.inf)
 
     of_parts = [scores(*part) for part in parts]
@@ -88,6 +60,11 @@ def decode_attention(
         mixed = mixed + _by_sample(values, batch)
     mixed = (mixed / total).astype(queries.dtype)
     return mixed.transpose(1, 2, 3, 0).reshape(queries.shape)
+
+
+def capped(x: Float[Array, "..."], softcap: float) -> Float[Array, "..."]:
+    """softcap * tanh(x / softcap) (Gemma 2, arXiv 2408.00118, section 2); 0 for x itself."""
+    return softcap * jnp.tanh(x / softcap) if softcap else x
 
 
 def _of_few(

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from rft_jax.config import ModelConfig
-from rft_jax.models.packed_attention import RESULTS, packed_attention, scaled
+from rft_jax.models.packed_attention import RESULTS, scaled
 from rft_jax.parallel.mesh import partition
 
 PackedAttention = Callable[[Array, Array, Array, Array], Array]
@@ -30,6 +30,14 @@ CUDNN_WIDEST = 128
 
 def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
     """Why a kernel cannot serve rows of `slots` on a platform of jax; empty if it can."""
+    if kernel in FLASH:
+        if config.attention_softcap:
+            return "flash kernels know no model.attention_softcap"
+        if 0 < config.sliding_window < slots:
+            return (
+                f"flash kernels see all earlier slots of a row, and model.sliding_window is "
+                f"{config.sliding_window} of update.row_length, {slots}"
+            )
     if kernel == "cudnn":
         if platform != "gpu":
             return f"cuDNN runs on an NVIDIA GPU, and this is {platform}"
@@ -49,11 +57,11 @@ def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
     return ""
 
 
-def choose(config: ModelConfig, slots: int, platform: str) -> PackedAttention:
+def choose(config: ModelConfig, slots: int, platform: str) -> str:
     """What model.attention names; for `auto` the platform's kernel if it can serve, else XLA."""
     if config.attention != "auto":
-        return KERNELS[config.attention]
-    return next(KERNELS[name] for name in KERNELS if not cannot(name, config, slots, platform))
+        return config.attention
+    return next((name for name in FLASH if not cannot(name, config, slots, platform)), "xla")
 
 
 def _on_each_device(function: PackedAttention) -> PackedAttention:
@@ -136,9 +144,8 @@ def cudnn(
     return checkpoint_name(mixed.transpose(2, 3, 0, 1), RESULTS)
 
 
-KERNELS: dict[str, PackedAttention] = {
+FLASH: dict[str, PackedAttention] = {
     "cudnn": _on_each_device(cudnn),
     "splash": _on_each_device(splash),
-    "xla": packed_attention,
 }
-"""By the name in model.attention, those of one platform first."""
+"""By the name in model.attention."""

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from rft_jax.models.attention import at_least_float32, product
+from rft_jax.models.attention import capped, product
+from rft_jax.models.rope import at_least_float32
 
 QUERY_BLOCK = 64
 """Queries of a block, if that makes no more than MAX_BLOCKS of them."""
@@ -30,15 +31,21 @@ _LOWEST = -1e30
 """Stands for the largest score of a slot that sees nothing."""
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def packed_attention(
     queries: Float[Array, "N H R S"],
     keys: Float[Array, "K H R S"],
     values: Float[Array, "K H R S"],
     segments: Int[Array, "R S"],
+    window: Int[Array, ""] | None = None,
+    softcap: float = 0.0,
 ) -> Float[Array, "N H R S"]:
-    """Causal attention within each segment of each row; zeros in segment 0, which is padding."""
-    return _forward(queries, keys, values, segments)[0]
+    """Causal attention within each segment of each row; zeros in segment 0, which is padding.
+
+    window: newest slots that one sees, its own included; None for all. softcap: see
+    `attention.capped`.
+    """
+    return _forward(queries, keys, values, segments, window, softcap)[0]
 
 
 def scaled(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -46,16 +53,23 @@ def scaled(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x / math.sqrt(x.shape[1])
 
 
-_Kept = tuple[Array, Array, Array, Array, Array, Array]
+_Kept = tuple[Array, Array, Array, Array, Array | None, Array, Array]
 
 
-def _forward(queries: Array, keys: Array, values: Array, segments: Array) -> tuple[Array, _Kept]:
+def _forward(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    segments: Array,
+    window: Array | None,
+    softcap: float,
+) -> tuple[Array, _Kept]:
     of_queries, of_keys = _by_head(scaled(queries), keys.shape[0]), _by_head(keys)
     of_values = _by_head(values)
     mixed, log_sums = [], []
     for block, seen in _blocks(queries.shape[-1]):
-        scores = _scores(of_queries[:, :, :, block], of_keys[:, :, seen])
-        scores = jnp.where(_visible(segments, block, seen), scores, -jnp.inf)
+        scores = capped(_scores(of_queries[:, :, :, block], of_keys[:, :, seen]), softcap)
+        scores = jnp.where(_visible(segments, block, seen, window), scores, -jnp.inf)
         top = jnp.maximum(jnp.max(scores, axis=-1), _LOWEST)
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
@@ -66,11 +80,11 @@ def _forward(queries: Array, keys: Array, values: Array, segments: Array) -> tup
     out = _features_first(jnp.concatenate(mixed, axis=3)).astype(queries.dtype)
     out = checkpoint_name(out, RESULTS)
     log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), RESULTS)
-    return out, (queries, keys, values, segments, out, log_sum)
+    return out, (queries, keys, values, segments, window, out, log_sum)
 
 
-def _backward(kept: _Kept, d_out: Array) -> tuple[Array, Array, Array, None]:
-    queries, keys, values, segments, out, log_sums = kept
+def _backward(softcap: float, kept: _Kept, d_out: Array) -> tuple[Array, Array, Array, None, None]:
+    queries, keys, values, segments, window, out, log_sums = kept
     kv_heads, dtype = keys.shape[0], at_least_float32(queries.dtype)
     of_queries, of_keys = _by_head(scaled(queries), kv_heads), _by_head(keys)
     of_values, of_d_out = _by_head(values), _by_head(d_out, kv_heads)
@@ -81,11 +95,14 @@ def _backward(kept: _Kept, d_out: Array) -> tuple[Array, Array, Array, None]:
     d_keys, d_values = (jnp.zeros(of_keys.shape, dtype) for _ in range(2))
     for block, seen in _blocks(queries.shape[-1]):
         some, theirs = of_queries[:, :, :, block], of_d_out[:, :, :, block]
-        scores = _scores(some, of_keys[:, :, seen])
+        scores = capped(_scores(some, of_keys[:, :, seen]), softcap)
         weights = jnp.exp(scores - log_sums[:, :, :, block, None])
-        weights = jnp.where(_visible(segments, block, seen), weights, 0.0)
+        weights = jnp.where(_visible(segments, block, seen, window), weights, 0.0)
         d_weights = _scores(theirs, of_values[:, :, seen])
-        d_scores = (weights * (d_weights - given[:, :, :, block, None])).astype(keys.dtype)
+        d_scores = weights * (d_weights - given[:, :, :, block, None])
+        if softcap:
+            d_scores = d_scores * (1 - (scores / softcap) ** 2)  # tanh' = 1 - tanh^2
+        d_scores = d_scores.astype(keys.dtype)
         weights = weights.astype(values.dtype)
         d_queries.append(product("rkgst,rkth->rkgsh", d_scores, of_keys[:, :, seen]))
         d_keys = d_keys.at[:, :, seen].add(product("rkgst,rkgsh->rkth", d_scores, some))
@@ -94,6 +111,7 @@ def _backward(kept: _Kept, d_out: Array) -> tuple[Array, Array, Array, None]:
         scaled(_features_first(jnp.concatenate(d_queries, axis=3))).astype(queries.dtype),
         _features_first(d_keys[:, :, None]).astype(keys.dtype),
         _features_first(d_values[:, :, None]).astype(values.dtype),
+        None,
         None,
     )
 
@@ -110,12 +128,16 @@ def _blocks(slots: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _visible(
-    segments: Int[Array, "R S"], block: slice, seen: slice
+    segments: Int[Array, "R S"], block: slice, seen: slice, window: Int[Array, ""] | None
 ) -> Bool[Array, "R 1 1 Block Seen"]:
     here, there = segments[:, block, None], segments[:, None, seen]
     slots = jnp.arange(segments.shape[1])
-    causal = slots[None, block, None] >= slots[None, None, seen]
-    return ((here == there) & (here > 0) & causal)[:, None, None]
+    ago = slots[None, block, None] - slots[None, None, seen]
+    visible = (here == there) & (here > 0) & (ago >= 0)
+    if window is not None:
+        # Slots of a segment follow one another, so slots apart are positions apart.
+        visible = visible & (ago < window)
+    return visible[:, None, None]
 
 
 _scores = functools.partial(product, "rkgsh,rkth->rkgst")

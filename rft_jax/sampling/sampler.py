@@ -93,7 +93,7 @@ def start(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("mesh", "config", "prompt_width", "eos_id", "greedy"),
+    static_argnames=("mesh", "config", "prompt_width", "eos_ids", "greedy"),
     donate_argnames=("slots",),
 )
 def decode(
@@ -170,7 +170,7 @@ def _decoded(
     config: ModelConfig,
     num_samples: int,
     max_new_tokens: int,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     greedy: bool = False,
     num_slots: int = 0,
     limits: Int[Array, "Q G"] | None = None,
@@ -204,7 +204,7 @@ def _decoded(
             steps = min(steps, layout.ring - longest)
         slots, summary = decode(
             params, store, slots, temperature, np.int32(steps),
-            mesh=mesh, config=config, prompt_width=width, eos_id=eos_id, greedy=greedy,
+            mesh=mesh, config=config, prompt_width=width, eos_ids=eos_ids, greedy=greedy,
         )  # fmt: skip
         by_shard = jax.device_get(summary)
         working, longest, waiting = (int(most) for most in np.max(by_shard, axis=0))
@@ -261,9 +261,9 @@ def sample(
     Under `greedy` temperature and keys have no effect and log-probs are those of temperature 1.
 
     params: stacked or unstacked (transformer.unstack). Prompts on a mesh are split over its batch
-    axes, and so are the slots. Settings: config, max_new_tokens and eos_id; greedy; num_slots:
-    outputs decoded at a time, over all shards of the batch, 0 for all; limits: [Q, G], the most
-    tokens of each output, `max_new_tokens` without.
+    axes, and so are the slots. Settings: config and max_new_tokens; eos_ids: any of them ends an
+    output; greedy; num_slots: outputs decoded at a time, over all shards of the batch, 0 for all;
+    limits: [Q, G], the most tokens of each output, `max_new_tokens` without.
     """
     looks = _decoded(params, prompts, root, step, temperature, num_samples=num_samples, **settings)
     last, _ = collections.deque(looks, maxlen=1).pop()

@@ -11,6 +11,7 @@ Everything here is for one shard of the batch; samples are numbered question by 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
 from rft_jax.keys import sample_keys, token_keys
 from rft_jax.models import transformer
-from rft_jax.models.attention import KeyValues, Rotation
+from rft_jax.models.attention import KeyValues
 from rft_jax.parallel.mesh import constrain
 from rft_jax.sampling import logits as sampling_logits
 
@@ -189,7 +190,7 @@ def decode(
     *,
     config: ModelConfig,
     prompt_width: int,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     greedy: bool,
     in_step: bool,
 ) -> tuple[Slots, Int[Array, "1 3"]]:
@@ -213,7 +214,7 @@ def decode(
         slots = _refill(store, slots) if store.caches else slots
         new = _draw(params, store, slots, temperature, config=config, greedy=greedy)
         return _advance(
-            params, store, slots, new, table, config=config, width=prompt_width, eos_id=eos_id
+            params, store, slots, new, table, config=config, width=prompt_width, eos_ids=eos_ids
         )
 
     slots = jax.lax.while_loop(running, advance, slots)
@@ -245,17 +246,17 @@ def _advance(
     store: Store,
     slots: Slots,
     new: sampling_logits.Draw,
-    table: Rotation,
+    table: transformer.Rotations,
     *,
     config: ModelConfig,
     width: int,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
 ) -> Slots:
     """Keep the drawn tokens, let go of samples that end with them, run the model on the rest."""
     samples_per_question = store.limits.shape[1]
     at_work, sample = slots.samples >= 0, jnp.maximum(slots.samples, 0)
     limits = store.limits.reshape(-1)[sample]
-    ended = at_work & ((new.tokens == eos_id) | (slots.ages + 1 >= limits))
+    ended = at_work & (is_one_of(new.tokens, eos_ids) | (slots.ages + 1 >= limits))
     # A slot must see something, an idle one too: what it writes to the ring must be finite.
     lengths = jnp.maximum(store.prompt_lengths[sample // samples_per_question], 1)
     ages = jnp.where(at_work, slots.ages + 1, 0)
@@ -264,23 +265,30 @@ def _advance(
     in_front = 0 if slots.cache.prompts else width
     ring = columns - in_front
     column = slots.step[0] % ring
-    on_own = ((column - jnp.arange(ring)) % ring)[None] < ages[:, None]
-    on_prompt = jnp.arange(width)[None] < lengths[:, None]
-    if in_front:
-        on_own = jnp.concatenate([on_prompt, on_own], axis=1)
-    else:
+    positions = lengths + jnp.maximum(ages - 1, 0)
+
+    def visible(window: int) -> transformer.Visible:
+        """Everything that came before, or, with a window, the newest positions of it."""
+        ago = ((column - jnp.arange(ring)) % ring)[None]
+        on_own, on_prompt = ago < ages[:, None], jnp.arange(width)[None] < lengths[:, None]
+        if window:
+            on_own = on_own & (ago < window)
+            on_prompt = on_prompt & (positions[:, None] - jnp.arange(width)[None] < window)
+        if in_front:
+            return transformer.Visible(None, jnp.concatenate([on_prompt, on_own], axis=1))
         entries = range(slots.questions.shape[1])
-        on_prompt = jnp.concatenate(
-            [on_prompt & (slots.entries == entry)[:, None] for entry in entries], axis=1
-        )
+        of_rows = [on_prompt & (slots.entries == entry)[:, None] for entry in entries]
+        return transformer.Visible(jnp.concatenate(of_rows, axis=1), on_own)
+
+    everything = visible(0)
     hidden, cache = transformer.decode(
         params,
         new.tokens,
-        lengths + slots.ages,
+        positions,
         slots.cache,
         in_front + column,
-        None if in_front else on_prompt,
-        on_own,
+        everything,
+        visible(config.sliding_window) if config.sliding_window else everything,
         table,
         config=config,
     )
@@ -290,12 +298,17 @@ def _advance(
         ages=ages,
         hidden=hidden.T,
         cache=cache,
-        outputs=_record(slots, new, ended, eos_id),
+        outputs=_record(slots, new, ended, eos_ids),
     )
 
 
+def is_one_of(tokens: Int[Array, "S"], ids: tuple[int, ...]) -> Bool[Array, "S"]:
+    """Which tokens end an output; ids: at least one."""
+    return functools.reduce(jnp.logical_or, [tokens == token for token in ids])
+
+
 def _record(
-    slots: Slots, new: sampling_logits.Draw, ended: Bool[Array, "S"], eos_id: int
+    slots: Slots, new: sampling_logits.Draw, ended: Bool[Array, "S"], eos_ids: tuple[int, ...]
 ) -> Outputs:
     """The outputs with the drawn tokens."""
     at, old = slots.ages, slots.outputs
@@ -307,7 +320,7 @@ def _record(
         log_probs=old.log_probs.at[sample, at].set(log_probs, mode="drop"),
         entropies=old.entropies.at[sample, at].set(entropies, mode="drop"),
         lengths=old.lengths.at[sample].set(at + 1, mode="drop"),
-        finished=old.finished.at[sample].set(new.tokens == eos_id, mode="drop"),
+        finished=old.finished.at[sample].set(is_one_of(new.tokens, eos_ids), mode="drop"),
         ended=old.ended.at[sample].set(ended, mode="drop"),
     )
 

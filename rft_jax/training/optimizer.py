@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import optax
@@ -30,8 +31,12 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Params:
-    """True where weight decay applies: everywhere but the scales of norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """True where weight decay applies: everywhere but scales of norms and biases."""
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        return path[-1].key != "scale" and not path[-1].key.endswith("_bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 @functools.cache
@@ -48,5 +53,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decay_mask,
+        # None for the type of the parameters.
+        mu_dtype=None if config.first_moment_dtype == "float32" else config.first_moment_dtype,
     )
     return optax.chain(clip, adamw)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from rft_jax.batches import PackedBatch, Params, TrainState
 from rft_jax.config import ModelConfig
+from rft_jax.models.adapters import join
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.objective import k3, objective
 
@@ -53,6 +54,7 @@ def gradients(
     reference: Params | None,
     batch: PackedBatch,
     temperature: Float[Array, ""],
+    frozen: Params | None = None,
     *,
     config: ModelConfig,
     kl_coefficient: float,
@@ -61,11 +63,12 @@ def gradients(
 ) -> _Sums:
     """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
 
+    frozen: the rest of the policy where `params` are its adapters (rft_jax/models/adapters.py);
     mesh: what rows and parameters are spread over. On one of data alone each device adds up the
     gradient of its own rows, and they meet once, after the last micro-batch.
     """
     of_rows = functools.partial(_gradients, config=config, kl_coefficient=kl_coefficient)
-    arguments = (params, reference, batch, temperature)
+    arguments = (params, reference, batch, temperature, frozen or {})
     if mesh is None or mesh.size == 1:
         return of_rows(*arguments, chunk=chunk)
     if mesh.shape["data"] < mesh.size:
@@ -82,7 +85,7 @@ def gradients(
     of_mesh: Any = jax.shard_map(
         of_device,
         mesh=mesh,
-        in_specs=(whole, whole, of_batch, whole),
+        in_specs=(whole, whole, of_batch, whole, whole),
         out_specs=whole,
         check_vma=False,
     )
@@ -95,6 +98,7 @@ def _gradients(
     reference: Params | None,
     batch: PackedBatch,
     temperature: Float[Array, ""],
+    frozen: Params,
     *,
     config: ModelConfig,
     kl_coefficient: float,
@@ -105,7 +109,9 @@ def _gradients(
     The number of micro-batches is data, not shape: rejected outputs are not computed on and
     nothing is compiled again when their number changes.
     """
-    log_probs_of = functools.partial(target_log_probs, config=config, chunk=chunk)
+
+    def log_probs_of(params: Params, *rows: Array) -> Array:
+        return target_log_probs(join(frozen, params), *rows, config=config, chunk=chunk)
 
     def loss(params: Params, micro: PackedBatch) -> tuple[Array, tuple[Array, ...]]:
         rows = (micro.inputs, micro.targets, micro.positions, micro.segments, temperature)
@@ -153,6 +159,7 @@ def update(
     reference: Params | None,
     batch: PackedBatch,
     temperature: Float[Array, ""],
+    frozen: Params | None = None,
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -163,7 +170,7 @@ def update(
     """One ascent step on the objective of `batch` (rft_jax/training/objective.py).
 
     reference: parameters of pi_ref, None unless kl_coefficient is positive; temperature: the one
-    the outputs were sampled at (1 for demonstrations and for the pool of RFT); mesh: see
+    the outputs were sampled at (1 for demonstrations and for the pool of RFT); frozen, mesh: see
     `gradients`.
     """
     sums = gradients(
@@ -171,6 +178,7 @@ def update(
         reference,
         batch,
         temperature,
+        frozen,
         config=config,
         kl_coefficient=kl_coefficient,
         chunk=chunk,

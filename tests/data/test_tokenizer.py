@@ -1,221 +1,50 @@
-"""The tokenizer: an exact round trip, deterministic training, one-line errors."""
-
-import io
-import threading
+"""What holds of tokenizers of every kind."""
 
 import pytest
-import sentencepiece
-from hypothesis import example, given
+import reference_tokenizers
+from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_jax.data.arithmetic import problems
-from rft_jax.data.tokenizer import TokenizerError, load, train
+from rft_jax.data.tokenizer import TokenizerError, load
 
 
-def corpus(count=400):
-    return [text for p in problems(5, count) for text in (p.question + "\n", p.solution)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return train(corpus(), tmp_path_factory.mktemp("tokenizer") / "t.model", 512)
-
-
-def foreign(path, **changes):
-    """A model that was not trained here."""
-    model = io.BytesIO()
-    settings = {
-        "vocab_size": 340,
-        "model_type": "bpe",
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus(20)), model_writer=model, **settings | changes
-    )
-    path.write_bytes(model.getvalue())
-    return path
+@pytest.fixture(scope="module", params=["model", *reference_tokenizers.FOLDERS])
+def tokenizer(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "model":
+        reference_tokenizers.llama2(folder, add_dummy_prefix=False)
+        return load(folder / "tokenizer.model")
+    return load(reference_tokenizers.FOLDERS[request.param](folder))
 
 
 @given(st.text())
-@example("\u2581")
-@example(" \u2581\u2581 a\u2581")
-@example("\0a\0")
-@example(" leading")
-@example("trailing ")
-@example("two  spaces\r\n\r\ttab\n\n")
-@example("<s></s><unk><pad><0x41>")
-@example("\ufeff\ufffd\u2028\x85\x0b\U0010ffff")
-@example("e\u0301 \u00e9 \ufb01 \u00bd")
-@example("")
-def test_nothing_is_lost(tokenizer, text):
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert all(3 < token < tokenizer.vocab_size for token in ids)
+def test_a_text_never_becomes_a_special_token(tokenizer, text):
+    for name in tokenizer.special.values():
+        ids = tokenizer.encode(text + name)
+        assert all(0 <= token < tokenizer.vocab_size for token in ids)
+        assert not set(ids) & set(tokenizer.special)
+        # And nothing is lost that is not in `load`'s list.
+        assert tokenizer.decode(ids).endswith(name)
 
 
-@given(st.text(), st.text())
-def test_parts_join(tokenizer, before, after):
-    """A prompt and its output are encoded apart and decoded together."""
-    assert tokenizer.decode(tokenizer.encode(before) + tokenizer.encode(after)) == before + after
+@given(st.lists(st.integers(0, 900), max_size=12))
+def test_what_is_no_text_vanishes(tokenizer, ids):
+    text = [i for i in ids if i < tokenizer.vocab_size and i not in tokenizer.special]
+    assert tokenizer.decode(ids) == tokenizer.decode(text)
 
 
-@given(st.lists(st.integers(0, 511), max_size=30))
-def test_any_ids_decode(tokenizer, ids):
-    text = tokenizer.decode(ids)
-    assert text == tokenizer.decode([token for token in ids if token > 3])
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+def test_the_prefix_and_the_ends_are_special(tokenizer):
+    assert {*tokenizer.prefix_ids, *tokenizer.eos_ids} <= set(tokenizer.special)
+    assert tokenizer.eos_id == tokenizer.eos_ids[0]
+    assert not set(tokenizer.eos_ids) & set(tokenizer.prefix_ids)
 
 
-def test_special_ids(tokenizer):
-    ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
-    assert ids == (0, 1, 2)
-    assert tokenizer.vocab_size == 512
-    assert tokenizer.decode([1, *tokenizer.encode("a b"), 3, 0, 2]) == "a b"
+def test_a_negative_id_is_an_error(tokenizer):
+    with pytest.raises(TokenizerError, match="cannot decode id -2: its ids are 0 to "):
+        tokenizer.decode([-2])
 
 
-def test_digits_stand_alone(tokenizer):
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.processor.id_to_piece(token)
-        if not tokenizer.processor.is_byte(token):
-            assert len(piece) == 1 or not any(letter.isdigit() for letter in piece)
-
-
-def test_words_of_the_corpus_are_whole(tokenizer):
-    problem = next(problems(5, 1))
-    assert len(tokenizer.encode(problem.question)) < 1.7 * len(problem.question.split())
-
-
-def test_training_is_deterministic_and_leaves_only_the_file(tokenizer, tmp_path):
-    again = train(iter(corpus()), tmp_path / "new" / "folder" / "t.model", 512)
-    assert again.path.read_bytes() == tokenizer.path.read_bytes()
-    assert [path.name for path in again.path.parent.iterdir()] == ["t.model"]
-
-
-def test_loading_gives_the_same_ids(tokenizer):
-    loaded = load(str(tokenizer.path))
-    text = "Mia has 12 shells.\n#### 12 \u2581"
-    assert loaded.encode(text) == tokenizer.encode(text)
-    assert (loaded.path, loaded.vocab_size) == (tokenizer.path, 512)
-
-
-def test_many_threads_may_use_one(tokenizer):
-    texts = corpus(50)
-    wanted = [tokenizer.encode(text) for text in texts]
-    found = [None] * 4
-
-    def work(slot):
-        found[slot] = [tokenizer.encode(text) for text in texts]
-
-    threads = [threading.Thread(target=work, args=(slot,)) for slot in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [wanted] * 4
-
-
-@pytest.mark.slow
-def test_long_texts_are_trained_on_too(tmp_path):
-    long = "zyx " * 4000
-    assert "zyx" in {
-        train(["a b", long], tmp_path / "t.model", 267).processor.id_to_piece(i).strip("\u2581")
-        for i in range(267)
-    }
-
-
-def test_a_vocabulary_too_large_names_the_largest(tmp_path, capfd):
-    path = tmp_path / "t.model"
-    with pytest.raises(TokenizerError) as error:
-        train(["abc abc"], path, 512)
-    assert str(error.value) == (
-        f"{path}: tokenizer.vocab_size is 512: the corpus yields 270 pieces at most; set it to 270."
-    )
-    assert not path.exists()
-    train(["abc abc"], path, 270)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_vocabulary_too_small_names_the_smallest(tmp_path):
-    path = tmp_path / "t.model"
-    with pytest.raises(TokenizerError, match="261: the corpus's characters need 272 pieces; set"):
-        train(["abcdefghijk"], path, 261)
-    tokenizer = train(["abcdefghijk"], path, 272)
-    assert tokenizer.decode(tokenizer.encode(" a b")) == " a b"
-
-
-def test_another_failure_of_training_is_one_line(tmp_path):
-    with pytest.raises(TokenizerError) as error:
-        train(["abc"], tmp_path / "t.model", -1)
-    assert "cannot train a tokenizer with tokenizer.vocab_size is -1" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("texts", [[], ["", ""]])
-def test_a_corpus_without_text(tmp_path, texts):
-    with pytest.raises(TokenizerError, match=r"cannot train a tokenizer: tokenizer.corpus holds"):
-        train(texts, tmp_path / "t.model", 300)
-
-
-def test_a_file_that_is_missing(tmp_path):
-    with pytest.raises(TokenizerError, match=r"no.model: cannot read the tokenizer \(No such file"):
-        load(tmp_path / "no.model")
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 99])
-def test_a_file_that_is_no_model(tmp_path, capfd, content):
-    (tmp_path / "t.model").write_bytes(content)
-    with pytest.raises(TokenizerError) as error:
-        load(tmp_path / "t.model")
-    assert str(error.value) == (
-        f"{tmp_path / 't.model'}: no SentencePiece model ({len(content)} bytes): copy it again, or "
-        "delete it to train a new one."
-    )
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_file_cut_short(tokenizer, tmp_path):
-    content = tokenizer.path.read_bytes()
-    (tmp_path / "t.model").write_bytes(content[: len(content) // 2])
-    with pytest.raises(TokenizerError, match=r"t\.model: no SentencePiece model"):
-        load(tmp_path / "t.model")
-
-
-@pytest.mark.parametrize(("name", "setting"), [("BOS", "bos_id"), ("EOS", "eos_id")])
-def test_a_model_without_bos_or_eos(tmp_path, name, setting):
-    with pytest.raises(TokenizerError, match=f"the model has no {name} piece"):
-        load(foreign(tmp_path / "t.model", **{setting: -1}))
-
-
-def test_a_model_that_folds_newlines(tmp_path):
-    path = foreign(tmp_path / "t.model", normalization_rule_name="nmt_nfkc")
-    with pytest.raises(TokenizerError, match="use one that keeps spaces and newlines"):
-        load(path)
-
-
-def test_a_foreign_model_of_the_usual_shape(tmp_path):
-    tokenizer = load(foreign(tmp_path / "t.model"))  # a dummy space, no padding id
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
-    assert tokenizer.decode(tokenizer.encode("3*6=18\n#### 18")) == "3*6=18\n#### 18"
-
-
-def test_a_character_without_a_piece(tmp_path):
-    tokenizer = load(foreign(tmp_path / "t.model", byte_fallback=False, vocab_size=100))
-    for text in ("a \u2603", "a \u2581"):
-        with pytest.raises(TokenizerError, match="a character of it has no piece; use a model"):
-            tokenizer.encode(text)
-
-
-def test_half_of_a_surrogate_pair(tokenizer, tmp_path):
-    with pytest.raises(TokenizerError, match="character 2 is half of a surrogate pair"):
-        tokenizer.encode("ab\ud800" + "c" * 100)
-    with pytest.raises(TokenizerError, match="character 0 is half of a surrogate pair"):
-        train(["a", "\ud800"], tmp_path / "t.model", 300)
-
-
-@pytest.mark.parametrize("token", [-1, 512])
-def test_an_id_outside_the_vocabulary(tokenizer, token):
-    with pytest.raises(TokenizerError, match=f"cannot decode id {token}: its ids are 0 to 511"):
-        tokenizer.decode([5, token])
+def test_half_of_a_surrogate_pair_is_an_error(tokenizer):
+    for encode in (tokenizer.encode, tokenizer.encode_marked):
+        with pytest.raises(TokenizerError, match="character 1 is half of a surrogate pair"):
+            encode("a\udc00")

@@ -1,4 +1,4 @@
-"""Rotary positions, and attention over packed rows and over a cache."""
+"""Attention of new tokens over a cache."""
 
 from __future__ import annotations
 
@@ -9,93 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft_jax.models.attention import (
-    KeyValues,
-    Rotation,
-    decode_attention,
-    rotate,
-    rotation,
-    write_column,
-)
+from rft_jax.models.attention import KeyValues, decode_attention, write_column
 
 WIDTH = 8
-THETA = 100.0
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def angles(positions: np.ndarray) -> Rotation:
-    return rotation(jnp.asarray(positions), width=WIDTH, theta=THETA, dtype=jnp.float32)
-
-
-def phases(positions: np.ndarray) -> np.ndarray:
-    """exp(i * position * theta^(-2i / H)) of each pair [H / 2, ...positions], in float64."""
-    frequencies = THETA ** (-np.arange(WIDTH // 2) / (WIDTH // 2))
-    return np.exp(1j * np.multiply.outer(frequencies, positions))
-
-
-def turned(vector: np.ndarray, position: int) -> np.ndarray:
-    """One vector of WIDTH at one position."""
-    found = rotate(jnp.asarray(vector).reshape(1, WIDTH, 1), angles(np.array([position])))
-    return np.asarray(found)[0, :, 0]
-
-
-@given(seed=st.integers(0, 2**16), position=st.integers(0, 4096))
-def test_rotation_keeps_norms(seed: int, position: int) -> None:
-    vector = normal(seed, WIDTH)
-    assert np.linalg.norm(turned(vector, position)) == pytest.approx(
-        np.linalg.norm(vector), rel=1e-5
-    )
-
-
-@given(
-    seed=st.integers(0, 2**16),
-    query_at=st.integers(0, 500),
-    key_at=st.integers(0, 500),
-    shift=st.integers(0, 500),
-)
-def test_a_score_depends_on_the_distance_alone(
-    seed: int, query_at: int, key_at: int, shift: int
-) -> None:
-    query, key = normal(seed, 2, WIDTH)
-    here = turned(query, query_at) @ turned(key, key_at)
-    there = turned(query, query_at + shift) @ turned(key, key_at + shift)
-    assert here == pytest.approx(there, abs=2e-3)
-
-
-POSITIONS = np.array([[0, 1, 2, 3, 4], [7, 0, 900, 2, 1]])
-
-
-def test_rotation_turns_the_halves_as_complex_pairs() -> None:
-    x = normal(0, 3, WIDTH, 2, 5)
-    pairs = (x[:, : WIDTH // 2] + 1j * x[:, WIDTH // 2 :]) * phases(POSITIONS)
-    expected = np.concatenate([pairs.real, pairs.imag], axis=1)
-    found = rotate(jnp.asarray(x), angles(POSITIONS))
-    np.testing.assert_allclose(found, expected, atol=3e-4)
-    np.testing.assert_array_equal(found[..., 0, 0], x[..., 0, 0])
-
-
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-12)])
-@pytest.mark.parametrize("positions", [np.array(900), np.arange(5), POSITIONS])
-def test_rotations_are_the_cosines_and_sines_of_the_angles(
-    positions: np.ndarray, dtype: str, atol: float
-) -> None:
-    with jax.enable_x64(True):
-        found = rotation(jnp.asarray(positions), width=WIDTH, theta=THETA, dtype=dtype)
-        assert found.cos.dtype == found.sin.dtype == dtype
-        assert found.cos.shape == found.sin.shape == (WIDTH // 2, *positions.shape)
-        together = np.asarray(found.cos) + 1j * np.asarray(found.sin)
-    np.testing.assert_allclose(together, phases(positions), atol=atol)
-
-
-def test_a_float32_rotation_of_bfloat16_keeps_its_angles_exact() -> None:
-    """At position 1001 a bfloat16 angle would be off by up to 4 radians."""
-    x, by = jnp.asarray(normal(0, 1, WIDTH, 1)), angles(np.array([1001]))
-    found = rotate(x.astype(jnp.bfloat16), by)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), rotate(x, by), atol=2e-2)
 
 
 def _plain(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -175,6 +95,18 @@ def test_decode_attention_sees_what_its_masks_say(seed: int) -> None:
     on_prompts[:3], on_own[:3, rng.integers(6)] = False, True
     _check_decoding((prompts, on_prompts), (own, on_own))
     _check_decoding((own, on_own | (np.arange(6) == 2)))
+
+
+def test_decode_attention_caps_scores() -> None:
+    queries, own = normal(0, 4, WIDTH, BATCH), cache(3, BATCH, 5)
+    mask = jnp.ones((BATCH, 5), bool)
+    found = decode_attention(jnp.asarray(queries), ((own, mask),), softcap=0.7)
+    for head, sample in np.ndindex(4, BATCH):
+        keys = np.asarray(own.keys, np.float64)[sample, head // 2].T
+        scores = 0.7 * np.tanh(keys @ queries[head, :, sample] / np.sqrt(WIDTH) / 0.7)
+        weights = np.exp(scores) / np.exp(scores).sum()
+        expected = weights @ np.asarray(own.values, np.float64)[sample, head // 2]
+        np.testing.assert_allclose(found[head, :, sample], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("large", [0, 1])

@@ -10,10 +10,15 @@ import tiny
 from rft_jax.models import transformer
 from rft_jax.models.axes import AXES, logical_axes
 from rft_jax.parallel.mesh import RULES
+from rft_jax.sections_model import LORA_TARGETS
 
 
 def _paths(tied: bool) -> dict[tuple[str, ...], tuple[int, ...]]:
-    shapes = transformer.abstract_params(config=tiny.model(tie_embeddings=tied), vocab_size=12)
+    config = tiny.model(
+        tie_embeddings=tied, qkv_bias=True, qk_norm=True, post_norms=True,
+        lora_rank=3, lora_alpha=3.0, lora_targets=LORA_TARGETS,
+    )  # fmt: skip
+    shapes = transformer.abstract_params(config=config, vocab_size=12)
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     return {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
 

@@ -95,7 +95,7 @@ def test_each_device_runs_the_kernel_on_its_rows_and_heads(
         return of_rows
 
     expected = jax.grad(loss(model))(params, tokens, positions, segments)
-    monkeypatch.setitem(kernels.KERNELS, name, kernels._on_each_device(watched))
+    monkeypatch.setitem(kernels.FLASH, name, kernels._on_each_device(watched))
     placed = jax.device_put(params, param_shardings(mesh, params, logical_axes(params)))
     rows = jax.device_put((tokens, positions, segments), batch_sharding(mesh))
     for remat in ("none", "dots", "full"):
@@ -119,6 +119,10 @@ def test_each_device_runs_the_kernel_on_its_rows_and_heads(
          "multiple of 128"),
         ("splash", "tpu", 256, {"compute_dtype": "float64"}, "splash attention knows no float64"),
         ("splash", "tpu", 256, {}, ""),
+        ("splash", "tpu", 256, {"attention_softcap": 50.0}, "flash kernels know no "
+         "model.attention_softcap"),
+        ("cudnn", "gpu", 256, {"sliding_window": 100}, "flash kernels see all earlier slots of a "
+         "row, and model.sliding_window is 100 of update.row_length, 256"),
         ("cudnn", "cpu", 256, {}, "cuDNN runs on an NVIDIA GPU, and this is cpu"),
         ("cudnn", "gpu", 256, {}, "cuDNN's attention needs model.compute_dtype=bfloat16"),
         ("cudnn", "gpu", 255, {"compute_dtype": "bfloat16"}, "cuDNN's attention needs an even "
@@ -137,12 +141,14 @@ def test_a_kernel_that_cannot_serve_is_known_beforehand(
 
 def test_auto_takes_the_kernel_of_the_platform_where_it_can_serve() -> None:
     def chosen(platform: str, slots: int, **changes: Any) -> str:
-        found = kernels.choose(tiny.model(**changes), slots, platform)
-        return next(name for name, kernel in kernels.KERNELS.items() if kernel is found)
+        return kernels.choose(tiny.model(**changes), slots, platform)
 
     assert chosen("cpu", 256) == "xla"
     assert chosen("tpu", 256) == "splash"
     assert chosen("tpu", 200) == "xla"
     assert chosen("gpu", 200, compute_dtype="bfloat16") == "cudnn"
     assert chosen("gpu", 200) == "xla"
+    assert chosen("tpu", 256, sliding_window=256) == "splash"
+    assert chosen("tpu", 256, sliding_window=255) == "xla"
+    assert chosen("tpu", 256, attention_softcap=50.0) == "xla"
     assert chosen("cpu", 256, attention="splash") == "splash"

@@ -64,17 +64,48 @@ def test_slots_without_anything_to_see_give_zeros_and_finite_gradients() -> None
 
 
 def formula(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, segments: jax.Array
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    segments: jax.Array,
+    window: int | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v with all weights at once, differentiated as it stands."""
     slots = jnp.arange(segments.shape[1])
-    seen = (segments[:, :, None] == segments[:, None]) & (slots[:, None] >= slots[None])[None]
+    ago = slots[:, None] - slots[None]
+    seen = (ago >= 0) & (ago < (window or len(slots)))
+    seen = (segments[:, :, None] == segments[:, None]) & seen[None]
     groups = queries.shape[0] // keys.shape[0]
     keys, values = (jnp.repeat(x, groups, axis=0) for x in (keys, values))
     scores = jnp.einsum("nhrs,nhrt->nrst", queries, keys) / math.sqrt(queries.shape[1])
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
     weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
     mixed = jnp.einsum("nrst,nhrt->nhrs", weights, values)
     return jnp.where(segments > 0, mixed, 0.0)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("window", [None, 1, 7, QUERY_BLOCK + 9])
+def test_windows_and_caps_act_on_values_and_gradients(window: int | None, softcap: float) -> None:
+    slots = 2 * QUERY_BLOCK + 5
+    segments = np.repeat(np.array([[1, 2, 0]], np.int32), [30, slots - 34, 4], axis=1)
+    qkv = [jnp.asarray(normal(i, n, WIDTH, 1, slots)) for i, n in enumerate((4, 2, 2))]
+    upstream = jnp.asarray(normal(3, 4, WIDTH, 1, slots))
+
+    def results(attention, window):  # type: ignore[no-untyped-def]
+        def total(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+            found = attention(*qkv, jnp.asarray(segments), window, softcap)
+            return jnp.sum(upstream * found), found
+
+        gradients, found = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*qkv)
+        return found, *gradients
+
+    found = results(packed_attention, None if window is None else jnp.int32(window))
+    for one, other in zip(found, results(formula, window), strict=True):
+        # With a window of 1 nothing depends on queries and keys: their gradients are 0.
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(np.abs(other).max(), 1.0))
 
 
 @pytest.mark.slow

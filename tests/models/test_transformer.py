@@ -18,8 +18,10 @@ from policies import random_policy
 
 from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
-from rft_jax.models import transformer
-from rft_jax.models.attention import KeyValues, rotation
+from rft_jax.models import layers, transformer
+from rft_jax.models.attention import KeyValues
+from rft_jax.models.rope import frequencies, rotation
+from rft_jax.sections_model import LORA_TARGETS
 
 VOCAB = 20
 SLOTS = 16
@@ -29,7 +31,22 @@ CONFIGS = {
     "tied": tiny.model(num_heads=4, num_kv_heads=2, tie_embeddings=True),
     "multi-head": tiny.model(num_heads=2, num_kv_heads=2),
     "multi-query": tiny.model(num_heads=4, num_kv_heads=1, rope_theta=500.0, norm_eps=1e-3),
-}
+    "biases": tiny.model(num_heads=4, num_kv_heads=2, qkv_bias=True, sliding_window=3),
+    "normed heads": tiny.model(
+        num_layers=3, num_heads=4, num_kv_heads=2, qk_norm=True, norm_offset=True, post_norms=True,
+        activation="gelu_tanh", scale_embeddings=True, tie_embeddings=True, attention_scalar=12,
+        sliding_window=4, global_every=2, rope_theta=1e4, local_rope_theta=100.0,
+        rope_scaling="linear", rope_factor=4.0,
+    ),
+    "capped": tiny.model(
+        num_heads=4, num_kv_heads=2, norm_offset=True, post_norms=True, activation="gelu_tanh",
+        attention_softcap=1.0, final_softcap=2.0, sliding_window=5, global_every=2,
+    ),
+    "adapted": tiny.model(
+        num_heads=4, num_kv_heads=2, qkv_bias=True, lora_rank=3, lora_alpha=6.0,
+        lora_targets=LORA_TARGETS,
+    ),
+}  # fmt: skip
 
 hidden_states = jax.jit(transformer.hidden_states, static_argnames="config")
 
@@ -41,46 +58,80 @@ def policy(config: ModelConfig) -> Params:
 
 def llama(params: Params, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     """Logits [V, S] after every token of one sequence, token by token and head by head, in
-    float64."""
+    float64, with whatever sets other families apart from Llama."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    width, half = config.head_dim, config.head_dim // 2
     group = config.num_heads // config.num_kv_heads
+    scalar = config.attention_scalar or config.head_dim
 
     def norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return x / np.sqrt(np.mean(x**2) + config.norm_eps) * scale
+        return x / np.sqrt(np.mean(x**2) + config.norm_eps) * (scale + config.norm_offset)
 
-    def rope(x: np.ndarray, position: int) -> np.ndarray:
-        turned = np.empty_like(x)
-        for pair in range(half):
-            angle = position / config.rope_theta ** (2 * pair / width)
+    def rope(x: np.ndarray, position: int, layer: int) -> np.ndarray:
+        turned, half = np.empty_like(x), config.head_dim // 2
+        of_layer = frequencies(config, local=not config.sees_all(layer))
+        for pair, angle in enumerate(position * of_layer):
             a, b = x[pair], x[pair + half]
             turned[pair] = a * math.cos(angle) - b * math.sin(angle)
             turned[pair + half] = b * math.cos(angle) + a * math.sin(angle)
         return turned
 
+    def cap(x: np.ndarray, softcap: float) -> np.ndarray:
+        return softcap * np.tanh(x / softcap) if softcap else x
+
+    def activation(x: np.ndarray) -> np.ndarray:
+        if config.activation == "silu":
+            return x / (1 + np.exp(-x))
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def matrix(of: dict[str, np.ndarray], name: str) -> np.ndarray:
+        if name not in config.lora_targets:
+            return of[name]
+        scale = config.lora_alpha / config.lora_rank
+        return of[name] + scale * np.tensordot(of[f"{name}_b"], of[f"{name}_a"], axes=1)
+
+    def project(of: dict[str, np.ndarray], name: str, head: int, x: np.ndarray) -> np.ndarray:
+        y = matrix(of, name)[head] @ x
+        y = y + of[f"{name}_bias"][head] if config.qkv_bias else y
+        if config.qk_norm and name != "value":
+            return norm(y, of[f"{name}_norm"]["scale"])
+        return y
+
     stream = [params["embedding"][token] for token in tokens]
+    if config.scale_embeddings:
+        stream = [x * math.sqrt(config.d_model) for x in stream]
     for layer in range(config.num_layers):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
         attention, mlp = block["attention"], block["mlp"]
+
+        def after(gain: np.ndarray, name: str, block: Params = block) -> np.ndarray:
+            return norm(gain, block[f"{name}_post_norm"]["scale"]) if config.post_norms else gain
+
         normed = [norm(x, block["attention_norm"]["scale"]) for x in stream]
+        gains = [np.zeros(config.d_model) for _ in stream]
         for head in range(config.num_heads):
             own = head // group
-            keys = [rope(attention["key"][own] @ x, at) for at, x in enumerate(normed)]
-            values = [attention["value"][own] @ x for x in normed]
+            keys = [rope(project(attention, "key", own, x), n, layer) for n, x in enumerate(normed)]
+            values = [project(attention, "value", own, x) for x in normed]
             for at, x in enumerate(normed):
-                query = rope(attention["query"][head] @ x, at)
-                scores = np.array([query @ key for key in keys[: at + 1]]) / math.sqrt(width)
+                query = rope(project(attention, "query", head, x), at, layer)
+                first = 0 if config.sees_all(layer) else max(0, at + 1 - config.sliding_window)
+                seen = range(first, at + 1)
+                scores = np.array([query @ keys[n] for n in seen]) / math.sqrt(scalar)
+                scores = cap(scores, config.attention_softcap)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                mixed = sum(w * v for w, v in zip(weights, values, strict=False))
-                stream[at] = stream[at] + attention["output"][:, head] @ mixed
+                mixed = sum(w * values[n] for w, n in zip(weights, seen, strict=True))
+                gains[at] = gains[at] + matrix(attention, "output")[:, head] @ mixed
         for at, x in enumerate(stream):
+            gain = gains[at]
+            x = x + after(gain, "attention")
             normed_x = norm(x, block["mlp_norm"]["scale"])
-            gate = mlp["gate"] @ normed_x
-            silu = gate / (1 + np.exp(-gate))
-            stream[at] = x + mlp["down"] @ (silu * (mlp["up"] @ normed_x))
+            gate = activation(matrix(mlp, "gate") @ normed_x)
+            gain = matrix(mlp, "down") @ (gate * (matrix(mlp, "up") @ normed_x))
+            stream[at] = x + after(gain, "mlp")
     table = params["embedding" if config.tie_embeddings else "unembedding"]
-    return np.stack([table @ norm(x, params["final_norm"]["scale"]) for x in stream], axis=1)
+    logits = [table @ norm(x, params["final_norm"]["scale"]) for x in stream]
+    return cap(np.stack(logits, axis=1), config.final_softcap)
 
 
 def tokens_of(seed: int, *shape: int) -> np.ndarray:
@@ -219,10 +270,8 @@ def test_rotations_are_computed_in_at_least_float32(compute_dtype: str) -> None:
     config = tiny.model(compute_dtype=compute_dtype)
     dtype = jnp.float64 if compute_dtype == "float64" else jnp.float32
     with jax.enable_x64(True):
-        found = transformer.rotation_table(config, 5)
-        expected = rotation(
-            jnp.arange(5), width=config.head_dim, theta=config.rope_theta, dtype=dtype
-        )
+        found = transformer.rotation_table(config, 5).everywhere
+        expected = rotation(jnp.arange(5), frequencies(config), dtype=dtype)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         np.testing.assert_array_equal(one, other)
@@ -296,14 +345,20 @@ def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str
     own = (rubbish(config, 3 * samples, new),) * config.num_layers
     cache = transformer.Cache(of_prompts, own)
     for age in range(new):
+        on_prompt = np.arange(WIDTH) < LENGTHS[questions, None]
+        on_own = np.broadcast_to(np.arange(new) <= age, (3 * samples, new))
+        window = config.sliding_window
+        ago = LENGTHS[questions, None] + age - np.arange(WIDTH)
         after, cache = decode(
             transformer.unstack(params),
             completions[:, age],
             LENGTHS[questions] + np.int32(age),
             cache,
             jnp.int32(age),
-            np.arange(WIDTH) < LENGTHS[questions, None],
-            np.broadcast_to(np.arange(new) <= age, (3 * samples, new)),
+            transformer.Visible(on_prompt, on_own),
+            transformer.Visible(
+                on_prompt & (ago < window), on_own & (age - np.arange(new) < window)
+            ),
             transformer.rotation_table(config, WIDTH + new),
             config=config,
         )
@@ -372,27 +427,35 @@ def test_samples_decode_apart_whatever_their_prompts_and_ages(name: str, apart: 
         cache = transformer.Cache(rows_of_prompts(caches), (own,) * config.num_layers)
     else:
         cache = transformer.Cache((), tuple(in_front(caches, own, questions)))
-    on_prompt = np.zeros((6, 2 * WIDTH if apart else WIDTH), bool)
-    for sample, question in enumerate(questions):
-        first = WIDTH * ENTRIES[sample] if apart else 0
-        on_prompt[sample, first : first + LENGTHS[question]] = True
+    firsts = WIDTH * ENTRIES if apart else np.zeros(6, int)
+
+    def visible(step: int, window: int) -> transformer.Visible:
+        on_prompt = np.zeros((6, 2 * WIDTH if apart else WIDTH), bool)
+        on_own = np.zeros((6, ring), bool)
+        for sample, question in enumerate(questions):
+            age, length = step - STARTS[sample], LENGTHS[question]
+            unseen = min(max(0, length + age + 1 - window), length)
+            on_prompt[sample, firsts[sample] + unseen : firsts[sample] + length] = True
+            if 0 <= age < new:
+                on_own[sample, (step - np.arange(min(age + 1, window))) % ring] = True
+        if apart:
+            return transformer.Visible(on_prompt, on_own)
+        return transformer.Visible(None, np.concatenate([on_prompt, on_own], axis=1))
 
     found = [[hidden[:, question]] for question in questions]
     for step in range(STARTS.max() + new):
         tokens, ages = tokens_of(step + 2, 6), np.clip(step - STARTS, 0, new - 1)
         working = np.flatnonzero((step >= STARTS) & (step < STARTS + new))
-        on_own = np.zeros((6, ring), bool)
         for sample in working:
             tokens[sample] = completions[sample, ages[sample]]
-            on_own[sample, (step - np.arange(ages[sample] + 1)) % ring] = True
         after, cache = decode(
             transformer.unstack(params),
             tokens,
             (LENGTHS[questions] + ages).astype(np.int32),
             cache,
             jnp.int32(before + step % ring),
-            on_prompt if apart else None,
-            on_own if apart else np.concatenate([on_prompt, on_own], axis=1),
+            visible(step, 100),
+            visible(step, config.sliding_window or 100),
             transformer.rotation_table(config, WIDTH + new),
             config=config,
         )
@@ -415,7 +478,7 @@ def test_linear_sums_over_the_last_axes_of_a_weight(
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(3, 4, 5)).astype(np.float32)
     x = jnp.asarray(rng.normal(size=(*weight.shape[-inputs:], *tokens)), dtype)
-    found = transformer.linear(jnp.asarray(weight), x, inputs=inputs)
+    found = layers.linear(jnp.asarray(weight), x, inputs=inputs)
     sums = {1: "abc,c...->ab...", 2: "abc,bc...->a..."}[inputs]
     expected = np.einsum(sums, weight.astype(np.float64), np.asarray(x, np.float64))
     assert found.dtype == dtype
@@ -430,6 +493,10 @@ def test_the_number_of_parameters(name: str) -> None:
     shapes = transformer.abstract_params(config=c, vocab_size=VOCAB)
     d, n, k, h = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
     block = 2 * d + d * n * h + 2 * d * k * h + n * h * d + 3 * d * c.mlp_dim
+    block += c.qkv_bias * (n + 2 * k) * h + c.qk_norm * 2 * h + c.post_norms * 2 * d
+    if c.lora_targets:
+        ends = [d + n * h, d + k * h, d + k * h, n * h + d] + [d + c.mlp_dim] * 3
+        block += c.lora_rank * sum(ends)
     tables = VOCAB * d * (1 if c.tie_embeddings else 2)
     expected = tables + d + c.num_layers * block
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected

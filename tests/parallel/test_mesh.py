@@ -284,7 +284,7 @@ def _compiled_decode(sizes: tuple[int, int, int], *, fsdp: bool, num_slots: int 
     )  # fmt: skip
     lowered = sampler.decode.lower(
         params, store, slots, temperature, step,
-        mesh=mesh, config=MODEL, prompt_width=5, eos_id=2, greedy=False,
+        mesh=mesh, config=MODEL, prompt_width=5, eos_ids=(2,), greedy=False,
     )  # fmt: skip
     return lowered.compile().as_text()
 

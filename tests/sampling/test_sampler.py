@@ -22,6 +22,7 @@ from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, replicated
 from rft_jax.sampling import sampler
+from rft_jax.sampling import slots as loop
 from rft_jax.sampling.logits import block_shape
 from rft_jax.sampling.reshard import rollout_params
 from rft_jax.sampling.sampler import Layout, layouts, sample, sample_stream
@@ -96,7 +97,8 @@ def run(
     **static: Any,
 ) -> Completions:
     """`sample` as the loop calls it, its result as numpy arrays."""
-    settings = {"config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_id": EOS} | static
+    settings = {"config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_ids": (EOS,)}
+    settings |= static
     root = run_key(seed=seed, purpose=Purpose.ROLLOUT)
     return jax.device_get(
         sample(params, prompts, root, np.int32(step), np.float32(temperature), **settings)
@@ -330,7 +332,7 @@ def test_the_stream_gives_every_output_once_and_as_it_is(monkeypatch: pytest.Mon
     parts = list(
         sample_stream(
             policy(), make_prompts(rows), root, np.int32(STEP), np.float32(1.3),
-            config=MODEL, num_samples=5, max_new_tokens=NEW, eos_id=EOS, num_slots=12,
+            config=MODEL, num_samples=5, max_new_tokens=NEW, eos_ids=(EOS,), num_slots=12,
         )
     )  # fmt: skip
     assert len(parts) > 3
@@ -365,6 +367,36 @@ def test_a_shorter_limit_cuts_the_same_outputs() -> None:
     )
 
 
+@pytest.mark.parametrize("eos_ids", [(EOS, 9, 4), (9, 4, EOS)])
+def test_more_eos_ids_cut_the_same_outputs(eos_ids: tuple[int, ...]) -> None:
+    whole = baseline()
+    ends = np.isin(whole.tokens, eos_ids) & (np.arange(NEW) < whole.lengths[..., None])
+    finished = ends.any(axis=-1)
+    lengths = np.where(finished, ends.argmax(axis=-1) + 1, whole.lengths).astype(np.int32)
+    there = np.arange(NEW) < lengths[..., None]
+    assert (lengths < whole.lengths).any()
+    same_outputs(
+        run(policy(), make_prompts(QUESTIONS), eos_ids=eos_ids),
+        Completions(
+            tokens=np.where(there, whole.tokens, 0),
+            log_probs=np.where(there, whole.log_probs, np.float32(0)),
+            entropies=np.where(there, whole.entropies, np.float32(0)),
+            lengths=lengths,
+            finished=finished,
+        ),
+    )
+
+
+def test_one_eos_id_is_one_comparison() -> None:
+    """A model with one costs what it did before there could be several."""
+    tokens = jnp.zeros(3, jnp.int32)
+    for count in (1, 3):
+        ids = tuple(range(count))
+        traced = jax.make_jaxpr(functools.partial(loop.is_one_of, ids=ids))(tokens)
+        names = [equation.primitive.name for equation in traced.eqns]
+        assert names == ["eq"] * count + ["or"] * (count - 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
@@ -386,7 +418,7 @@ def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
     found = jax.device_get(
         sample(
             placed, prompts, root, step, temperature,
-            config=MODEL, num_samples=4, max_new_tokens=NEW, eos_id=EOS,
+            config=MODEL, num_samples=4, max_new_tokens=NEW, eos_ids=(EOS,),
         )
     )  # fmt: skip
     same_outputs(Completions(*(leaf[:5] for leaf in found)), baseline())
@@ -403,7 +435,7 @@ def test_shards_that_end_far_apart_wait_for_no_exchange(num_slots: int) -> None:
     root = run_key(seed=SEED, purpose=Purpose.ROLLOUT)
     limits = np.array([[1] * 4, [2] * 4, [3] * 4, [NEW] * 4], np.int32)
     settings: dict[str, Any] = {
-        "config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_id": EOS,
+        "config": MODEL, "num_samples": 4, "max_new_tokens": NEW, "eos_ids": (EOS,),
     }  # fmt: skip
     scalars = (root, np.int32(STEP), np.float32(1.0))
     alone = sample(params, prompts, *scalars, limits=jnp.asarray(limits), **settings)
@@ -466,7 +498,7 @@ def test_decoding_stops_when_every_output_has_ended() -> None:
         )  # fmt: skip
         slots, _ = sampler.decode(
             params, store, slots, np.float32(1), np.int32(100),
-            mesh=None, config=MODEL, prompt_width=6, eos_id=EOS, greedy=False,
+            mesh=None, config=MODEL, prompt_width=6, eos_ids=(EOS,), greedy=False,
         )  # fmt: skip
         return int(slots.step[0])
 
@@ -491,7 +523,7 @@ def test_a_slot_never_waits_while_its_row_holds_the_next_prompt() -> None:
     )  # fmt: skip
     slots, _ = sampler.decode(
         stacked, store, slots, np.float32(1), np.int32(100),
-        mesh=None, config=MODEL, prompt_width=6, eos_id=EOS, greedy=False,
+        mesh=None, config=MODEL, prompt_width=6, eos_ids=(EOS,), greedy=False,
     )  # fmt: skip
     # 2 x 8 tokens in two slots, 14 x 2 in the other two; question by question it would be 22.
     assert int(slots.step[0]) <= 14
@@ -593,7 +625,7 @@ def test_programs_compiled_beforehand_are_all_there_are(monkeypatch: pytest.Monk
     for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", 2), ("LAST_STEPS_AT_ONCE", 1)]:
         monkeypatch.setattr(sampler, name, value)
     static = {
-        "config": MODEL, "num_samples": 3, "max_new_tokens": NEW, "eos_id": EOS, "num_slots": 8,
+        "config": MODEL, "num_samples": 3, "max_new_tokens": NEW, "eos_ids": (EOS,), "num_slots": 8,
     }  # fmt: skip
 
     def arguments(step: int) -> tuple[Any, ...]:

@@ -127,7 +127,7 @@ def test_the_list_of_outputs_is_complete() -> None:
     for question in QUESTIONS:
         total = sum(probability(theta, question.id, output.tokens, 0.7) for output in OUTPUTS)
         assert total == pytest.approx(1.0, rel=1e-12)
-        prompt = prompt_tokens(question.text, "{question}", sampling().tokenizer)
+        prompt = prompt_tokens(question.text, sampling().data, sampling().tokenizer)
         assert tuple(prompt) == PROMPTS[question.id]
     assert {len(s.tokens) for s in map(functools.partial(sample, QUESTIONS[0]), OUTPUTS)} == {
         1, 2, 3,
@@ -376,7 +376,7 @@ def test_updates_on_samples_of_the_sampler_converge_to_the_gradient() -> None:
             config=tiny.model(),
             num_samples=counts[-1] // 2,
             max_new_tokens=LIMIT,
-            eos_id=EOS,
+            eos_ids=(EOS,),
         )
         drawn = jax.device_get(drawn)
     by_tokens = {output.tokens: output for output in OUTPUTS}

@@ -1,0 +1,119 @@
+"""Chat templates: messages to the text that a chat model was trained on.
+
+A template is a Jinja program that came with the model. It runs in Jinja's sandbox, which keeps it
+from Python's internals and from changing what it is given, but not from running for ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+class ChatTemplateError(ValueError):
+    """A chat template is missing or cannot be rendered; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """text: in Jinja; path: of the file it stands in; names: of special tokens by their role, such
+    as `bos_token`, which the template may use."""
+
+    text: str
+    path: Path
+    names: Mapping[str, str]
+
+
+def render(template: ChatTemplate, *, system: str, user: str) -> str:
+    """The text that asks the model for an answer to the user's message.
+
+    system: the message before it; empty for none. A template that asks for the date gets that of
+    the process's first rendering. Raises ChatTemplateError for a template that is no Jinja, that
+    refuses the messages, or that reaches for what the sandbox does not give.
+    """
+    import jinja2
+
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    try:
+        return _compiled(template.text).render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **template.names,
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise ChatTemplateError(
+            f"{template.path}: line {error.lineno} of the chat template is no Jinja "
+            f"({_line(error)}): download it again or mend it, or set data.prompt_format to text."
+        ) from error
+    except Exception as error:  # whatever an operation of the template raises
+        without = "leave data.system empty if it takes no system message, " if system else ""
+        raise ChatTemplateError(
+            f"{template.path}: the chat template cannot be rendered ({_line(error)}): {without}"
+            "mend it, or set data.prompt_format to text."
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@functools.lru_cache
+def _compiled(text: str) -> jinja2.Template:
+    # Imported here: it takes a fifth of a second, and text prompts need none of it.
+    from jinja2 import ext, nodes, parser, sandbox
+    from jinja2.exceptions import TemplateError
+
+    class Generation(ext.Extension):
+        """`{% generation %}`, which marks the answers in a dialogue and leaves them as they are."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: parser.Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own is for web pages and escapes <, >, & and quotes.
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: _now().strftime(form)
+    return environment.from_string(text)
+
+
+@functools.cache
+def _now() -> datetime:
+    """Once per process, so that a question's prompt is trained as it was sampled."""
+    return datetime.now()

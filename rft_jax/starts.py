@@ -1,0 +1,139 @@
+"""What a run starts from: random parameters, a published model, or a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rft_jax import checkpoint, importing
+from rft_jax.batches import Params
+from rft_jax.config import Config, ConfigError, ModelConfig
+from rft_jax.keys import Purpose, run_key
+from rft_jax.layout import Layout, param_shapes, shardings
+from rft_jax.models import adapters, transformer
+from rft_jax.pretrained.folder import locate, raw_config
+from rft_jax.pretrained.same import check_same, differences
+from rft_jax.pretrained.weights import check_values, open_weights
+from rft_jax.provenance import load_config
+
+_LORA = ("lora_rank", "lora_alpha", "lora_targets")
+
+
+class Start(NamedTuple):
+    """frozen: what stays as it is, empty without adapters; trained: what updates change."""
+
+    frozen: Params
+    trained: Params
+
+
+def load_start(config: Config, workdir: Path, layout: Layout) -> Start:
+    """The policy that a run of these settings starts from, pi_sft, laid out.
+
+    A run with adapters goes on with those of the run it starts from, on what they were trained on;
+    one that trains everything starts from them merged. Raises ConfigError, CheckpointError or
+    PretrainedError for a start that does not fit, before anything is put on a device.
+    """
+    kind, _, target = config.init_from.partition(":")
+    model = config.model
+    if kind == "random":
+        return Start({}, _random(config, layout, adapters_only=False))
+    if kind == "hf":
+        base = _published(target, model, layout.base)
+    else:
+        folder = finished_run(config.init_from, workdir)
+        theirs = load_config(folder)
+        _check_same_policy(config, theirs.model)
+        if theirs.model.lora_rank:
+            return _with_adapters_of(folder, theirs, model, layout)
+        base = _restored(folder, layout.base)
+    if model.lora_rank:
+        return Start(base, _random(config, layout, adapters_only=True))
+    return Start({}, base)
+
+
+def finished_run(init_from: str, workdir: Path) -> Path:
+    """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
+    kind, _, target = init_from.partition(":")
+    folder = workdir / target if kind == "run" else Path(target)
+    if not (folder / "finished.json").is_file():
+        name = f"run {target}" if kind == "run" else str(folder)
+        raise ConfigError(
+            f"init_from is {init_from}: {name} is not finished; carry it out first"
+            + (" (leave out --only)." if kind == "run" else ".")
+        )
+    return folder
+
+
+def _with_adapters_of(folder: Path, theirs: Config, model: ModelConfig, layout: Layout) -> Start:
+    """From a run in `folder` that trained adapters."""
+    base = _under_adapters(theirs, folder.parent, model, layout.base)
+    vocab_size = layout.base["embedding"].shape[0]
+    mesh = layout.base["embedding"].sharding.mesh
+    _, like = adapters.split(param_shapes(theirs.model, mesh, vocab_size), theirs.model)
+    trained = checkpoint.restore_params(folder / "checkpoints", like)
+    if model.lora_rank:
+        return Start(base, trained)
+
+    def merge(base: Params, trained: Params) -> Params:
+        return adapters.merge(adapters.join(base, trained), theirs.model)
+
+    merged = jax.jit(merge, out_shardings=shardings(layout.base), donate_argnums=0)
+    return Start({}, merged(base, trained))
+
+
+def _under_adapters(theirs: Config, workdir: Path, model: ModelConfig, like: Params) -> Params:
+    """What the adapters of a run stand on: they went on with those of the runs before it."""
+    kind, _, target = theirs.init_from.partition(":")
+    if kind == "hf":
+        return _published(target, model, like)
+    folder = finished_run(theirs.init_from, workdir)
+    before = load_config(folder)
+    if before.model.lora_rank:
+        return _under_adapters(before, folder.parent, model, like)
+    return _restored(folder, like)
+
+
+def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
+    """New parameters, or new adapters alone."""
+    vocab_size = layout.base["embedding"].shape[0]
+
+    def make(key: jax.Array) -> Params:
+        params = transformer.init(key, config=config.model, vocab_size=vocab_size)
+        return adapters.split(params, config.model)[1] if adapters_only else params
+
+    key = run_key(seed=config.seed, purpose=Purpose.INIT)
+    return jax.jit(make, out_shardings=shardings(layout.trained))(key)
+
+
+def _restored(folder: Path, like: Params) -> Params:
+    """The parameters of a run, in the types of `like`."""
+    saved = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), like
+    )
+    params = checkpoint.restore_params(folder / "checkpoints", saved)
+    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, like)
+
+
+def _published(target: str, model: ModelConfig, like: Params) -> Params:
+    """The parameters of a published model, checked on the host before any is put on a device."""
+    folder = locate(target)
+    plain = model.without_adapters()
+    check_same(plain, raw_config(folder), str(folder / "config.json"))
+    weights = open_weights(folder, plain, like["embedding"].shape[0])
+    check_values(weights)
+    return importing.load_params(weights, like)
+
+
+def _check_same_policy(config: Config, theirs: ModelConfig) -> None:
+    """ConfigError when a run gave its parameters another meaning than this one does."""
+    ours, both = config.model, config.model.lora_rank and theirs.lora_rank
+    for name in differences(ours, theirs):
+        if (name in _LORA and not both) or name == "vocab_size":
+            continue  # rows of the embedding show in its shape
+        raise ConfigError(
+            f"model.{name} is {getattr(ours, name)} and init_from, {config.init_from}, was trained "
+            f"with {getattr(theirs, name)}: use the same."
+        )

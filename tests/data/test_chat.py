@@ -1,0 +1,134 @@
+"""Chat templates: transformers' text of the same messages, and templates that cannot serve."""
+
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+import pytest
+import reference_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rft_jax.data.chat import ChatTemplate, ChatTemplateError, render
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+TEMPLATES = {
+    "chatml": reference_tokenizers.CHATML,
+    "llama3": reference_tokenizers.LLAMA3_CHAT,
+    "gemma": reference_tokenizers.GEMMA_CHAT,
+    "mistral": reference_tokenizers.MISTRAL_CHAT,
+    "tags": (
+        "{% generation %}{% for m in messages %}{% if loop.index0 == 9 %}{% break %}{% endif %}"
+        "{{ m.content }}{% endfor %}{% endgeneration %}\n  {% if tools %}t{% endif %}\n"
+        "{%- for m in messages %}{% if m.role != 'user' %}{% continue %}{% endif %}!{% endfor %}\n"
+    ),
+    "json": "{{ messages | tojson }}{{ messages | tojson(indent=2, sort_keys=true) }}"
+    "{{ messages[0] | tojson(ensure_ascii=true, separators=(',', ':')) }}{{ '<' | tojson }}",
+    "date": "{{ strftime_now('%Y') }}{% if strftime_now is defined %}d{% endif %}",
+    "lenient": "{{ nothing }}{% if enable_thinking is not defined %}x{% endif %}{{ documents }}",
+    "values": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{{ dict(role=m.role, n=ns.n) }}{{ m.content.strip()[:3] | upper }}{% endfor %}{{ range(3) }}",
+}
+
+
+def template(text: str) -> ChatTemplate:
+    return ChatTemplate(text, Path("model/chat_template.jinja"), NAMES)
+
+
+def theirs(text: str, system: str, user: str) -> str | None:
+    """transformers' rendering; None where the template refuses."""
+    with reference_tokenizers.quiet():
+        from transformers.utils.chat_template_utils import render_jinja_template
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    try:
+        rendered, _ = render_jinja_template(
+            [messages], chat_template=text, add_generation_prompt=True, **NAMES
+        )
+    except jinja2.TemplateError:
+        return None
+    return rendered[0]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@given(system=st.sampled_from(["", "Be brief.", " {{ x }} \n"]), user=st.text())
+def test_the_text_is_that_of_transformers(name, system, user):
+    expected = theirs(TEMPLATES[name], system, user)
+    if expected is None:
+        assert (name, bool(system)) == ("gemma", True)
+        with pytest.raises(ChatTemplateError, match="no system message here"):
+            render(template(TEMPLATES[name]), system=system, user=user)
+    else:
+        assert render(template(TEMPLATES[name]), system=system, user=user) == expected
+
+
+def test_the_date_is_that_of_the_first_rendering():
+    text = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}"
+    first = render(template(text), system="", user="")
+    assert abs(datetime.now() - datetime.strptime(first, "%d %b %Y %H:%M:%S.%f")).days == 0
+    assert render(template(text), system="", user="later") == first
+
+
+REFUSED = {
+    "not closed": (
+        "{% if x %}", "", "line 1 of the chat template is no Jinja (TemplateSyntaxError: ",
+    ),
+    "line of the error": ("a\n\n{{ 1 + }}", "", "line 3 of the chat template is no Jinja ("),
+    "no such filter": (
+        "{{ 1 | shorten }}", "", "line 1 of the chat template is no Jinja (TemplateAssertionErr",
+    ),
+    "raises": (
+        "{{ raise_exception('two\nlines') }}", "",
+        "the chat template cannot be rendered (TemplateError: two lines): mend it, or set "
+        "data.prompt_format to text.",
+    ),
+    "raises with a system message": (
+        "{{ raise_exception('no') }}", "Be brief.",
+        "the chat template cannot be rendered (TemplateError: no): leave data.system empty if it "
+        "takes no system message, mend it, or set data.prompt_format to text.",
+    ),
+    "nothing has no fields": (
+        "{{ messages[9].content }}", "",
+        "the chat template cannot be rendered (UndefinedError: list object has no element 9): ",
+    ),
+    "divides by zero": ("{{ 1 // 0 }}", "", "the chat template cannot be rendered (ZeroDivision"),
+    "adds what does not add": ("{{ 1 + 'a' }}", "", "the chat template cannot be rendered (TypeE"),
+    "calls itself": (
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "",
+        "the chat template cannot be rendered (RecursionError: ",
+    ),
+    "a range too long": (
+        "{% for i in range(10**7) %}{% endfor %}", "",
+        "the chat template cannot be rendered (OverflowError: ",
+    ),
+    "Python's internals": (
+        "{{ ''.__class__.__mro__ }}", "",
+        "the chat template cannot be rendered (SecurityError: access to attribute '__class__' of "
+        "'str' object is unsafe.): ",
+    ),
+    "the globals of a function": (
+        "{{ raise_exception.__globals__.x }}", "", "the chat template cannot be rendered (Security",
+    ),
+    "the internals by a filter": (
+        "{{ ('' | attr('__class__')).x }}", "", "the chat template cannot be rendered (Security",
+    ),
+    "the internals by a format": (
+        "{{ '{0.__class__.x}'.format(1) }}", "", "the chat template cannot be rendered (",
+    ),
+    "changes the messages": (
+        "{{ messages.append(1) }}", "", "the chat template cannot be rendered (SecurityError: ",
+    ),
+    "reads a file": (
+        "{% include '/etc/hostname' %}", "", "the chat template cannot be rendered (TypeError: no",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_template_that_cannot_serve_is_one_line(case):
+    text, system, message = REFUSED[case]
+    with pytest.raises(ChatTemplateError) as error:
+        render(template(text), system=system, user="1+1?")
+    assert str(error.value).startswith(f"model/chat_template.jinja: {message}")
+    assert "\n" not in str(error.value)
