@@ -110,7 +110,7 @@ def apply_options(
         run, field = _find(experiment, option.name, others)
         if field in changes[run]:
             raise ConfigError(f"--{option.name} is given twice: give it once.")
-        changes[run][field] = _convert(option, field_types()[field])
+        changes[run][field] = convert(option, field_types()[field])
     changed: dict[str, Config] = {}
     for run, values in changes.items():
         try:
@@ -251,14 +251,14 @@ def _settable(config: Config) -> list[str]:
     return [name for name in flatten(config) if name in field_types()]
 
 
-def _convert(option: Option, hint: Any) -> Any:
-    """The option's values as the declared type, by tyro's rules."""
-    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(hint, set()))
-    assert isinstance(spec, PrimitiveConstructorSpec), f"a field of type {hint} has no text form"
+def convert(option: Option, hint: Any) -> Any:
+    """The option's values as the declared type, by tyro's rules; ConfigError when they are none."""
+    spec = primitive(hint)
     values = option.values
-    if spec.nargs == 1 and len(values) != 1:
+    if isinstance(spec.nargs, int) and len(values) != spec.nargs:
+        wanted = "one value" if spec.nargs == 1 else f"{spec.nargs} values"
         found = f"{len(values)}: {' '.join(values)}" if values else "none"
-        raise ConfigError(f"--{option.name} takes one value, found {found}.")
+        raise ConfigError(f"--{option.name} takes {wanted}, found {found}.")
     expected = f"{{{','.join(spec.choices)}}}" if spec.choices else spec.metavar
     end = suggest(values[0], spec.choices) if spec.choices else "."
     message = f"--{option.name} is {' '.join(values)!r}: {expected} is expected{end}"
@@ -269,3 +269,10 @@ def _convert(option: Option, hint: Any) -> Any:
         return spec.instance_from_str(list(values))
     except ValueError as error:
         raise ConfigError(message) from error
+
+
+def primitive(hint: Any) -> PrimitiveConstructorSpec[Any]:
+    """How tyro writes and reads a value of a type."""
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(hint, set()))
+    assert isinstance(spec, PrimitiveConstructorSpec), f"a field of type {hint} has no text form"
+    return spec

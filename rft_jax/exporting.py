@@ -49,7 +49,8 @@ def save_pretrained(
     or raw_config_of. files: what else belongs there, by name (tokenizer, generation config, model
     card). No more than one shard is on the host at a time. Every process calls this; one writes.
     Raises PretrainedError for adapters that are not merged, another vocabulary than `config` has, a
-    folder that holds something and values that are not finite, ConfigError when `raw` states another model than `config`.
+    folder that holds something and values that are not finite, ConfigError when `raw` states
+    another model than `config`.
     """
     if config.lora_rank:
         raise PretrainedError(

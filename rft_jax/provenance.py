@@ -133,11 +133,11 @@ def git_commit(folder: Path = Path(__file__).parent) -> Commit | None:
     return None if commit is None or status is None else Commit(commit, bool(status))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a kill at any instant leaves the old one or the new one whole."""
     # The process id keeps the processes of a multi-host run off each other's file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from rft_jax import checkpoint, refill, setup, supply
+from rft_jax import checkpoint, policy_files, refill, setup, supply
 from rft_jax.batches import Params, TrainState
 from rft_jax.config import Config
 from rft_jax.data.questions import Position
@@ -124,6 +124,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
+    policy_files.keep(config, workdir, folder, tokenizer)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())

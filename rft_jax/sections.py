@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,13 @@ def at_least(least: int, section: object, *names: str) -> None:
         require(value >= least, f"{prefix}.{name} is {value}: it must be {bound}.")
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where questions come from. A source is `tfds:NAME/SPLIT` or `jsonl:PATH`, either with an
@@ -45,9 +53,13 @@ class DataConfig:
     """text: the model goes on from the prompt; chat: the prompt is the user's message, and the
     chat template of the tokenizer's folder asks for the answer."""
     prompt_template: str = "{question}\n"
-    """Text of the prompt; `{question}` is replaced by the question."""
+    """Text of the prompt; `{question}` is replaced by the question. In a chat, whose template ends
+    the message, `{question}` alone will do."""
     system: str = ""
     """System message of a chat; empty for none."""
+    date: str = ""
+    """Date that a chat template which asks for it is told, YYYY-MM-DD; of other templates nothing
+    is changed by it."""
     max_prompt_tokens: int = 128
     """Longest prompt in tokens; a longer one is an error before any work is done."""
     max_completion_tokens: int = 128
@@ -62,6 +74,15 @@ class DataConfig:
             self.prompt_format == "chat" or not self.system,
             f"data.system does nothing under data.prompt_format={self.prompt_format}: remove it or "
             "set data.prompt_format to chat.",
+        )
+        require(
+            self.prompt_format == "chat" or not self.date,
+            f"data.date does nothing under data.prompt_format={self.prompt_format}: remove it or "
+            "set data.prompt_format to chat.",
+        )
+        require(
+            not self.date or _is_date(self.date),
+            f"data.date is {self.date!r}: a date is expected, YYYY-MM-DD.",
         )
         at_least(1, self, "max_prompt_tokens", "max_completion_tokens")
 

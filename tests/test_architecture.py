@@ -25,7 +25,7 @@ RANKS = (
         "checkpoint", "experiments", "exporting", "funnel", "importing", "metrics", "provenance",
         "refill", "report", "rollout_log", "rollouts",
     },
-    {"layout"},
+    {"layout", "policy_files"},
     {"evaluation", "scoring", "scoring_options", "setup", "starts", "supply", "verifiers"},
     {"run"},
     {"cli"},

@@ -83,6 +83,15 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ModelConfig(head_dim=7),
         "model.head_dim is 7: rotary embeddings need an even width.",
     ),
+    "date that is none": (
+        lambda: DataConfig(train="a", validation="b", prompt_format="chat", date="26 Jul 2024"),
+        "data.date is '26 Jul 2024': a date is expected, YYYY-MM-DD.",
+    ),
+    "date without a chat": (
+        lambda: DataConfig(train="a", validation="b", date="2024-07-26"),
+        "data.date does nothing under data.prompt_format=text: remove it or set data.prompt_format "
+        "to chat.",
+    ),
     "window of nothing else": (
         lambda: ModelConfig(sliding_window=1),
         "model.sliding_window is 1: it must be 0 (none) or at least 2.",

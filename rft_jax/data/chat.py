@@ -32,12 +32,13 @@ class ChatTemplate:
     names: Mapping[str, str]
 
 
-def render(template: ChatTemplate, *, system: str, user: str) -> str:
+def render(template: ChatTemplate, *, system: str, user: str, date: str = "") -> str:
     """The text that asks the model for an answer to the user's message.
 
-    system: the message before it; empty for none. A template that asks for the date gets that of
-    the process's first rendering. Raises ChatTemplateError for a template that is no Jinja, that
-    refuses the messages, or that reaches for what the sandbox does not give.
+    system: the message before it; empty for none. date: what a template that asks for the date is
+    told, YYYY-MM-DD: the clock would give a resumed run other prompts. Raises ChatTemplateError for
+    a template that is no Jinja, that refuses the messages, or that reaches for what the sandbox
+    does not give.
     """
     import jinja2
 
@@ -49,12 +50,18 @@ def render(template: ChatTemplate, *, system: str, user: str) -> str:
             tools=None,
             documents=None,
             add_generation_prompt=True,
+            strftime_now=functools.partial(_dated, date),
             **template.names,
         )
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"{template.path}: line {error.lineno} of the chat template is no Jinja "
             f"({_line(error)}): download it again or mend it, or set data.prompt_format to text."
+        ) from error
+    except _NoDate as error:
+        raise ChatTemplateError(
+            f"{template.path}: the chat template asks for the date: set data.date, which stays the "
+            "same when a run is resumed."
         ) from error
     except Exception as error:  # whatever an operation of the template raises
         without = "leave data.system empty if it takes no system message, " if system else ""
@@ -109,11 +116,14 @@ def _compiled(text: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: _now().strftime(form)
     return environment.from_string(text)
 
 
-@functools.cache
-def _now() -> datetime:
-    """Once per process, so that a question's prompt is trained as it was sampled."""
-    return datetime.now()
+class _NoDate(Exception):
+    """A template asked for a date that is not given."""
+
+
+def _dated(date: str, form: str) -> str:
+    if not date:
+        raise _NoDate
+    return datetime.fromisoformat(date).strftime(form)

@@ -33,7 +33,7 @@ def prompt_tokens(question: str, data: DataConfig, tokenizer: Tokenizer) -> list
             f"special token of {tokenizer.path}, which in a chat it would become: leave the "
             "question out, or set data.prompt_format to text."
         )
-    rendered = render(tokenizer.chat_template, system=data.system, user=text)
+    rendered = render(tokenizer.chat_template, system=data.system, user=text, date=data.date)
     return tokenizer.encode_marked(rendered)
 
 

@@ -13,6 +13,12 @@ from pathlib import Path
 
 from rft_jax.data.chat import ChatTemplate
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""What a folder's tokenizer is read from: the first of them that is there."""
+
+PROBE = "a  b\n#### 1"
+"""Must survive a round trip: a tokenizer that folds spaces or newlines would change solutions."""
+
 
 class TokenizerError(ValueError):
     """A tokenizer cannot be trained, loaded or applied; the message says why and what to do."""
@@ -106,14 +112,6 @@ def load(path: str | Path) -> Tokenizer:
     from rft_jax.data import sentencepiece_model
 
     return sentencepiece_model.load_model(path)
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-"""What a folder's tokenizer is read from: the first of them that is there."""
-
-
-PROBE = "a  b\n#### 1"
-"""Must survive a round trip: a tokenizer that folds spaces or newlines would change solutions."""
 
 
 def check_round_trip(tokenizer: Tokenizer) -> None:

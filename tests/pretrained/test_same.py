@@ -90,7 +90,7 @@ def test_a_model_is_its_own_config_json() -> None:
 
 
 def test_what_cannot_be_served_is_named_with_its_file() -> None:
-    with pytest.raises(PretrainedError, match="^models/gemma/config.json: mlp_bias is True"):
+    with pytest.raises(PretrainedError, match=r"^models/gemma/config\.json: mlp_bias is True"):
         check_same(CONFIG, RAW | {"mlp_bias": True}, "models/gemma/config.json")
 
 

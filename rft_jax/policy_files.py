@@ -1,0 +1,71 @@
+"""RUN/policy: what a run's parameters need to be used without the run's sources.
+
+`sentencepiece.model`, or the tokenizer files of a published model; and, of a run that goes back to
+a published model, that model's config.json and generation_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rft_jax.config import Config
+from rft_jax.data import tokenizer as tokenizers
+from rft_jax.data.sentencepiece_model import SentencePiece
+from rft_jax.data.tokenizer import Tokenizer
+from rft_jax.data.tokenizer_export import tokenizer_files
+from rft_jax.pretrained.folder import locate, raw_config, read_json
+from rft_jax.pretrained.raw_config import generation_config
+from rft_jax.provenance import write_atomically
+
+FOLDER = "policy"
+_CONFIG, _GENERATION, _MODEL = "config.json", "generation_config.json", "sentencepiece.model"
+
+
+def keep(config: Config, workdir: Path, run: Path, tokenizer: Tokenizer) -> None:
+    """Write RUN/policy; a resumed run writes the same again."""
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    if isinstance(tokenizer, SentencePiece):
+        files: dict[str, bytes] = {_MODEL: tokenizer.processor.serialized_model_proto()}
+    else:
+        files = tokenizer_files(tokenizer)
+    published = _published(config, workdir)
+    if published is not None:
+        path = published / _GENERATION
+        raw = read_json(path) if path.is_file() else {}
+        bos = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else raw.get("bos_token_id")
+        generation = generation_config(raw, tokenizer.eos_ids, bos, tokenizer.pad_id)
+        for name, raw in ((_CONFIG, raw_config(published)), (_GENERATION, generation)):
+            files[name] = (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def _published(config: Config, workdir: Path) -> Path | None:
+    """The folder with config.json of the published model that a run goes back to, if it does."""
+    kind, _, target = config.init_from.partition(":")
+    if kind == "hf":
+        return locate(target, weights=False)
+    folder = (workdir / target if kind == "run" else Path(target)) / FOLDER
+    return folder if kind in ("run", "workdir") and (folder / _CONFIG).is_file() else None
+
+
+def load_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer of a run, from RUN/policy. Raises TokenizerError when it is not there."""
+    folder = run / FOLDER
+    model = folder / _MODEL
+    return tokenizers.load(model if model.is_file() else folder)
+
+
+def published_config(run: Path) -> dict[str, Any] | None:
+    """config.json of the published model that a run goes back to; None where it does not."""
+    folder = run / FOLDER
+    return raw_config(folder) if (folder / _CONFIG).is_file() else None
+
+
+def published_generation(run: Path) -> dict[str, Any]:
+    """The same of generation_config.json; empty where there is none."""
+    path = run / FOLDER / _GENERATION
+    return read_json(path) if path.is_file() else {}
