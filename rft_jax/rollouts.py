@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,19 +24,48 @@ from rft_jax.records import Judgement, Question, Sample
 from rft_jax.sampling.sampler import Ended, compile_programs, sample_stream
 from rft_jax.verification.pool import Item, VerifierPool
 
+BATCHES_AT_ONCE = 16
+"""Batches of a block of questions: their prompts' keys and values are on the device together."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """What stays the same from one rollout of a run to the next."""
+    """What stays the same from one rollout of a run to the next. verifier: None where outputs are
+    sampled alone."""
 
     model: ModelConfig
     data: DataConfig
     mesh: Mesh
     tokenizer: Tokenizer
-    verifier: VerifierPool
+    verifier: VerifierPool | None
     seed: int
     compiled: set[tuple[int, ...]] = field(default_factory=set)
     """Shapes whose programs are made: one seen for the first time has all of its made at once."""
+
+
+class Draft(NamedTuple):
+    """A Sample but for its verdict."""
+
+    question_id: int
+    sample_index: int
+    step: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+
+
+class Part(NamedTuple):
+    """Outputs that ended at about the same time: drafts by their numbers (question's row x G +
+    sample index), and the mean entropy over each one's tokens, in nats."""
+
+    drafts: dict[int, Draft]
+    entropies: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens, EOS included."""
+        return sum(len(draft.tokens) for draft in self.drafts.values())
 
 
 class Rollout(NamedTuple):
@@ -72,7 +101,23 @@ def make_prompts(
     return Prompts(tokens, lengths, ids)  # type: ignore[arg-type]  # numpy until it is moved
 
 
-def rollout(
+class Block(NamedTuple):
+    """Questions that are sampled together. multiple: what their shapes hold a multiple of, so that
+    those of all blocks are the same."""
+
+    questions: Sequence[Question]
+    multiple: int
+
+
+def blocks(questions: Sequence[Question], questions_per_batch: int) -> list[Block]:
+    """The questions in order, BATCHES_AT_ONCE batches in a block."""
+    size = BATCHES_AT_ONCE * questions_per_batch
+    multiple = questions_per_batch if len(questions) <= size else size
+    starts = range(0, len(questions), size)
+    return [Block(questions[first : first + size], multiple) for first in starts]
+
+
+def sampled(
     params: Params,
     questions: Sequence[Question],
     sampling: Sampling,
@@ -83,14 +128,13 @@ def rollout(
     purpose: Purpose,
     questions_per_batch: int,
     num_slots: int = 0,
-) -> Rollout:
-    """Sample `num_samples` outputs per question and verify them; temperature 0 is greedy.
+) -> Iterator[Part]:
+    """Sample `num_samples` outputs per question, each of which is given out once it has ended,
+    while the device decodes the others; temperature 0 is greedy.
 
-    Outputs leave the device as they end, and are turned to text and verified while it decodes the
-    others. questions_per_batch: the shapes hold a multiple of so many questions; num_slots:
-    outputs decoded at a time, 0 for all.
+    questions_per_batch: the shapes hold a multiple of so many questions; num_slots: outputs
+    decoded at a time, 0 for all.
     """
-    started = time.perf_counter()
     mesh = sampling.mesh
     multiple = math.lcm(questions_per_batch, batch_size_divisor(mesh))
     rows = -(-len(questions) // multiple) * multiple
@@ -103,10 +147,6 @@ def rollout(
         replicated(mesh),
     )
     prompts = make_prompts(questions, rows=rows, data=sampling.data, tokenizer=sampling.tokenizer)
-    drafts: dict[int, dict[str, Any]] = {}
-    entropies = np.zeros(len(questions) * num_samples)
-    pending: list[tuple[list[int], Future[list[Judgement]]]] = []
-    spans: list[tuple[float, float]] = []
     arguments = (params, jax.device_put(prompts, batch_sharding(mesh)), *scalars)
     settings: dict[str, Any] = {
         "config": sampling.model,
@@ -121,33 +161,62 @@ def rollout(
         compile_programs(*arguments, **settings)
         sampling.compiled.add(shape)
     for ended in sample_stream(*arguments, **settings):
-        new = dict(_drafts(questions, ended, sampling.tokenizer, step, num_samples))
-        entropies[ended.numbers] = ended.entropies.sum(axis=1) / ended.lengths
+        drafts = dict(_drafts(questions, ended, sampling.tokenizer, step, num_samples))
+        yield Part(drafts, ended.entropies.sum(axis=1) / ended.lengths)
+
+
+def rollout(
+    params: Params,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    *,
+    num_samples: int,
+    on_part: Callable[[Part], None] | None = None,
+    **settings: Any,
+) -> Rollout:
+    """Sample outputs as `sampled` does, whose settings these are, and verify them meanwhile.
+
+    on_part: called with each part of the outputs as it comes.
+    """
+    assert sampling.verifier is not None, "a rollout verifies"
+    started = time.perf_counter()
+    drafts: dict[int, Draft] = {}
+    entropies = np.zeros(len(questions) * num_samples)
+    pending: list[tuple[list[int], Future[list[Judgement]]]] = []
+    spans: list[tuple[float, float]] = []
+    for part in sampled(params, questions, sampling, num_samples=num_samples, **settings):
+        entropies[list(part.drafts)] = part.entropies
         items = [
-            Item(questions[number // num_samples].answer, draft["text"], draft["finished"])
-            for number, draft in new.items()
+            Item(questions[number // num_samples].answer, draft.text, draft.finished)
+            for number, draft in part.drafts.items()
         ]
         submitted = time.perf_counter()
         future = sampling.verifier.submit(items)
         future.add_done_callback(functools.partial(_note, spans, submitted))
-        pending.append((list(new), future))
-        drafts |= new
-    sampled = time.perf_counter()
+        pending.append((list(part.drafts), future))
+        drafts |= part.drafts
+        if on_part is not None:
+            on_part(part)
+    ended = time.perf_counter()
     judged = {
         number: judgement
         for numbers, future in pending
         for number, judgement in zip(numbers, future.result(), strict=True)
     }
-    waited = time.perf_counter() - sampled
+    waited = time.perf_counter() - ended
     return Rollout(
         samples=[
-            Sample(**drafts[number], verdict=judged[number].verdict, reason=judged[number].reason)
+            Sample(
+                **drafts[number]._asdict(),
+                verdict=judged[number].verdict,
+                reason=judged[number].reason,
+            )
             for number in range(len(questions) * num_samples)
         ],
         entropies=entropies,
-        seconds_sampling=sampled - started,
+        seconds_sampling=ended - started,
         seconds_verifying=waited,
-        seconds_verifying_hidden=_covered(spans, until=sampled),
+        seconds_verifying_hidden=_covered(spans, until=ended),
     )
 
 
@@ -171,20 +240,18 @@ def _drafts(
     tokenizer: Tokenizer,
     step: int,
     num_samples: int,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, the fields of the Sample but for its verdict) of each output."""
+) -> Iterator[tuple[int, Draft]]:
+    """(number, draft) of each output."""
     for row, number in enumerate(ended.numbers.tolist()):
         length, finished = int(ended.lengths[row]), bool(ended.finished[row])
         tokens = ended.tokens[row, :length].tolist()
-        yield (
-            number,
-            {
-                "question_id": questions[number // num_samples].id,
-                "sample_index": number % num_samples,
-                "step": step,
-                "text": tokenizer.decode(tokens[:-1] if finished else tokens),
-                "tokens": tuple(tokens),
-                "log_probs": tuple(ended.log_probs[row, :length].tolist()),
-                "finished": finished,
-            },
+        draft = Draft(
+            question_id=questions[number // num_samples].id,
+            sample_index=number % num_samples,
+            step=step,
+            text=tokenizer.decode(tokens[:-1] if finished else tokens),
+            tokens=tuple(tokens),
+            log_probs=tuple(ended.log_probs[row, :length].tolist()),
+            finished=finished,
         )
+        yield number, draft
