@@ -138,7 +138,7 @@ def run(name: str, experiment: Mapping[str, Config], workdir: Path) -> RunResult
         start = Start({}, None)
         if with_kl or saved is None or config.model.lora_rank:
             setup.check_same_tokenizer(config, workdir)
-            start = load_start(config, workdir, layout)
+            start = load_start(config, workdir, layout, folder)
         save_config(
             folder,
             name,

@@ -8,16 +8,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rft_jax import checkpoint, importing
+from rft_jax import checkpoint, importing, policy_files
 from rft_jax.batches import Params
 from rft_jax.config import Config, ConfigError, ModelConfig
 from rft_jax.keys import Purpose, run_key
 from rft_jax.layout import Layout, param_shapes, shardings
 from rft_jax.models import adapters, transformer
+from rft_jax.parallel.processes import is_main
+from rft_jax.pretrained.digests import check_record, written
 from rft_jax.pretrained.folder import locate, raw_config
 from rft_jax.pretrained.same import check_same, differences
 from rft_jax.pretrained.weights import check_values, open_weights
-from rft_jax.provenance import load_config
+from rft_jax.provenance import load_config, write_atomically
+
+RECORD = Path(policy_files.FOLDER) / "weights.json"
+"""Of a run of adapters: digests of the published weights that they stand on."""
 
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
 
@@ -29,29 +34,43 @@ class Start(NamedTuple):
     trained: Params
 
 
-def load_start(config: Config, workdir: Path, layout: Layout) -> Start:
+def load_start(config: Config, workdir: Path, layout: Layout, run: Path | None = None) -> Start:
     """The policy that a run of these settings starts from, pi_sft, laid out.
 
-    A run with adapters goes on with those of the run it starts from, on what they were trained on;
-    one that trains everything starts from them merged. Raises ConfigError, CheckpointError or
-    PretrainedError for a start that does not fit, before anything is put on a device.
+    run: its folder, where a run of adapters keeps a record of the published weights they stand on,
+    which must not change while it lasts. A run with adapters goes on with those of the run it
+    starts from, on what they were trained on; one that trains everything starts from them merged.
+    Raises ConfigError, CheckpointError or PretrainedError for a start that does not fit, before
+    anything is put on a device.
     """
-    kind, _, target = config.init_from.partition(":")
     model = config.model
-    if kind == "random":
+    if config.init_from == "random":
         return Start({}, _random(config, layout, adapters_only=False))
+    record = run / RECORD if run is not None and model.lora_rank else None
+    base, trained = load_policy(config.init_from, model, workdir, layout.base, record)
+    if not model.lora_rank:
+        return Start({}, base)
+    return Start(base, trained or _random(config, layout, adapters_only=True))
+
+
+def load_policy(
+    init_from: str, model: ModelConfig, workdir: Path, like: Params, record: Path | None = None
+) -> tuple[Params, Params]:
+    """(parameters, laid out as `like`; adapters on them) of the policy that `run:NAME`,
+    `workdir:PATH` or `hf:PATH_OR_REPO` names.
+
+    Without `model.lora_rank` a run's adapters are merged into the parameters; there are none if
+    the policy never had any. Raises as load_start does.
+    """
+    kind, _, target = init_from.partition(":")
     if kind == "hf":
-        base = _published(target, model, layout.base)
-    else:
-        folder = finished_run(config.init_from, workdir)
-        theirs = load_config(folder)
-        _check_same_policy(config, theirs.model)
-        if theirs.model.lora_rank:
-            return _with_adapters_of(folder, theirs, model, layout)
-        base = _restored(folder, layout.base)
-    if model.lora_rank:
-        return Start(base, _random(config, layout, adapters_only=True))
-    return Start({}, base)
+        return _published(target, model, like, record), {}
+    folder = finished_run(init_from, workdir)
+    theirs = load_config(folder)
+    _check_same_policy(init_from, model, theirs.model)
+    if theirs.model.lora_rank:
+        return _with_adapters_of(folder, theirs, model, like)
+    return _restored(folder, like), {}
 
 
 def finished_run(init_from: str, workdir: Path) -> Path:
@@ -67,32 +86,33 @@ def finished_run(init_from: str, workdir: Path) -> Path:
     return folder
 
 
-def _with_adapters_of(folder: Path, theirs: Config, model: ModelConfig, layout: Layout) -> Start:
+def _with_adapters_of(
+    folder: Path, theirs: Config, model: ModelConfig, like: Params
+) -> tuple[Params, Params]:
     """From a run in `folder` that trained adapters."""
-    base = _under_adapters(theirs, folder.parent, model, layout.base)
-    vocab_size = layout.base["embedding"].shape[0]
-    mesh = layout.base["embedding"].sharding.mesh
-    _, like = adapters.split(param_shapes(theirs.model, mesh, vocab_size), theirs.model)
-    trained = checkpoint.restore_params(folder / "checkpoints", like)
+    base = _under_adapters(theirs, folder, model, like)
+    mesh, vocab_size = like["embedding"].sharding.mesh, like["embedding"].shape[0]
+    _, of_adapters = adapters.split(param_shapes(theirs.model, mesh, vocab_size), theirs.model)
+    trained = checkpoint.restore_params(folder / "checkpoints", of_adapters)
     if model.lora_rank:
-        return Start(base, trained)
+        return base, trained
 
     def merge(base: Params, trained: Params) -> Params:
         return adapters.merge(adapters.join(base, trained), theirs.model)
 
-    merged = jax.jit(merge, out_shardings=shardings(layout.base), donate_argnums=0)
-    return Start({}, merged(base, trained))
+    merged = jax.jit(merge, out_shardings=shardings(like), donate_argnums=0)
+    return merged(base, trained), {}
 
 
-def _under_adapters(theirs: Config, workdir: Path, model: ModelConfig, like: Params) -> Params:
+def _under_adapters(theirs: Config, run: Path, model: ModelConfig, like: Params) -> Params:
     """What the adapters of a run stand on: they went on with those of the runs before it."""
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
-        return _published(target, model, like)
-    folder = finished_run(theirs.init_from, workdir)
+        return _published(target, model, like, run / RECORD)
+    folder = finished_run(theirs.init_from, run.parent)
     before = load_config(folder)
     if before.model.lora_rank:
-        return _under_adapters(before, folder.parent, model, like)
+        return _under_adapters(before, folder, model, like)
     return _restored(folder, like)
 
 
@@ -117,23 +137,30 @@ def _restored(folder: Path, like: Params) -> Params:
     return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, like)
 
 
-def _published(target: str, model: ModelConfig, like: Params) -> Params:
-    """The parameters of a published model, checked on the host before any is put on a device."""
+def _published(target: str, model: ModelConfig, like: Params, record: Path | None) -> Params:
+    """The parameters of a published model, checked on the host before any is put on a device.
+
+    record: of the files they must be; written if it is not there yet.
+    """
     folder = locate(target)
     plain = model.without_adapters()
     check_same(plain, raw_config(folder), str(folder / "config.json"))
     weights = open_weights(folder, plain, like["embedding"].shape[0])
     check_values(weights)
+    if record is not None and record.is_file():
+        check_record(weights, record)
+    elif record is not None and is_main():
+        write_atomically(record, written(weights))
     return importing.load_params(weights, like)
 
 
-def _check_same_policy(config: Config, theirs: ModelConfig) -> None:
+def _check_same_policy(init_from: str, ours: ModelConfig, theirs: ModelConfig) -> None:
     """ConfigError when a run gave its parameters another meaning than this one does."""
-    ours, both = config.model, config.model.lora_rank and theirs.lora_rank
+    both = ours.lora_rank and theirs.lora_rank
     for name in differences(ours, theirs):
         if (name in _LORA and not both) or name == "vocab_size":
             continue  # rows of the embedding show in its shape
         raise ConfigError(
-            f"model.{name} is {getattr(ours, name)} and init_from, {config.init_from}, was trained "
-            f"with {getattr(theirs, name)}: use the same."
+            f"model.{name} is {getattr(ours, name)} and init_from, {init_from}, was trained with "
+            f"{getattr(theirs, name)}: use the same."
         )

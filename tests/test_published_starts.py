@@ -27,6 +27,7 @@ from rft_jax.data import tokenizer as tokenizers
 from rft_jax.layout import make_layout
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.pretrained.families import model_of
+from rft_jax.pretrained.folder import PretrainedError
 from rft_jax.run import RunResult
 from rft_jax.starts import Start, load_start
 from rft_jax.training.optimizer import make_optimizer
@@ -153,6 +154,31 @@ def test_the_start_is_the_published_weights(published: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(up[layer], held[f"model.layers.{layer}.mlp.up_proj.weight"])
     assert [leaf.dtype for leaf in jax.tree.leaves(trained)] == [np.float32] * 2
     assert not np.any(trained["blocks"]["mlp"]["up_b"])
+
+
+def test_adapters_know_the_weights_they_stand_on(published: Path, tmp_path: Path) -> None:
+    """A run that is resumed, and one that starts from it, must find the same."""
+    folder = shutil.copytree(published, tmp_path / "model")
+    config = sft_from(folder, tiny_experiment.write_questions(tmp_path))
+    model = replace(config.model, lora_rank=2, lora_alpha=4.0, lora_targets=("up",))
+    config = replace(config, model=model)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    layout = make_layout(config.model, make_mesh(config.mesh), optimizer, VOCAB)
+    run = tmp_path / "work" / "lora"
+    (run / "policy").mkdir(parents=True)
+    first = load_start(config, run.parent, layout, run)
+    again = load_start(config, run.parent, layout, run)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    arrays = {name: -array for name, array in load_file(shard).items()}
+    save_file(arrays, shard, metadata={"format": "pt"})
+    with pytest.raises(PretrainedError) as error:
+        load_start(config, run.parent, layout, run)
+    assert str(error.value) == (
+        f"{folder}: its weights are other than those that the adapters of {run} were trained on: "
+        "restore the files, or name the revision they were of."
+    )
 
 
 # Folders that cannot serve.
