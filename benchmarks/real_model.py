@@ -87,6 +87,7 @@ def make(folder: Path, layers: int, width: int) -> dict[str, Any]:
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     ends = [f"<|end{number}|>" for number in range(NUM_EOS)]
     texts = [f"What is {a} plus {b}? The answer is #### {a + b}" for a in range(60) for b in (7, 9)]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -181,6 +182,7 @@ def compare(folder: Path) -> dict[str, Any]:
     from rft_jax.pretrained.families import model_of
     from rft_jax.pretrained.weights import open_weights
 
+    transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("error")
     read: Any = transformers.AutoModelForCausalLM.from_pretrained
     model, report = read(folder / "export", dtype=torch.float32, output_loading_info=True)

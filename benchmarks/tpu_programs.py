@@ -30,7 +30,7 @@ from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
 
 SHAPE = Shape(30, 4096, 32, 32, 128, 11008, 102_400)
-"""DeepSeekMath-7B; its embedding is not tied (experiments/gsm8k_deepseekmath_7b.py)."""
+"""DeepSeekMath-7B; its embedding is not tied (experiments/math_deepseekmath_7b.py)."""
 OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
 
 

@@ -1,4 +1,4 @@
-"""The command line: run an experiment, report on a workdir, train a tokenizer.
+"""The command line: run an experiment, report on a workdir, use a checkpoint.
 
 jax is imported only once there is something to compute, so that help and errors come at once.
 """
@@ -15,28 +15,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rft_jax import experiments, scoring, scoring_options
-from rft_jax.config import Config, ConfigError
-from rft_jax.experiments import Option
+from rft_jax import experiments, scoring, scoring_options, typed_options
+from rft_jax.config import Config, ConfigError, MeshConfig
+from rft_jax.experiments import Option, parse_options
 from rft_jax.fields import suggest
+from rft_jax.options import ConvertOptions, EvaluateOptions, SampleOptions, VerifyOptions
 from rft_jax.provenance import check_same_config, write_atomically
 
 USAGE = """\
 usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field value ...]
        rft-jax report WORKDIR
        rft-jax tokenizer EXPERIMENT [--workdir DIR]
-       rft-jax verify FILE.jsonl --out VERDICTS.jsonl [--rule RULE] [...]
+       rft-jax sample CHECKPOINT --questions SOURCE --out FILE.jsonl [options]
+       rft-jax evaluate CHECKPOINT --questions SOURCE --out FOLDER [options]
+       rft-jax convert CHECKPOINT OUT [options]
+       rft-jax verify FILE.jsonl --out VERDICTS.jsonl [options]
        rft-jax --version
 
   run        carry out the runs of an experiment file, or go on with them, and write the report
   report     write the report of a workdir again
   tokenizer  train the experiment's tokenizer
-  verify     score rows of {"reference": ..., "output": ...}; `rft-jax verify --help`
+  sample     sample outputs of questions from a finished run or a published model
+  evaluate   measure greedy accuracy, pass@k and maj@k of one, with intervals
+  convert    write one in the Hugging Face format, for transformers, vLLM and others
+  verify     score rows of {"reference": ..., "output": ...}
 
   --workdir DIR  where everything is written; runs/NAME for an experiment file NAME.py
   --only RUN     carry out these runs only
 
-`rft-jax run EXPERIMENT --help` lists every field of every run."""
+`rft-jax run EXPERIMENT --help` lists every field of every run, and `rft-jax COMMAND --help` every
+option of sample, evaluate, convert and verify."""
 
 _RUN_USAGE = "rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...]"
 _RUN_DESCRIPTION = """\
@@ -49,23 +57,13 @@ CACHE_DIR = "~/.cache/rft_jax/xla"
 CACHE_MIN_SECONDS = 0.5
 """Shortest compilation that is kept; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets another."""
 
-_VERIFY_USAGE = """\
-usage: rft-jax verify FILE.jsonl --out VERDICTS.jsonl [options]
-
-Score a file whose rows are {"reference": ..., "output": ...}; further fields are carried through.
-One row out for each row in, in order, with `verdict` (correct, incorrect, undecided) and `reason`
-added, and a table of reasons. A reference is a bare answer (18, \\frac{1}{2}) or a solution that
-ends in `#### 18`.
-
-  --rule RULE          auto (default), hash, boxed, tagged, lenient_last_number, random or
-                       module:function
-  --comparison HOW     math (default where math-verify is installed) or exact
-  --checks NAME ...    equations, ends_with_answer or module:function: what a correct output must
-                       pass besides
-  --tolerance X        largest relative difference of two numbers, such as 0.001 (default 0)
-  --workers N          processes (default: one a core)
-  --timeout SECONDS    time one row may take (default 10)
-  --skip-bad           leave malformed rows out instead of stopping at the first"""
+_TYPED: Mapping[str, tuple[type, str]] = {
+    "sample": (SampleOptions, "rft-jax sample CHECKPOINT --questions SOURCE --out FILE.jsonl"),
+    "evaluate": (EvaluateOptions, "rft-jax evaluate CHECKPOINT --questions SOURCE --out FOLDER"),
+    "convert": (ConvertOptions, "rft-jax convert CHECKPOINT OUT"),
+    "verify": (VerifyOptions, "rft-jax verify FILE.jsonl --out VERDICTS.jsonl"),
+}
+"""Commands whose options are a dataclass: that, and how they are called."""
 
 _HELP = ("-h", "--help")
 
@@ -100,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rft-jax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("rft-jax: interrupted; the same command goes on.", file=sys.stderr)
+        then = "nothing is written" if args[0] in _TYPED else "the same command goes on"
+        print(f"rft-jax: interrupted; {then}.", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -116,8 +115,12 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if command not in _COMMANDS:
         raise ConfigError(f"unknown command {command!r}{suggest(command, _COMMANDS)}")
+    if command in _TYPED and any(arg in _HELP for arg in rest):
+        kind, usage = _TYPED[command]
+        print(typed_options.help_text(kind, f"{usage} [options]"))
+        return 0
     if rest and rest[0] in _HELP:
-        print(_VERIFY_USAGE if command == "verify" else USAGE)
+        print(USAGE)
         return 0
     return _COMMANDS[command](rest)
 
@@ -140,8 +143,12 @@ def _run(args: list[str]) -> int:
     from rft_jax.parallel.processes import is_main
     from rft_jax.run import run
 
+    configs = [experiment[name] for name in selected]
     _enable_compilation_cache()
-    _split_cpu([experiment[name] for name in selected])
+    _split_cpu(
+        [config.mesh for config in configs],
+        [config.update.rows_per_microbatch for config in configs],
+    )
     for name in selected:
         result = run(name, experiment, workdir)
         if not result.finished:
@@ -159,7 +166,7 @@ def _run(args: list[str]) -> int:
 
 def _report(args: list[str]) -> int:
     workdir, rest = _first(args, "report", "WORKDIR")
-    _nothing_more(experiments.parse_options(rest), ())
+    _nothing_more(parse_options(rest), ())
     _write_report(Path(workdir))
     return 0
 
@@ -183,12 +190,60 @@ def _tokenizer(args: list[str]) -> int:
 
 def _verify(args: list[str]) -> int:
     path, rest = _first(args, "verify", "FILE.jsonl")
-    settings = scoring_options.read(experiments.parse_options(rest))
-    scores = scoring.score_file(
-        Path(path), settings.out, settings.spec, settings.limits, skip_bad=settings.skip_bad
-    )
+    options = typed_options.read(VerifyOptions, parse_options(rest))
+    spec, limits = scoring_options.judge(options.judging)
+    scores = scoring.score_file(Path(path), options.out, spec, limits, skip_bad=options.skip_bad)
     print(scoring.table(scores))
-    print(f"comparison: {settings.spec.comparison}\nverdicts: {settings.out}")
+    print(f"comparison: {spec.comparison}\nverdicts: {options.out}")
+    return 0
+
+
+def _sample(args: list[str]) -> int:
+    target, rest = _first(args, "sample", "CHECKPOINT")
+    options = typed_options.read(SampleOptions, parse_options(rest))
+    from rft_jax import asking, policies
+
+    policy = policies.find(target, options.asking.compute_dtype)
+    asked = asking.ask(options.asking, policy)
+    _enable_compilation_cache()
+    _split_cpu([asked.mesh], [])
+    from rft_jax.sampling_command import sample
+
+    done = sample(policy, asked, options)
+    print(
+        f"{done.outputs:,} outputs, {done.tokens:,} tokens, "
+        f"{done.truncated:,} outputs truncated: {options.out}"
+    )
+    return 0
+
+
+def _evaluate(args: list[str]) -> int:
+    target, rest = _first(args, "evaluate", "CHECKPOINT")
+    options = typed_options.read(EvaluateOptions, parse_options(rest))
+    from rft_jax import asking, policies
+
+    policy = policies.find(target, options.asking.compute_dtype)
+    asked = asking.ask(options.asking, policy)
+    _enable_compilation_cache()
+    _split_cpu([asked.mesh], [])
+    from rft_jax.evaluating_command import evaluate, table
+
+    print(table(evaluate(policy, asked, options)))
+    print(f"results: {options.out}")
+    return 0
+
+
+def _convert(args: list[str]) -> int:
+    target, rest = _first(args, "convert", "CHECKPOINT")
+    out, rest = _first(rest, f"convert {target}", "OUT")
+    options = typed_options.read(ConvertOptions, parse_options(rest))
+    from rft_jax import policies
+
+    policy = policies.find(target)
+    from rft_jax.converting_command import convert
+
+    done = convert(policy, Path(out), options)
+    print(f"{done.parameters:,} parameters in {done.dtype}: {out}")
     return 0
 
 
@@ -196,6 +251,9 @@ _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "run": _run,
     "report": _report,
     "tokenizer": _tokenizer,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "convert": _convert,
     "verify": _verify,
 }
 
@@ -214,7 +272,7 @@ def _arguments(experiment: Path, args: Sequence[str], *, only: bool) -> _Argumen
     workdir = Path("runs") / experiment.stem
     selected: tuple[str, ...] = ()
     rest: list[Option] = []
-    for option in experiments.parse_options(args):
+    for option in parse_options(args):
         if option.name == "workdir":
             if len(option.values) != 1 or not option.values[0]:
                 found = " ".join(option.values) or "none"
@@ -301,9 +359,9 @@ def _enable_compilation_cache() -> None:
             jax.config.update(name, value)
 
 
-def _split_cpu(configs: Sequence[Config]) -> None:
-    """Where there is no accelerator, one simulated device per core, unless the environment says
-    how many."""
+def _split_cpu(meshes: Sequence[MeshConfig], rows: Sequence[int]) -> None:
+    """Where there is no accelerator, one simulated device per core, as far as meshes and rows of
+    micro-batches allow, unless the environment says how many."""
     import jax
 
     from rft_jax.parallel.mesh import cpu_device_count
@@ -311,10 +369,8 @@ def _split_cpu(configs: Sequence[Config]) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags:
         return
-    rows = [config.update.rows_per_microbatch for config in configs]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = cpu_device_count([config.mesh for config in configs], rows, cores or 1)
-    jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_num_cpu_devices", cpu_device_count(meshes, rows, cores or 1))
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from rft_jax.batches import Params
 from rft_jax.config import EvaluationConfig
 from rft_jax.keys import Purpose
 from rft_jax.records import Question, Sample, Verdict
-from rft_jax.rollouts import Rollout, Sampling, rollout
+from rft_jax.rollouts import Part, Rollout, Sampling, blocks, rollout
 from rft_jax.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
 from rft_jax.training.selection import distinct
 from rft_jax.verification.rules import vote
@@ -27,7 +27,22 @@ class Evaluation(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def _correct(sample: Sample) -> bool | None:
+class Outputs(NamedTuple):
+    """Verified outputs of the same questions: one of each, and G of each or none at all."""
+
+    greedy: Rollout
+    sampled: Rollout | None
+
+    @property
+    def groups(self) -> list[list[Sample]]:
+        """The sampled outputs of each question."""
+        samples = self.sampled.samples if self.sampled else []
+        size = len(samples) // len(self.greedy.samples)
+        return [samples[first : first + size] for first in range(0, len(samples), size or 1)]
+
+
+def correct(sample: Sample) -> bool | None:
+    """Whether an output is correct; None where that is undecided."""
     return None if sample.verdict is Verdict.UNDECIDED else sample.accepted
 
 
@@ -36,24 +51,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _sampled_row(samples: Sequence[Sample], verifier: str) -> dict[str, Any]:
+def votes(samples: Sequence[Sample], rule: str) -> tuple[list[Any], list[bool | None]]:
+    """(what each output votes for, its verdict), as maj@k takes them. rule: the verifier's name."""
+    answers = [vote(rule, sample.text) if sample.finished else None for sample in samples]
+    return answers, [correct(sample) for sample in samples]
+
+
+def _sampled_row(samples: Sequence[Sample], rule: str) -> dict[str, Any]:
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
-    correct = [sample for sample in decided if sample.accepted]
+    accepted = [sample for sample in decided if sample.accepted]
     return {
         "num_samples": len(decided),
-        "num_correct": len(correct),
-        "num_distinct_correct": len(distinct(correct, "equations")),
-        "majority_correct": majority_at_k(
-            [vote(verifier, sample.text) if sample.finished else None for sample in samples],
-            [_correct(sample) for sample in samples],
-        ),
+        "num_correct": len(accepted),
+        "num_distinct_correct": len(distinct(accepted, "equations")),
+        "majority_correct": majority_at_k(*votes(samples, rule)),
     }
 
 
-def _sampled_metrics(
-    rows: Sequence[dict[str, Any]], drawn: Rollout, num_samples: int
-) -> dict[str, float | None]:
-    """pass@k over the questions with at least k decided outputs, maj@K, entropy, diversity."""
+def _sampled_metrics(rows: Sequence[dict[str, Any]], num_samples: int) -> dict[str, float | None]:
+    """pass@k over the questions with at least k decided outputs, maj@K, diversity."""
     metrics: dict[str, float | None] = {}
     n = np.array([row["num_samples"] for row in rows])
     c = np.array([row["num_correct"] for row in rows])
@@ -67,8 +83,84 @@ def _sampled_metrics(
     metrics["sampled/standard_error"] = standard_error(c[decided] / n[decided])
     metrics[f"maj_at/{num_samples}"] = _mean([row["majority_correct"] for row in rows])
     metrics["questions/distinct_correct"] = _mean([row["num_distinct_correct"] for row in rows])
-    metrics["policy/entropy"] = float(drawn.entropies.mean())
     return metrics
+
+
+def draw(
+    params: Params,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    config: EvaluationConfig,
+    *,
+    num_samples: int,
+    on_part: Callable[[Part], None] | None = None,
+) -> Outputs:
+    """Greedy and, with num_samples > 0, sampled outputs for every question, verified.
+
+    The random numbers depend on seed, question and sample index, not on the training step, so two
+    policies are compared on common random numbers.
+    """
+
+    def outputs(count: int, temperature: float) -> Rollout:
+        drawn = [
+            rollout(
+                params,
+                block.questions,
+                sampling,
+                step=0,
+                num_samples=count,
+                temperature=temperature,
+                purpose=Purpose.EVALUATION,
+                questions_per_batch=block.multiple,
+                num_slots=config.questions_per_batch * count,
+                on_part=on_part,
+            )
+            for block in blocks(questions, config.questions_per_batch)
+        ]
+        return _joined(drawn)
+
+    return Outputs(
+        greedy=outputs(1, 0.0),
+        sampled=outputs(num_samples, config.temperature) if num_samples else None,
+    )
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    return Rollout(
+        samples=[sample for part in parts for sample in part.samples],
+        entropies=np.concatenate([part.entropies for part in parts]),
+        seconds_sampling=sum(part.seconds_sampling for part in parts),
+        seconds_verifying=sum(part.seconds_verifying for part in parts),
+        seconds_verifying_hidden=sum(part.seconds_verifying_hidden for part in parts),
+    )
+
+
+def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evaluation:
+    """What the outputs of the questions say. rule: the verifier's name, by which outputs vote.
+
+    Undecided outputs are left out of every rate. Policy entropy is that of the sampled outputs, in
+    nats per token (of the greedy ones without).
+    """
+    greedy, sampled = outputs
+    verdicts = [correct(sample) for sample in greedy.samples]
+    rows: list[dict[str, Any]] = [
+        {"question_id": question.id, "greedy_correct": verdict, "greedy_text": sample.text}
+        for question, verdict, sample in zip(questions, verdicts, greedy.samples, strict=True)
+    ]
+    metrics: dict[str, float | None] = {
+        "greedy/accuracy": _mean(verdicts),
+        "greedy/standard_error": standard_error(verdicts),
+        "greedy/undecided": float(np.mean([verdict is None for verdict in verdicts])),
+    }
+    shown = sampled or greedy
+    if sampled is not None:
+        for row, group in zip(rows, outputs.groups, strict=True):
+            row |= _sampled_row(group, rule)
+        metrics |= _sampled_metrics(rows, len(outputs.groups[0]))
+    metrics["policy/entropy"] = float(shown.entropies.mean())
+    metrics["lengths/mean"] = float(np.mean([len(sample.tokens) for sample in shown.samples]))
+    metrics["lengths/truncated"] = float(np.mean([not s.finished for s in shown.samples]))
+    return Evaluation(metrics, rows)
 
 
 def evaluate(
@@ -79,48 +171,10 @@ def evaluate(
     *,
     num_samples: int,
 ) -> Evaluation:
-    """Greedy and, with num_samples > 0, sampled outputs for every question.
-
-    The random numbers depend on seed, question and sample index, not on the training step, so two
-    policies are compared on common random numbers. Undecided outputs are left out of every rate.
-    Policy entropy is that of the sampled outputs, in nats per token (of the greedy ones without).
-    """
-
-    def draw(count: int, temperature: float) -> Rollout:
-        return rollout(
-            params,
-            questions,
-            sampling,
-            step=0,
-            num_samples=count,
-            temperature=temperature,
-            purpose=Purpose.EVALUATION,
-            questions_per_batch=config.questions_per_batch,
-            num_slots=config.questions_per_batch * count,
-        )
-
-    greedy = draw(1, 0.0)
-    verdicts = [_correct(sample) for sample in greedy.samples]
-    rows: list[dict[str, Any]] = [
-        {"question_id": question.id, "greedy_correct": verdict, "greedy_text": sample.text}
-        for question, verdict, sample in zip(questions, verdicts, greedy.samples, strict=True)
-    ]
-    metrics: dict[str, float | None] = {
-        "greedy/accuracy": _mean(verdicts),
-        "greedy/standard_error": standard_error(verdicts),
-        "greedy/undecided": float(np.mean([verdict is None for verdict in verdicts])),
-        "policy/entropy": float(greedy.entropies.mean()),
-    }
-    shown = greedy
-    if num_samples:
-        shown = draw(num_samples, config.temperature)
-        for index, row in enumerate(rows):
-            group = shown.samples[index * num_samples : (index + 1) * num_samples]
-            row |= _sampled_row(group, sampling.verifier.name)
-        metrics |= _sampled_metrics(rows, shown, num_samples)
-    metrics["lengths/mean"] = float(np.mean([len(sample.tokens) for sample in shown.samples]))
-    metrics["lengths/truncated"] = float(np.mean([not s.finished for s in shown.samples]))
-    return Evaluation(metrics, rows)
+    """Draw outputs for every question, and measure them."""
+    assert sampling.verifier is not None, "an evaluation verifies"
+    outputs = draw(params, questions, sampling, config, num_samples=num_samples)
+    return measure(questions, outputs, sampling.verifier.name)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

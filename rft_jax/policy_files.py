@@ -33,10 +33,7 @@ def keep(config: Config, workdir: Path, run: Path, tokenizer: Tokenizer) -> None
         files = tokenizer_files(tokenizer)
     published = _published(config, workdir)
     if published is not None:
-        path = published / _GENERATION
-        raw = read_json(path) if path.is_file() else {}
-        bos = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else raw.get("bos_token_id")
-        generation = generation_config(raw, tokenizer.eos_ids, bos, tokenizer.pad_id)
+        generation = generation_of(published, tokenizer)
         for name, raw in ((_CONFIG, raw_config(published)), (_GENERATION, generation)):
             files[name] = (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
     for name, content in files.items():
@@ -65,7 +62,10 @@ def published_config(run: Path) -> dict[str, Any] | None:
     return raw_config(folder) if (folder / _CONFIG).is_file() else None
 
 
-def published_generation(run: Path) -> dict[str, Any]:
-    """The same of generation_config.json; empty where there is none."""
-    path = run / FOLDER / _GENERATION
-    return read_json(path) if path.is_file() else {}
+def generation_of(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json for a policy with this tokenizer: the one in `folder`, if there is
+    one, with the tokenizer's special ids."""
+    path = folder / _GENERATION
+    raw = read_json(path) if path.is_file() else {}
+    bos = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else raw.get("bos_token_id")
+    return generation_config(raw, tokenizer.eos_ids, bos, tokenizer.pad_id)

@@ -20,6 +20,7 @@ from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.tokenizer import Tokenizer
 from rft_jax.keys import Purpose, run_key
 from rft_jax.parallel.mesh import batch_sharding, batch_size_divisor, replicated
+from rft_jax.progress import Progress
 from rft_jax.records import Judgement, Question, Sample
 from rft_jax.sampling.sampler import Ended, compile_programs, sample_stream
 from rft_jax.verification.pool import Item, VerifierPool
@@ -117,7 +118,7 @@ def blocks(questions: Sequence[Question], questions_per_batch: int) -> list[Bloc
     return [Block(questions[first : first + size], multiple) for first in starts]
 
 
-def sampled(
+def sample_outputs(
     params: Params,
     questions: Sequence[Question],
     sampling: Sampling,
@@ -170,11 +171,15 @@ def rollout(
     questions: Sequence[Question],
     sampling: Sampling,
     *,
+    step: int,
     num_samples: int,
+    temperature: float,
+    purpose: Purpose,
+    questions_per_batch: int,
+    num_slots: int = 0,
     on_part: Callable[[Part], None] | None = None,
-    **settings: Any,
 ) -> Rollout:
-    """Sample outputs as `sampled` does, whose settings these are, and verify them meanwhile.
+    """Sample outputs as `sample_outputs` does, and verify them meanwhile.
 
     on_part: called with each part of the outputs as it comes.
     """
@@ -184,7 +189,18 @@ def rollout(
     entropies = np.zeros(len(questions) * num_samples)
     pending: list[tuple[list[int], Future[list[Judgement]]]] = []
     spans: list[tuple[float, float]] = []
-    for part in sampled(params, questions, sampling, num_samples=num_samples, **settings):
+    parts = sample_outputs(
+        params,
+        questions,
+        sampling,
+        step=step,
+        num_samples=num_samples,
+        temperature=temperature,
+        purpose=purpose,
+        questions_per_batch=questions_per_batch,
+        num_slots=num_slots,
+    )
+    for part in parts:
         entropies[list(part.drafts)] = part.entropies
         items = [
             Item(questions[number // num_samples].answer, draft.text, draft.finished)
@@ -218,6 +234,33 @@ def rollout(
         seconds_verifying=waited,
         seconds_verifying_hidden=_covered(spans, until=ended),
     )
+
+
+def showing(progress: Progress) -> Callable[[Part], None]:
+    """What moves a bar of outputs on by each part, whichever call of `sample_outputs` it is of."""
+    began, outputs, tokens = time.perf_counter(), 0, 0
+
+    def on_part(part: Part) -> None:
+        nonlocal outputs, tokens
+        outputs, tokens = outputs + len(part.drafts), tokens + part.num_tokens
+        progress.update(outputs, tokens_per_second=tokens / (time.perf_counter() - began))
+
+    return on_part
+
+
+def output_row(question: Question, output: Draft | Sample) -> dict[str, Any]:
+    """An output as a row of a file for others to read, `rft-jax verify` among them. log_prob: of
+    the whole output, in nats."""
+    return {
+        "question_id": question.id,
+        "question": question.text,
+        "reference": question.answer,
+        "sample_index": output.sample_index,
+        "output": output.text,
+        "finished": output.finished,
+        "num_tokens": len(output.tokens),
+        "log_prob": sum(output.log_probs),
+    }
 
 
 def _note(spans: list[tuple[float, float]], since: float, _: Future[Any]) -> None:

@@ -17,17 +17,24 @@ RANKS = (
     {"records", "sections", "keys"},
     {"sections_judging", "sections_model"},
     {"config"},
-    {"batches", "fields", "jsonl", "pretrained", "progress", "signals", "statistics", "system"},
+    {
+        "batches", "fields", "jsonl", "majority", "pretrained", "progress", "signals", "statistics",
+        "system",
+    },
     {"parallel"},
     {"models"},
     {"data", "sampling", "training", "verification"},
     {
-        "checkpoint", "experiments", "exporting", "funnel", "importing", "metrics", "provenance",
-        "refill", "report", "rollout_log", "rollouts",
+        "checkpoint", "experiments", "exporting", "funnel", "importing", "metrics", "options",
+        "provenance", "refill", "report", "rollout_log", "rollouts",
     },
-    {"layout", "policy_files"},
-    {"evaluation", "scoring", "scoring_options", "setup", "starts", "supply", "verifiers"},
-    {"run"},
+    {"layout", "policy_files", "typed_options"},
+    {
+        "evaluation", "policies", "scoring", "scoring_options", "setup", "starts", "supply",
+        "verifiers",
+    },
+    {"asking", "estimates", "model_card", "policy_params"},
+    {"converting_command", "evaluating_command", "run", "sampling_command"},
     {"cli"},
     {"__main__"},
 )  # fmt: skip
@@ -35,10 +42,11 @@ RANKS = (
 one rank do not know each other."""
 
 WITHOUT_JAX = {
-    "config", "data", "experiments", "fields", "funnel", "jsonl", "metrics", "pretrained",
-    "progress", "provenance", "records", "refill", "report", "rollout_log", "scoring",
-    "scoring_options", "sections", "sections_judging", "sections_model", "signals", "statistics",
-    "verification", "verifiers",
+    "asking", "config", "data", "experiments", "fields", "funnel", "jsonl", "majority", "metrics",
+    "model_card", "options", "policies", "policy_files", "pretrained", "progress", "provenance",
+    "records", "refill", "report", "rollout_log", "scoring", "scoring_options", "sections",
+    "sections_judging", "sections_model", "signals", "statistics", "typed_options", "verification",
+    "verifiers",
 }  # fmt: skip
 """Rooms that import no jax, not even indirectly: host processes and start-up must be light."""
 

@@ -180,7 +180,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command: one of run, report, tokenizer, verify is expected; see --help."),
+        ([], "no command: one of run, report, tokenizer, sample, evaluate, convert, verify is "
+         "expected; see --help."),
         (["rum"], "unknown command 'rum'; did you mean run?"),
         (["xyz"], "unknown command 'xyz'."),
         (["run"], "rft-jax run is followed by nothing: EXPERIMENT is expected; see --help."),
@@ -206,6 +207,19 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["tokenizer", "study.py", "--workdirs", "w"],
          "unknown option --workdirs; did you mean --workdir?"),
         (["tokenizer", "study.py", "--only", "sft"], "unknown option --only."),
+        (["sample"], "rft-jax sample is followed by nothing: CHECKPOINT is expected; see --help."),
+        (["sample", "w/sft", "--samples", "x"], "--samples is 'x': INT is expected."),
+        (["sample", "w/sft", "--out", "o"],
+         "--questions is missing: give the source of the questions: jsonl:PATH or "
+         "tfds:NAME/SPLIT, with a slice such as [:100] if wanted."),
+        (["evaluate", "w/sft", "--outs", "o"], "unknown option --outs; did you mean --out?"),
+        (["convert", "w/sft", "--dtype", "float32"],
+         "rft-jax convert w/sft is followed by --dtype: OUT is expected; see --help."),
+        (["convert", "w/sft", "out"],
+         "w/sft: the checkpoint is missing: name the folder of a finished run (WORKDIR/RUN) or of "
+         "a model in the Hugging Face format, or hf:ORG/NAME of the hub."),
+        (["verify", "--out", "o"],
+         "rft-jax verify is followed by --out: FILE.jsonl is expected; see --help."),
     ],
 )  # fmt: skip
 def test_a_bad_command_is_refused_in_one_line(
@@ -254,6 +268,24 @@ def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: rft-jax run EXPERIMENT")
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("sample", "--greedy"), ("evaluate", "--rule STR"), ("convert", "--max-shard-gb FLOAT"),
+        ("verify", "--skip-bad"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [[], ["x"]])
+def test_help_of_a_command(
+    command: str, option: str, before: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, *before, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: rft-jax {command} ")
+    assert f"\n  {option}\n" in out
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
@@ -310,6 +342,9 @@ logging.getLogger("rft_jax.run").info("we speak")
         ["run", "study.py", "--sft.stepz", "3"],
         ["run", "study.py", "--only", "stf"],
         ["tokenizer", "study.py", "--workdirs", "w"],
+        ["sample", "--help"],
+        ["evaluate", "w/sft", "--questions", "jsonl:q", "--outs", "o"],
+        ["convert", "w/sft", "out", "--dtype", "int8"],
     ],
 )
 def test_help_and_errors_import_no_jax(args: list[str]) -> None:
@@ -324,6 +359,21 @@ def test_help_and_errors_import_no_jax(args: list[str]) -> None:
     )  # fmt: skip
     assert done.returncode == (0 if "--help" in args else 2), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [["sample", "w/sft", "--questions", "jsonl:q", "--out", "o"], ["convert", "w", "out"]]
+)
+def test_a_bad_checkpoint_is_found_without_jax(args: list[str]) -> None:
+    script = (
+        "import sys\nfrom rft_jax import cli\nstatus = cli.main(sys.argv[1:])\n"
+        "assert 'jax' not in sys.modules\nsys.exit(status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the checkpoint is missing" in done.stderr
 
 
 def test_python_m_rft_jax_is_the_command() -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ import pytest
 
 from rft_jax import experiments
 from rft_jax.config import Config
+from rft_jax.pretrained.families import model_config
+from rft_jax.pretrained.same import differences
 from rft_jax.records import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +37,13 @@ needs_gsm8k = pytest.mark.skipif(
     not (GSM8K / "train.jsonl").is_file(),
     reason="the GSM8K files are not in ../shared/data/gsm8k beside the checkout",
 )
+
+STARTS = {
+    "gsm8k_qwen2.5_0.5b": ("Qwen/Qwen2.5-0.5B-Instruct", "QWEN_DIR"),
+    "gsm8k_qwen2.5_1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", "QWEN_DIR"),
+    "math_deepseekmath_7b": ("deepseek-ai/deepseek-math-7b-instruct", "DEEPSEEKMATH_DIR"),
+}
+"""Experiments from a published model: its repository, and the variable that names its folder."""
 
 SECTIONS = ("Reproduces", "Expect", "Time", "Command")
 _DEVICE = re.compile(r"\b(CPU|GPU|TPU)s?\b")
@@ -94,8 +104,8 @@ def sections(text: str) -> dict[str, str]:
 # The files
 
 
-def test_the_three_experiments_are_there() -> None:
-    assert {"arithmetic", "gsm8k_scratch", "gsm8k_deepseekmath_7b"} <= {p.stem for p in FILES}
+def test_the_experiments_are_there() -> None:
+    assert {"arithmetic", "gsm8k_scratch", *STARTS} <= {path.stem for path in FILES}
 
 
 @each_file
@@ -248,24 +258,71 @@ def test_gsm8k_scratch_accepts_outputs_and_resumes(tmp_path: Path) -> None:
         assert any(row.get("funnel/kept", 0) > 0 for row in train)
 
 
-# DeepSeekMath 7B
+# From published models
 
 
-DEEPSEEKMATH = ROOT / "experiments" / "gsm8k_deepseekmath_7b.py"
+@pytest.mark.parametrize("name", STARTS)
+def test_both_arms_start_from_the_published_model(name: str) -> None:
+    repository, variable = STARTS[name]
+    path = ROOT / "experiments" / f"{name}.py"
+    for target, environment in ((repository, {}), ("models/mine", {variable: "models/mine"})):
+        runs = load(path, environment)
+        assert list(runs) == ["rft", "online_rft"]
+        for config in runs.values():
+            assert config.init_from == config.tokenizer.path == f"hf:{target}"
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_model_is_that_of_the_published_config(name: str) -> None:
+    published = module_of(ROOT / "tests" / "pretrained" / "published.py").PUBLISHED
+    repository = STARTS[name][0].rpartition("/")[2]
+    # Base and instruct models of DeepSeekMath have the same config.json.
+    raw = published[repository.replace("math-7b-instruct", "math-7b-base")].raw
+    for config in load(ROOT / "experiments" / f"{name}.py").values():
+        assert differences(config.model, model_config(raw)) == ()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_arms_are_on_equal_terms(name: str) -> None:
+    runs = load(ROOT / "experiments" / f"{name}.py")
+    rft, online = runs["rft"], runs["online_rft"]
+    assert rft.pool is not None
+    assert rft.rollout == online.rollout
+    assert rft.pool.rollout_steps == rft.steps == online.steps
+    assert rft.optimizer == online.optimizer
+    assert rft.evaluation == online.evaluation
+
+
+@each_file
+def test_commands_of_the_docstring_are_understood(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    commands = re.findall(r"rft-jax run ((?:.*\\\n)*.*)", text)
+    assert commands or f"python experiments/{path.name}" in text
+    for command in commands:
+        file, *arguments = shlex.split(command.replace("\\\n", " "))
+        assert file == f"experiments/{path.name}"
+        options = experiments.parse_options(arguments)
+        fields = [option for option in options if option.name not in ("only", "workdir")]
+        experiments.apply_options(load(path), fields)
 
 
 def test_deepseekmath_has_the_published_settings() -> None:
-    runs = load(DEEPSEEKMATH, {"DEEPSEEKMATH_DIR": "imported"})
-    assert list(runs) == ["rft", "online_rft"]
-    for config in runs.values():
-        assert config.init_from == "workdir:imported"
-        assert config.tokenizer.path == "imported/tokenizer.model"
+    for config in load(ROOT / "experiments" / "math_deepseekmath_7b.py").values():
         assert config.rollout is not None
         assert config.rollout.questions_per_step * config.rollout.samples_per_question == 1024
         assert config.rollout.samples_per_question == 64
         assert config.optimizer.learning_rate == 1e-6
         assert config.data.max_completion_tokens == 1024
         assert config.objective.denominator == "sampled"
+
+
+def test_deepseekmath_takes_other_questions() -> None:
+    path = ROOT / "experiments" / "math_deepseekmath_7b.py"
+    for folder, environment in (("data/math", {}), ("other", {"QUESTIONS_DIR": "other"})):
+        for config in load(path, environment).values():
+            assert config.data.train == f"jsonl:{folder}/train.jsonl[:-256]"
+            assert config.data.validation == f"jsonl:{folder}/train.jsonl[-256:]"
+            assert config.data.test == f"jsonl:{folder}/test.jsonl"
 
 
 def module_of(path: Path) -> ModuleType:

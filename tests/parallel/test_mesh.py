@@ -116,9 +116,7 @@ def test_parameters_are_split_by_width_and_by_heads_mlp_and_vocabulary() -> None
         "kv_heads": "tensor",
         "mlp": "tensor",
     }
-    assert training == {
-        path: tuple(expected.get(name) for name in AXES[path]) for path in training
-    }
+    assert training == {path: tuple(expected.get(name) for name in AXES[path]) for path in training}
     # While sampling the width is whole and everything else as before.
     rollout = _specs(param_shardings(mesh, policy(), axes, fsdp=False))
     assert rollout == {

@@ -1,0 +1,75 @@
+"""`rft-jax convert`: a policy as a model in the Hugging Face format, with tokenizer and card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from rft_jax import policy_files
+from rft_jax.data.tokenizer_export import tokenizer_files
+from rft_jax.exporting import Dtype, save_pretrained
+from rft_jax.model_card import model_card
+from rft_jax.options import ConvertOptions
+from rft_jax.policies import Policy
+from rft_jax.policy_params import merged
+from rft_jax.pretrained.raw_config import raw_config_of
+
+
+class ConvertError(ValueError):
+    """The model cannot be written; the message names the folder and the remedy."""
+
+
+class Converted(NamedTuple):
+    """What was written. parameters: their number."""
+
+    parameters: int
+    dtype: Dtype
+
+
+def convert(policy: Policy, out: Path, options: ConvertOptions) -> Converted:
+    """Write the policy into the new folder `out`, which appears whole or not at all.
+
+    The host holds one file of weights at a time. Raises ConvertError for a folder that holds
+    something or cannot be written, PretrainedError for a model that the format cannot express.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConvertError(
+            f"{out}: it is no empty folder, and nothing is written over: name a new one."
+        )
+    dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
+    dtype = options.dtype or dtype
+    tokenizer, model = policy.tokenizer, policy.model.without_adapters()
+    kept = policy.folder / policy_files.FOLDER if policy.config else policy.folder
+    raw = policy.raw
+    if raw is None:
+        assert policy.config is not None, "a published model has a config.json"
+        data = policy.config.data
+        raw = raw_config_of(
+            model,
+            max_positions=data.max_prompt_tokens + data.max_completion_tokens,
+            eos_ids=tokenizer.eos_ids,
+            bos_id=tokenizer.prefix_ids[0] if tokenizer.prefix_ids else None,
+            pad_id=tokenizer.pad_id,
+        )
+    generation = policy_files.generation_of(kept, tokenizer)
+    files = tokenizer_files(tokenizer) | {
+        "generation_config.json": (json.dumps(generation, indent=2) + "\n").encode(),
+        "README.md": model_card(policy, out.name).encode(),
+    }
+    params = merged(policy)
+    try:
+        save_pretrained(
+            params,
+            model,
+            out,
+            raw=raw,
+            dtype=dtype,
+            files=files,
+            max_shard_bytes=int(options.max_shard_gb * 10**9),
+        )
+    except OSError as error:
+        raise ConvertError(f"{out}: cannot write here ({error.strerror}).") from error
+    return Converted(sum(leaf.size for leaf in jax.tree.leaves(params)), dtype)
