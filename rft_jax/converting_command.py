@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from rft_jax import policy_files
+from rft_jax.data.sentencepiece_model import SentencePiece
 from rft_jax.data.tokenizer_export import tokenizer_files
 from rft_jax.exporting import Dtype, save_pretrained
 from rft_jax.model_card import model_card
@@ -53,6 +54,11 @@ def convert(policy: Policy, out: Path, options: ConvertOptions) -> Converted:
             eos_ids=tokenizer.eos_ids,
             bos_id=tokenizer.prefix_ids[0] if tokenizer.prefix_ids else None,
             pad_id=tokenizer.pad_id,
+        )
+    if raw["model_type"] == "qwen2" and isinstance(tokenizer, SentencePiece):
+        raise ConvertError(
+            f"{policy.name}: it is written as qwen2, of which transformers reads no SentencePiece "
+            "tokenizer: train it from the published model's tokenizer, or without model.qkv_bias."
         )
     generation = policy_files.generation_of(kept, tokenizer)
     files = tokenizer_files(tokenizer) | {

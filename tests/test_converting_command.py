@@ -350,6 +350,9 @@ def test_a_refusal_comes_before_any_work(
     odd = replace(policy, model=replace(policy.model, norm_offset=True))
     monkeypatch.setattr("rft_jax.policies.find", lambda _: odd)
     assert "no published family can express this model" in refusal(capsys, "x", out)
+    biased = replace(policy, model=replace(policy.model, qkv_bias=True))
+    monkeypatch.setattr("rft_jax.policies.find", lambda _: biased)
+    assert "it is written as qwen2, of which transformers reads no" in refusal(capsys, "x", out)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
