@@ -209,7 +209,8 @@ def sampling(config: Config, of: Shards, work: Sampled, *, tpu: bool) -> dict[st
     moments: dict[str, Parts] = {
         "prefill": {
             "slots": kept.column * rings[0] + kept.prompts + kept.outputs,
-            "prefill at work": prefill + (kept.store if questions > at_once else 0.0),
+            # A TPU's compiler puts the parts of a long queue together in another place.
+            "prefill at work": prefill + (kept.store if tpu and questions > at_once else 0.0),
         },
         "decode": {
             "slots": slots,

@@ -10,8 +10,8 @@ Expect: not measured. Published for the start: 49.6 % greedy on the 1,319 test q
     (51.6 to 57.0). Without examples and with a boxed answer asked for, the start may differ.
 Time: not measured; estimated for Online RFT by python -m benchmarks.estimate, RFT the same (GiB of
     sampling / the update / evaluation; outputs of 256 tokens on average, half of them accepted):
-    GPU T4 in float32  10.3 / 11.8 / 12.8 of 13.6 GiB, 80 s a step, 4.9 hours
-    GPU RTX A4000      8.8 / 11.2 / 10.1 of 14.4 GiB, 13 s a step, 0.9 hours
+    GPU T4 in float32  10.3 / 11.8 / 12.0 of 13.6 GiB, 80 s a step, 4.9 hours
+    GPU RTX A4000      8.8 / 11.2 / 9.7 of 14.4 GiB, 13 s a step, 0.9 hours
     TPU v5e-1          9.0 / 12.8 / 11.4 of 15.8 GiB, 7 s a step, 0.5 hours
 Command: rft-jax run experiments/gsm8k_qwen2.5_0.5b.py
 

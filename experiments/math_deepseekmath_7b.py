@@ -23,7 +23,7 @@ The environment says where things are:
     QUESTIONS_DIR     folder of train.jsonl and test.jsonl; data/math if unset
     DEEPSEEKMATH_DIR  folder of the model; deepseek-ai/deepseek-math-7b-instruct of the hub if unset
 
-MATH as JSONL, of the official folder MATH, without the few problems of more than 1,200 characters,
+MATH as JSONL, of the official folder MATH, without the problems of more than 1,200 characters,
 whose drawings would not fit data.max_prompt_tokens:
 
     python experiments/math_data.py MATH data/math --leave-out-unread --longest 1200
