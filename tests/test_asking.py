@@ -84,6 +84,7 @@ def test_texts_longer_than_the_model_is_made_for(
     found: Found, caplog: pytest.LogCaptureFixture
 ) -> None:
     longest = ask(Asking(found.source, max_new_tokens=9), found.published).data.max_prompt_tokens
+    caplog.clear()
     with caplog.at_level(logging.WARNING, logger="rft_jax"):
         ask(Asking(found.source, max_new_tokens=64 - longest), found.published)
         ask(Asking(found.source, max_new_tokens=500), found.run)
