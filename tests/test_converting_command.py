@@ -35,6 +35,8 @@ from rft_jax.pretrained.families import model_of
 from rft_jax.pretrained.folder import raw_config
 from rft_jax.run import RunResult
 
+pytestmark = pytest.mark.slow
+
 
 class Found(NamedTuple):
     """The folders of a run of its own, of adapters on that, of adapters on a published model, and

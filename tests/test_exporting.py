@@ -37,6 +37,8 @@ from rft_jax.pretrained.names import Tensor
 from rft_jax.pretrained.raw_config import raw_config_of
 from rft_jax.pretrained.tensors import INDEX, SINGLE, headers, read
 
+pytestmark = pytest.mark.slow
+
 MESH = (2, 2, 2)
 TINY = ModelConfig(
     num_layers=2, d_model=24, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=40, vocab_size=96

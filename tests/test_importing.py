@@ -21,6 +21,8 @@ from rft_jax.pretrained import weights as weights_module
 from rft_jax.pretrained.names import tensors
 from rft_jax.pretrained.tensors import SINGLE, Header
 
+pytestmark = pytest.mark.slow
+
 MESHES = {"one device": (1, 1, 1), "fsdp and tensor": (1, 4, 2), "all three": (2, 2, 2)}
 
 

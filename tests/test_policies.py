@@ -211,6 +211,7 @@ def test_adapters_are_merged(found: Found) -> None:
     assert ours["embedding"].sharding.spec[1] == "fsdp"
 
 
+@pytest.mark.slow
 def test_published_weights_are_loaded_in_the_type_they_are_used_in(found: Found) -> None:
     params = to_sample_from(find(str(found.published)), make_mesh(MESHES[1]))
     types = {leaf.dtype.name for leaf in jax.tree.leaves(params["blocks"]["attention"])}

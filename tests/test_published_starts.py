@@ -135,6 +135,7 @@ def test_from_a_published_model_through_sft_to_online_rft(published: Path, tmp_p
         assert kept.encode("3 + 4") == tokenizers.load(published).encode("3 + 4")
 
 
+@pytest.mark.slow
 def test_the_start_is_the_published_weights(published: Path, tmp_path: Path) -> None:
     """As masters; and, under adapters, in the compute type."""
     config = sft_from(published, tiny_experiment.write_questions(tmp_path))
@@ -156,6 +157,7 @@ def test_the_start_is_the_published_weights(published: Path, tmp_path: Path) -> 
     assert not np.any(trained["blocks"]["mlp"]["up_b"])
 
 
+@pytest.mark.slow
 def test_adapters_know_the_weights_they_stand_on(published: Path, tmp_path: Path) -> None:
     """A run that is resumed, and one that starts from it, must find the same."""
     folder = shutil.copytree(published, tmp_path / "model")

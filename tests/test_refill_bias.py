@@ -61,6 +61,7 @@ def mean_weight(refilled: Config, p: float, steps: int) -> float:
     return float(np.mean([len(one.trained) / one.num_sampled for one in filled]))
 
 
+@pytest.mark.slow
 def test_the_stopping_rule_overrates_acceptance_as_stated() -> None:
     """One output a round: N / D, D being negative binomial, is more than p on average."""
     p = 0.3

@@ -101,6 +101,7 @@ def tree_bytes(tree: Any) -> int:
 # What a run holds
 
 
+@pytest.mark.slow
 @each_mesh
 @each_model
 @pytest.mark.parametrize("first", ["float32", "bfloat16"])
@@ -145,6 +146,7 @@ def test_the_rollouts_weights_are_cast_and_whole_along_the_width(
 # What sampling adds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "work", [Sampled(16, 4, 32), Sampled(16, 4, 0), Sampled(32, 1, 8)], ids=str
 )
@@ -199,6 +201,7 @@ def test_fewer_slots_take_less() -> None:
 # What the update adds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("targets", [(), ("query", "output", "gate", "down"), ("key", "up")])
 def test_activations_kept_are_those_that_jax_keeps(remat: Any, targets: tuple[str, ...]) -> None:
@@ -333,6 +336,7 @@ FITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "device", "options"), FITS, ids=lambda value: str(value))
 def test_experiments_fit_their_devices_as_their_docstrings_say(
     name: str, device: str, options: Sequence[str], capsys: pytest.CaptureFixture[str]

@@ -32,6 +32,7 @@ def test_poison_harms_only_itself() -> None:
     assert shown.count("\n| ") == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comparison", ["exact", "math"])
 def test_hostile_texts_are_judged_calmly(comparison: str) -> None:
     shown = run("verifier_fuzz", "--inputs", "20000", "--workers", "2", "--comparison", comparison)

@@ -79,6 +79,7 @@ def test_the_merged_policy_computes_the_same(targets: tuple[str, ...]) -> None:
     assert np.max(np.abs(logits_of(frozen, config=PLAIN) - expected)) > 0.1
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing() -> None:
     config = with_lora(*LORA_TARGETS)
     fresh = transformer.init(jax.random.key(0), config=config, vocab_size=VOCAB)

@@ -86,6 +86,7 @@ def formula(
     return jnp.where(segments > 0, mixed, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 7, QUERY_BLOCK + 9])
 def test_windows_and_caps_act_on_values_and_gradients(window: int | None, softcap: float) -> None:

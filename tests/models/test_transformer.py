@@ -334,6 +334,7 @@ def after_each_token(
     return alone(params, whole, config)[:, 0, len(prompt) - 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prefill_and_decode_give_the_hidden_states_of_the_forward_pass(name: str) -> None:
     config = CONFIGS[name]

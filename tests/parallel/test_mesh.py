@@ -314,6 +314,7 @@ def test_decoding_moves_no_weights_in_the_layout_of_a_rollout(
     assert max(trained) >= smallest // MODEL.num_layers // tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_slots", "slots"), [(0, 6), (3, 3)])
 def test_each_device_has_its_own_slots_and_heads_and_writes_them_in_place(
     num_slots: int, slots: int

@@ -17,7 +17,17 @@ LENGTH = 28
 """Several windows long, and longer than the texts before rope scaling."""
 
 
-@pytest.mark.parametrize("case", reference_models.CASES)
+QUICK = ("qwen2", "gemma3")
+"""Biases; and windows, two rotations and most of the other switches."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in QUICK else pytest.param(case, marks=pytest.mark.slow)
+        for case in reference_models.CASES
+    ],
+)
 def test_logits(tmp_path: Path, case: str) -> None:
     """Of two texts in rows of their own, and packed into one."""
     theirs = reference_models.save(case, tmp_path)

@@ -124,6 +124,7 @@ def test_a_uniform_number_on_a_boundary_draws_what_comes_after_it(
     assert _drawn_at(uniforms, np.zeros((4, 4), np.float32), monkeypatch).tolist() == [0, 0, 3, 3]
 
 
+@pytest.mark.slow
 def test_rounding_of_cumulated_weights_draws_no_token_of_probability_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,6 +207,7 @@ def _by_the_rule(logits: np.ndarray, temperature: float, uniforms: np.ndarray) -
     return Expected(starts[block] + offset, min(outer, inner))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1.0, 6.0])
 @pytest.mark.parametrize("vocab_size", BLOCKS)
 def test_a_draw_inverts_the_distribution_function_block_by_block(

@@ -220,6 +220,7 @@ def test_fillers_have_no_output() -> None:
         assert not leaf[3:].any()
 
 
+@pytest.mark.slow
 def test_outputs_do_not_depend_on_the_batch_or_on_the_width_of_prompts() -> None:
     for row, content in enumerate(QUESTIONS[:3]):
         found = run(policy(), make_prompts([content], width=9, rubbish=row))
@@ -290,6 +291,7 @@ def test_bfloat16_samples_in_slots_of_any_number(num_slots: int) -> None:
     assert (found.lengths > 0).sum() == 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [[-1, -1], [-1, 4], [4, -1]])
 def test_slots_whose_first_samples_have_nothing_to_do_go_on(ids: list[int]) -> None:
     prompts = Prompts(jnp.full((2, 6), 3), jnp.array([0, 1]), jnp.array(ids))
@@ -299,6 +301,7 @@ def test_slots_whose_first_samples_have_nothing_to_do_go_on(ids: list[int]) -> N
     assert np.isfinite(found.log_probs).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     limits=st.lists(st.integers(0, NEW), min_size=50, max_size=50),
@@ -352,6 +355,7 @@ def test_layouts_are_few_and_end_at_the_longest_output_and_the_fewest_slots() ->
     assert layouts(4, 8, fewer=2) == [(4, 8)]
 
 
+@pytest.mark.slow
 def test_a_shorter_limit_cuts_the_same_outputs() -> None:
     limit, whole = 5, baseline()
     found = run(policy(), make_prompts(QUESTIONS), max_new_tokens=limit)
@@ -367,6 +371,7 @@ def test_a_shorter_limit_cuts_the_same_outputs() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos_ids", [(EOS, 9, 4), (9, 4, EOS)])
 def test_more_eos_ids_cut_the_same_outputs(eos_ids: tuple[int, ...]) -> None:
     whole = baseline()
@@ -487,6 +492,7 @@ def test_eos_in_the_last_place_finishes_an_output() -> None:
     assert found.lengths[0].tolist() == [NEW] * 4
 
 
+@pytest.mark.slow
 def test_decoding_stops_when_every_output_has_ended() -> None:
     def steps(following: dict[int, int], rows: list[tuple[int, list[int]] | None]) -> int:
         root = run_key(seed=0, purpose=Purpose.ROLLOUT)
@@ -549,6 +555,7 @@ def test_first_tokens_follow_the_tempered_policy(temperature: float) -> None:
     assert np.sum(found.finished & (found.lengths == 1)) == observed[EOS]
 
 
+@pytest.mark.slow
 def test_pairs_of_tokens_follow_the_joint_distribution() -> None:
     """The keys of two positions are independent: pairs follow p(a) p(b | a)."""
     count, tokens = 20_000, [3, 4, 5]

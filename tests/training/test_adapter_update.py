@@ -23,6 +23,8 @@ from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import gradients, init_state, update
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 16
 CONFIG = tiny.model(
     num_heads=2, num_kv_heads=2, mlp_dim=32,

@@ -286,6 +286,7 @@ def test_the_plain_gradient_is_that_of_finite_differences() -> None:
     assert relative_error(((ahead - behind) / (2 * step))[mask], slopes[mask]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("method", METHODS)

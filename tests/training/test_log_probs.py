@@ -69,6 +69,7 @@ def test_gradients_go_to_parameters_and_temperature() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_log_probs_are_float32_under_bfloat16() -> None:
     params, rows = setting()
     config = tiny.model(num_layers=1, compute_dtype="bfloat16")

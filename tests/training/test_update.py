@@ -208,6 +208,7 @@ def new_state(config: OptimizerConfig, steps: int, params: Params) -> Any:
     return optimizer, init_state(jax.tree.map(jnp.array, params), optimizer)
 
 
+@pytest.mark.slow
 def test_whole_steps_are_those_of_adamw_on_the_formulas_gradient() -> None:
     """Warm-up, cosine, clipping and decay; each step's change within 1e-6 of the numpy one's."""
     settings = OptimizerConfig(
@@ -254,6 +255,7 @@ def test_whole_steps_are_those_of_adamw_on_the_formulas_gradient() -> None:
             assert relative_error(changes[0], changes[1]) < 1e-6
 
 
+@pytest.mark.slow
 def test_one_compilation_for_any_number_of_outputs() -> None:
     model = FLOAT32
     params = transformer.init(jax.random.key(0), config=model, vocab_size=VOCABULARY)

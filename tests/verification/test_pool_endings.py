@@ -71,6 +71,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("action", ["sleep 600", "hang-in-c", "child"])
 def test_no_orphans_when_the_parent_is_killed(
