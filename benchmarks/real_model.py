@@ -6,7 +6,7 @@ transformers makes a random Qwen2 in bfloat16, in several safetensors shards, wi
 tokenizer. Then, each step in a process of its own: its weights are imported onto a mesh of fsdp 4 x
 tensor 2; an experiment starts from it with one SFT step and goes on with two steps of Online RFT on
 the same mesh; `rft-jax convert` exports the result; transformers loads that, with warnings as
-errors, and must give the logits that this package gives for the same files.
+errors, and must give the logits that this package gives for the same files; else the command fails.
 
 The peak of resident memory of each step is printed, and for the import also what of it were
 parameters: simulated devices lie in the memory of the host, so the difference to the parameters'
@@ -33,6 +33,8 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 VOCAB = 2048
 NUM_EOS = 96
 """So many ids end an output: a random model would hardly ever draw a single one."""
+LARGEST_ERROR = 1e-5
+"""Of logits in float32, relative to the largest."""
 EXPERIMENT = """
 from dataclasses import replace
 
@@ -204,10 +206,11 @@ def compare(folder: Path) -> dict[str, Any]:
         return transformer.logits(params, hidden, config=config)
 
     found = np.asarray(logits(params)).transpose(1, 2, 0)
-    return {
-        "complaints": sum(len(names) for names in report.values()),
-        "relative_error": float(np.abs(found - expected).max() / np.abs(expected).max()),
-    }
+    complaints = [name for names in report.values() for name in names]
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if complaints or not error < LARGEST_ERROR:
+        raise SystemExit(f"transformers complains of {complaints}; logits are {error:.1e} apart")
+    return {"complaints": len(complaints), "relative_error": error}
 
 
 def step(name: str, command: list[str]) -> Step:

@@ -13,14 +13,18 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rft_jax import experiments, scoring, scoring_options, typed_options
 from rft_jax.config import Config, ConfigError, MeshConfig
 from rft_jax.experiments import Option, parse_options
 from rft_jax.fields import suggest
-from rft_jax.options import ConvertOptions, EvaluateOptions, SampleOptions, VerifyOptions
+from rft_jax.options import Asking, ConvertOptions, EvaluateOptions, SampleOptions, VerifyOptions
 from rft_jax.provenance import check_same_config, write_atomically
+
+if TYPE_CHECKING:
+    from rft_jax.asking import Asked
+    from rft_jax.policies import Policy
 
 USAGE = """\
 usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field value ...]
@@ -201,12 +205,7 @@ def _verify(args: list[str]) -> int:
 def _sample(args: list[str]) -> int:
     target, rest = _first(args, "sample", "CHECKPOINT")
     options = typed_options.read(SampleOptions, parse_options(rest))
-    from rft_jax import asking, policies
-
-    policy = policies.find(target, options.asking.compute_dtype)
-    asked = asking.ask(options.asking, policy)
-    _enable_compilation_cache()
-    _split_cpu([asked.mesh], [])
+    policy, asked = _ask(target, options.asking)
     from rft_jax.sampling_command import sample
 
     done = sample(policy, asked, options)
@@ -220,17 +219,25 @@ def _sample(args: list[str]) -> int:
 def _evaluate(args: list[str]) -> int:
     target, rest = _first(args, "evaluate", "CHECKPOINT")
     options = typed_options.read(EvaluateOptions, parse_options(rest))
-    from rft_jax import asking, policies
-
-    policy = policies.find(target, options.asking.compute_dtype)
-    asked = asking.ask(options.asking, policy)
-    _enable_compilation_cache()
-    _split_cpu([asked.mesh], [])
+    policy, asked = _ask(target, options.asking)
     from rft_jax.evaluating_command import evaluate, table
 
     print(table(evaluate(policy, asked, options)))
     print(f"results: {options.out}")
     return 0
+
+
+def _ask(target: str, asking: Asking) -> tuple[Policy, Asked]:
+    """The checkpoint and what it is asked, all that can be checked before device work; and jax set
+    up for them."""
+    from rft_jax.asking import ask
+    from rft_jax.policies import find
+
+    policy = find(target, asking.compute_dtype)
+    asked = ask(asking, policy)
+    _enable_compilation_cache()
+    _split_cpu([asked.mesh], [])
+    return policy, asked
 
 
 def _convert(args: list[str]) -> int:

@@ -11,7 +11,7 @@ import jax
 from rft_jax import policy_files
 from rft_jax.data.sentencepiece_model import SentencePiece
 from rft_jax.data.tokenizer_export import tokenizer_files
-from rft_jax.exporting import Dtype, save_pretrained
+from rft_jax.exporting import Dtype, require_fresh, save_pretrained
 from rft_jax.model_card import model_card
 from rft_jax.options import ConvertOptions
 from rft_jax.policies import Policy
@@ -33,13 +33,11 @@ class Converted(NamedTuple):
 def convert(policy: Policy, out: Path, options: ConvertOptions) -> Converted:
     """Write the policy into the new folder `out`, which appears whole or not at all.
 
-    The host holds one file of weights at a time. Raises ConvertError for a folder that holds
-    something or cannot be written, PretrainedError for a model that the format cannot express.
+    The host holds one file of weights at a time. Raises ConvertError for a folder that cannot be
+    written and a tokenizer that would be misread, PretrainedError for a folder that holds something
+    and a model that the format cannot express.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ConvertError(
-            f"{out}: it is no empty folder, and nothing is written over: name a new one."
-        )
+    require_fresh(out)
     dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
     dtype = options.dtype or dtype
     tokenizer, model = policy.tokenizer, policy.model.without_adapters()

@@ -145,13 +145,18 @@ def _with_dtype(raw: Mapping[str, Any], dtype: Dtype) -> dict[str, Any]:
     return {**raw, **dict.fromkeys(keys or ["torch_dtype"], dtype)}
 
 
-@contextmanager
-def _fresh(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; it takes its name in the end, or vanishes."""
+def require_fresh(folder: Path) -> None:
+    """Raise PretrainedError for a file, and for a folder that holds something."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise PretrainedError(
             f"{folder}: it is no empty folder, and nothing is written over: name a new one."
         )
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; it takes its name in the end, or vanishes."""
+    require_fresh(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     inside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

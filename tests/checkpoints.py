@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import reference_models
 import reference_tokenizers
 import tiny_experiment
@@ -20,6 +21,7 @@ from policies import random_policy
 
 from rft_jax import checkpoint, policy_files, provenance
 from rft_jax.batches import Params, TrainState
+from rft_jax.cli import main
 from rft_jax.config import Config
 from rft_jax.models import adapters
 from rft_jax.setup import ensure_tokenizer, vocab_size
@@ -87,6 +89,16 @@ def command_line() -> Iterator[None]:
         yield
     package.setLevel(level)
     root.handlers[:] = handlers
+
+
+def refusal(capsys: pytest.CaptureFixture[str], command: str, *args: str) -> str:
+    """The one line by which a command that asks a checkpoint is refused, beside what it logs."""
+    assert main([command, *args]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("rft-jax: ")]
+    assert len(lines) == 1
+    return lines[0]
 
 
 def sft(questions: str) -> Config:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import checkpoints
 import pytest
 import tiny_experiment
+from checkpoints import refusal
 
 from rft_jax import evaluating_command, metrics, rollouts
 from rft_jax import run as loop
@@ -164,15 +165,6 @@ def test_a_published_model_with_options_of_its_own(found: Found, tmp_path: Path)
     assert math.isclose(content["metrics"]["greedy/undecided"], len(decided) / 3)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    assert main(["evaluate", *args]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if line.startswith("rft-jax: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_a_refusal_comes_before_any_work(
     found: Found,
     tmp_path: Path,
@@ -194,15 +186,15 @@ def test_a_refusal_comes_before_any_work(
         (found.published, ["--rule", "no_such:function"],
          "verification.verifier is 'no_such:function': module no_such cannot be imported"),
     ):  # fmt: skip
-        assert said in refusal(capsys, target, *asked, *args)
+        assert said in refusal(capsys, "evaluate", target, *asked, *args)
     assert not list(out.iterdir())
     (out / "questions.jsonl").write_text("kept")
-    assert refusal(capsys, found.run, *asked) == (
+    assert refusal(capsys, "evaluate", found.run, *asked) == (
         f"rft-jax: error: --out {out} holds questions.jsonl, and nothing is written over: name "
         "another folder."
     )
     assert (out / "questions.jsonl").read_text() == "kept"
     file = str(out / "questions.jsonl")
     assert f"--out {file}: cannot write here (File exists)" in refusal(
-        capsys, found.run, "--questions", found.source, "--out", file
+        capsys, "evaluate", found.run, "--questions", found.source, "--out", file
     )

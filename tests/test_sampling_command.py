@@ -12,6 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 import tiny_experiment
+from checkpoints import refusal
 
 from rft_jax import importing, rollouts, sampling_command
 from rft_jax.cli import main
@@ -141,15 +142,6 @@ def test_verify_reads_what_sample_writes(found: Found, tmp_path: Path) -> None:
         assert row["verdict"] == ("correct" if right else "incorrect")
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    assert main(["sample", *args]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if line.startswith("rft-jax: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_a_refusal_comes_before_any_work(
     found: Found,
     tmp_path: Path,
@@ -163,21 +155,21 @@ def test_a_refusal_comes_before_any_work(
     out, there = tmp_path / "out", tmp_path / "there"
     there.write_text("kept")
     asked = ["--questions", found.source]
-    assert refusal(capsys, found.run, *asked, "--out", str(there)) == (
+    assert refusal(capsys, "sample", found.run, *asked, "--out", str(there)) == (
         f"rft-jax: error: --out {there} is there already, and nothing is written over: name "
         "another file."
     )
     assert there.read_text() == "kept"
-    assert refusal(capsys, found.run, *asked, "--out", str(tmp_path / "no" / "out")) == (
+    assert refusal(capsys, "sample", found.run, *asked, "--out", str(tmp_path / "no" / "out")) == (
         f"rft-jax: error: --out {tmp_path}/no/out: cannot write here (No such file or directory)."
     )
     for args, said in (
         (["--max-prompt-tokens", "2"], "--max-prompt-tokens is 2 and the prompt of question"),
         (["--mesh", "3", "1", "1"], "mesh is data=3 x fsdp=1 x tensor=1: it must make up the 8"),
     ):
-        assert said in refusal(capsys, found.run, *asked, "--out", str(out), *args)
+        assert said in refusal(capsys, "sample", found.run, *asked, "--out", str(out), *args)
     work = str(Path(found.run).parent / "none")
-    assert "the checkpoint is missing" in refusal(capsys, work, *asked, "--out", str(out))
+    assert "the checkpoint is missing" in refusal(capsys, "sample", work, *asked, "--out", str(out))
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
@@ -199,7 +191,9 @@ def test_weights_that_are_no_numbers_leave_nothing(
     name = sorted(arrays)[0]
     arrays[name] = np.full_like(arrays[name], np.inf)
     save_file(arrays, shard, metadata={"format": "pt"})
-    said = refusal(capsys, str(folder), "--questions", found.source, "--out", str(tmp_path / "out"))
+    said = refusal(
+        capsys, "sample", str(folder), "--questions", found.source, "--out", str(tmp_path / "out")
+    )
     assert f"tensor {name} is inf" in said
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
