@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import pytest
@@ -133,7 +132,8 @@ def test_outputs_without_equations_are_told_apart_by_their_text() -> None:
 
 @pytest.mark.parametrize("piece", ["1 ", "1", "+ 1", ". ", "=", "= 1", "1=", "=1,"])
 def test_degenerate_outputs_take_no_time(piece: str) -> None:
-    """A policy that repeats itself must not hold up the run."""
-    began = time.perf_counter()
-    equations_key(piece * 4000)
-    assert time.perf_counter() - began < 1.0
+    """A policy that repeats itself must not hold up the run.
+
+    At this length a search that is not linear would never end.
+    """
+    assert equations_key(piece * 200_000)
