@@ -15,7 +15,6 @@ products are not tuned, so their work space is a guess.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,32 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import memory
-from benchmarks.devices import DEVICES, GIB
-from benchmarks.memory import Parts, Sampled, Shards
-from benchmarks.tpu_programs import placed
 from rft_jax import experiments
-from rft_jax.batches import PackedBatch, Prompts
 from rft_jax.config import Config, ConfigError
-from rft_jax.keys import Purpose, run_key
-from rft_jax.layout import Layout, make_layout
-from rft_jax.models import kernels, transformer
-from rft_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from rft_jax.sampling import sampler
-from rft_jax.training import update as training
-from rft_jax.training.optimizer import make_optimizer
+from rft_jax.planning import memory, programs, targets
+from rft_jax.planning.chips import GIB
+from rft_jax.planning.memory import Parts, Sampled
+from rft_jax.planning.programs import Program, Setting
+from rft_jax.planning.targets import Target
 
-SLICES: dict[str, tuple[str, dict[str, Any]]] = {
-    "v5e-1": ("v5e:1x1", {"chips_per_host_bounds": [1, 1, 1]}),
-    "v5e-4": ("v5e:2x2", {}),
-    "v5e-8": ("v5e:2x4", {}),
-    "v5p-8": ("v5p:2x2x1", {}),
-    "v5p-16": ("v5p:2x2x2", {}),
-}
+SLICES = {"v5e-1": "v5e:1x1", "v5e-4": "v5e:2x2", "v5e-8": "v5e:2x4", "v5p-8": "v5p:2x2x1",
+          "v5p-16": "v5p:2x2x2"}  # fmt: skip
 """Slices of TPUs by the compiler's names."""
 
 
@@ -75,17 +59,10 @@ GPUS = {
 }
 
 
-def devices(name: str, count: int) -> list[Any]:
-    """Described devices, or this machine's CPU."""
-    from jax.experimental import topologies
-
-    if name == "cpu":
-        return list(jax.devices("cpu")[:count])
-    if name in SLICES:
-        topology, options = SLICES[name]
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-        return list(described.devices)
+def gpus(name: str, count: int) -> list[Any]:
+    """Described GPUs."""
     import jax_cuda12_plugin  # noqa: F401  # it registers the platform
+    from jax.experimental import topologies
 
     gpu = GPUS[name.removeprefix("8x")]
     target = f"""
@@ -118,132 +95,54 @@ class Row(NamedTuple):
     compiled: float
 
 
-def _bytes(compiled: Any) -> float:
-    found = compiled.memory_analysis()
+def _bytes(program: Program) -> float:
+    """What a program needs, all of its arguments among it, those too that it does not read."""
+    made = program.function.lower(*program.arguments, **program.settings).compile()
+    found = made.memory_analysis()
     returned = found.output_size_in_bytes - found.alias_size_in_bytes
-    return float(found.argument_size_in_bytes + found.temp_size_in_bytes + returned)
+    given = max(found.argument_size_in_bytes, programs.local_bytes(program.arguments))
+    return float(given + found.temp_size_in_bytes + returned)
 
 
-def _array(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-
-def update_row(config: Config, mesh: Mesh, layout: Layout, of: Shards, *, tpu: bool) -> Row:
-    """The update, the state among its arguments."""
-    everywhere, by_rows = replicated(mesh), batch_sharding(mesh, axis=1)
-    rows = (
-        memory.microbatches(config),
-        config.update.rows_per_microbatch,
-        config.update.row_length,
-    )
-    dtypes = (jnp.int32,) * 4 + (jnp.float32,) * 3
-    leaves = [_array(rows, dtype, by_rows) for dtype in dtypes]
-    batch = PackedBatch(*(*leaves, _array((), jnp.int32, everywhere)))
-    compiled = training.update.lower(
-        layout.state,
-        None,
-        batch,
-        _array((), jnp.float32, everywhere),
-        layout.base if config.model.lora_rank else {},
-        config=config.model,
-        optimizer=make_optimizer(config.optimizer, config.steps),
-        kl_coefficient=0.0,
-        chunk=max(1, config.update.logits_at_once // memory.vocabulary(config)),
-        mesh=mesh,
-    ).compile()
-    counted = memory.held(config, of) | memory.update(config, of, tpu=tpu)
-    return Row("update", sum(counted.values()), _bytes(compiled))
-
-
-def sampling_rows(
-    name: str, config: Config, mesh: Mesh, layout: Layout, work: Sampled, *, tpu: bool
-) -> Iterator[Row]:
+def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterator[Row]:
     """The programs of one call of the sampler, for its longest ring."""
-    of, model, data = Shards(*mesh.devices.shape), config.model, config.data
-    counted = memory.sampling(config, of, work, tpu=tpu)
-    everywhere, by_batch = replicated(mesh), batch_sharding(mesh)
-    params = _rollout_params(config, layout)
-    width, longest = data.max_prompt_tokens, data.max_completion_tokens
-    number = functools.partial(_array, dtype=jnp.int32, where=by_batch)
-    prompts = Prompts(
-        number((work.questions, width)), number((work.questions,)), number((work.questions,))
-    )
-    root = jax.eval_shape(lambda: run_key(seed=0, purpose=Purpose.ROLLOUT))
-    root = _array(root.shape, root.dtype, everywhere)
-    step, temperature = _array((), jnp.int32, everywhere), _array((), jnp.float32, everywhere)
-    given = (params, prompts, number((work.questions, work.samples)), root, step)
-    shape = sampler.slots_shape(
-        work.questions // of.batch, work.samples, -(-work.slots // of.batch)
-    )
-    size = shape[0] * shape[1]
-    rings = sorted({layout.ring for layout in sampler.layouts(1, longest, fewer=2)})
-    start = functools.partial(
-        sampler.start, mesh=mesh, config=model, shape=shape, max_new_tokens=longest
-    )
-    by_heads = NamedSharding(mesh, PartitionSpec(BATCH_AXES, "tensor"))
+    counted = memory.sampling(of.config, of.shards, work, tpu=tpu)
 
-    def started(ring: int) -> Any:
-        shapes = jax.eval_shape(functools.partial(start, ring=ring), *given)
-        where = jax.tree.map(lambda leaf: by_heads if leaf.ndim == 4 else by_batch, shapes)
-        return placed(shapes, where)
-
-    def row(moment: str, compiled: Any, besides: Sequence[str], also: float = 0.0) -> Row:
-        """besides: parts that are no argument of the program; also: bytes that should be."""
+    def row(moment: str, program: Program, besides: Sequence[str]) -> Row:
+        """besides: parts that are no argument of the program."""
         parts: Parts = {part: n for part, n in counted[moment].items() if part not in besides}
-        return Row(f"{name}, {moment}", sum(parts.values()), _bytes(compiled) + also)
+        return Row(f"{name}, {moment}", sum(parts.values()), _bytes(program))
 
-    # The prefill does not read an output projection of its own.
-    unread = 0.0
-    if not model.tie_embeddings:
-        table = {"unembedding": memory.policy(config).params["unembedding"]}
-        unread = memory.tree_bytes(table, of, memory.as_computed(model), fsdp=False)
-    copy = ("rollout weights",)
-    lowered = sampler.start.lower(
-        *given, mesh=mesh, config=model, shape=shape, max_new_tokens=longest, ring=rings[0]
-    )
-    yield row("prefill", lowered.compile(), copy, unread)
-    if len(rings) > 1:
-        lowered = sampler._change.lower(
-            started(rings[-2])[1], mesh=mesh, prompt_width=width,
-            old=sampler.Layout(size, rings[-2]), new=sampler.Layout(size, rings[-1]),
-        )  # fmt: skip
-        besides = (*copy, "the same by layer", "prompts of the queue")
-        yield row("growth", lowered.compile(), besides)
-    lowered = sampler.decode.lower(
-        params, *started(rings[-1]), temperature, step,
-        mesh=mesh, config=model, prompt_width=width, eos_ids=(2,), greedy=False,
-    )  # fmt: skip
-    yield row("decode", lowered.compile(), copy)
+    copy = "rollout weights"
+    yield row("prefill", programs.prefill(of, work, programs.rings(of.config)[0]), [copy])
+    grown = programs.growth(of, work)
+    if grown is not None:
+        yield row("growth", grown, [copy, "the same by layer", "prompts of the queue"])
+    yield row("decode", programs.decode(of, work), [copy])
 
 
-def _rollout_params(config: Config, layout: Layout) -> Any:
-    """The parameters as decoding reads them."""
-    shapes = memory.policy(config).params
-    cast = functools.partial(transformer.cast, dtype=config.model.compute_dtype)
-    unstacked = jax.eval_shape(lambda params: transformer.unstack(cast(params)), shapes)
-    of_block = jax.tree.map(
-        lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])),
-        layout.rollout["blocks"],
-    )
-    return placed(unstacked, layout.rollout | {"blocks": (of_block,) * config.model.num_layers})
+def target(name: str) -> Target:
+    """Described devices, or one of this machine's CPU."""
+    if name == "cpu":
+        return Target("cpu", None, 1, 0.0, devices=tuple(jax.devices("cpu")[:1]))
+    if name in SLICES:
+        return targets.described(SLICES[name])
+    known = targets.counted(name)
+    return replace(known, devices=tuple(gpus(name, known.count)))
 
 
 def rows(config: Config, name: str) -> Iterator[Row]:
-    """Every program of a run on the device of that name, `cpu` or one of DEVICES."""
-    tpu = name in SLICES
-    count = 1 if name == "cpu" else DEVICES[name].count
-    of = memory.shards(config.mesh, count)
-    if tpu and not kernels.cannot("splash", config.model, config.update.row_length, "tpu"):
-        config = replace(config, model=replace(config.model, attention="splash"))
-    mesh = Mesh(np.array(devices(name, count)).reshape(of), ("data", "fsdp", "tensor"))
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    layout = make_layout(config.model, mesh, optimizer, memory.vocabulary(config))
-    yield update_row(config, mesh, layout, of, tpu=tpu)
-    works = {f"evaluation, {w.samples} each": w for w in memory.evaluations(config, of)}
+    """Every program of a run on the device of that name."""
+    on = target(name)
+    of = programs.setting(config, on)
+    config = of.config
+    counted = memory.held(config, of.shards) | memory.update(config, of.shards, tpu=on.tpu)
+    yield Row("update", sum(counted.values()), _bytes(programs.update(of)))
+    works = {f"evaluation, {w.samples} each": w for w in memory.evaluations(config, of.shards)}
     if config.rollout is not None:
-        works = {"rollout": memory.rollout(config, of)} | works
+        works = {"rollout": memory.rollout(config, of.shards)} | works
     for what, work in works.items():
-        yield from sampling_rows(what, config, mesh, layout, work, tpu=tpu)
+        yield from sampling_rows(what, of, work, tpu=on.tpu)
 
 
 def main() -> None:

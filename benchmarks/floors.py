@@ -1,83 +1,27 @@
-"""The least work of sampling and of an update, counted, and the time it takes at given rates.
+"""The least work of the contest's jobs, counted, and the time it takes at given rates.
 
-Only what no implementation can avoid is counted: floating-point operations of matrix products,
-and bytes of weights, of keys and values, and of optimizer state. A prompt is prefilled once, and
-its keys and values are read once per step for all samples of the question. The letters are those
-of README.md.
+Only what no implementation can avoid is counted (rft_jax/planning/floors.py), and bytes of
+optimizer state. A prompt is prefilled once, and its keys and values are read once per step for all
+samples of the question.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.work import SHAPES, Shape, Work
-
-BYTES = {"float32": 4, "bfloat16": 2}
-"""Of one weight or activation, by its type."""
-
-
-class Cost(NamedTuple):
-    """flops: floating-point operations of matrix products; bytes: moved to and from memory."""
-
-    flops: float
-    bytes: float
-
-    def __add__(self, other: object) -> Cost:
-        """Both, one after the other."""
-        assert isinstance(other, Cost)
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Of a machine: flops: matrix products, FLOP/s; bytes: to and from memory, bytes/s."""
-
-    flops: float
-    bytes: float
-
-    def seconds(self, cost: Cost) -> float:
-        """The least time for `cost` when products and traffic overlap entirely."""
-        return max(cost.flops / self.flops, cost.bytes / self.bytes)
-
-    def bound(self, cost: Cost) -> str:
-        """Which of the two that is: `matrix` or `bandwidth`."""
-        return "matrix" if cost.flops / self.flops >= cost.bytes / self.bytes else "bandwidth"
-
-
-def body_weights(shape: Shape) -> int:
-    """Weights in the matrices of all blocks: L (2 D N H + 2 D K H + 3 D F)."""
-    attention = 2 * shape.d_model * (shape.heads + shape.kv_heads) * shape.head_dim
-    return shape.layers * (attention + 3 * shape.d_model * shape.mlp)
-
-
-def head_weights(shape: Shape) -> int:
-    """Weights of the tied embedding: D V."""
-    return shape.d_model * shape.vocab
-
-
-def weights(shape: Shape) -> int:
-    """All matrices, each once."""
-    return body_weights(shape) + head_weights(shape)
-
-
-def kv_numbers(shape: Shape) -> int:
-    """Numbers that the cache holds of one token: 2 L K H."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim
-
-
-def attention_flops(shape: Shape, positions: float) -> float:
-    """Products of queries with keys and of weights with values, summed over `positions` seen."""
-    return 4.0 * shape.layers * shape.heads * shape.head_dim * positions
-
-
-def token_flops(shape: Shape, seen: float, *, head: bool = True) -> float:
-    """One token's forward pass that sees `seen` positions, itself included."""
-    matrices = body_weights(shape) + (head_weights(shape) if head else 0)
-    return 2.0 * matrices + attention_flops(shape, seen)
+from benchmarks.work import SHAPES, Work
+from rft_jax.planning.floors import (
+    BYTES,
+    Cost,
+    Rates,
+    attention_flops,
+    body_weights,
+    head_weights,
+    kv_numbers,
+    token_flops,
+    weights,
+)
 
 
 def _triangle(n: npt.NDArray[np.int64] | int) -> npt.NDArray[np.int64] | int:

@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import floors
 from benchmarks.contest import Entry
 from benchmarks.work import Task
+from rft_jax.planning.floors import Rates
 
 MACHINE = "machine"
 """The contender that measures rates (machine.py)."""
@@ -129,7 +130,7 @@ def make_record(
         measured = {
             key: spread([call[key] for call in machine.calls]) for key in ("flops", "bytes")
         }
-        rates = floors.Rates(measured["flops"]["max"], measured["bytes"]["max"])
+        rates = Rates(measured["flops"]["max"], measured["bytes"]["max"])
         costs = floors.phases(work, task.job)
         floor_seconds = floors.seconds(costs, rates)
         record["machine"] = measured | {"device": machine.ready["device"]}

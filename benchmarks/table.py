@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import tpu_table
 from benchmarks.results import Record, read
+from rft_jax.planning import tables as plan_tables
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -139,8 +139,8 @@ def main() -> None:
     tables = []
     for path in files:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "programs" in content:
-            tables.append(tpu_table.markdown(content["programs"]))
+        if "plans" in content:
+            tables += [plan_tables.markdown(plan) for plan in content["plans"]]
         else:
             tables += [markdown(record) for record in read(path)]
     print("\n\n".join(tables) if tables else f"no results yet in {RESULTS.name}/")

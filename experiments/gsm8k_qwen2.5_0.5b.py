@@ -8,11 +8,11 @@ Expect: not measured. Published for the start: 49.6 % greedy on the 1,319 test q
     interval over questions 46.9 to 52.3), with four examples before the question; verl's list of
     baselines has it end at 56.7 % with PPO (54.0 to 59.4) and at 54.3 % with GRPO on adapters
     (51.6 to 57.0). Without examples and with a boxed answer asked for, the start may differ.
-Time: not measured; estimated for Online RFT by python -m benchmarks.estimate, RFT the same (GiB of
+Time: not measured; estimated for Online RFT by rft-jax plan --device, RFT the same (GiB of
     sampling / the update / evaluation; outputs of 256 tokens on average, half of them accepted):
-    GPU T4 in float32  10.3 / 11.8 / 12.0 of 13.6 GiB, 80 s a step, 4.9 hours
-    GPU RTX A4000      8.8 / 11.2 / 9.7 of 14.4 GiB, 13 s a step, 0.9 hours
-    TPU v5e-1          9.0 / 12.8 / 11.4 of 15.8 GiB, 7 s a step, 0.5 hours
+    GPU T4 in float32  10.3 / 11.8 / 12.0 of 13.6 GiB, 79 s a step, 4.9 hours
+    GPU RTX A4000      8.8 / 11.2 / 9.7 of 14.4 GiB, 17 s a step, 1.1 hours
+    TPU v5e-1          9.0 / 12.8 / 11.4 of 15.8 GiB, 9 s a step, 0.6 hours
 Command: rft-jax run experiments/gsm8k_qwen2.5_0.5b.py
 
 A T4 has no bfloat16 units: XLA converts such products to float32 and back, which costs time and

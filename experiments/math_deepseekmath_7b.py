@@ -11,12 +11,12 @@ Expect: not measured. The start is published at 46.8 % greedy on the 5,000 test 
     53.1). For RFT and Online RFT there are curves at 1.3B only: read off Figure 5, from 26.4 % to
     27.9 % and 29.1 % (each 1.3 either way), and the arms part late, after 2,500 steps or more. On
     the 1,319 of GSM8K the start is at 82.9 % (80.9 to 84.9), GRPO at 88.2 % (86.5 to 89.9).
-Time: not measured; estimated for either arm by python -m benchmarks.estimate (GiB a device of
+Time: not measured; estimated for either arm by rft-jax plan --device (GiB a device of
     sampling / the update / evaluation; outputs of 512 tokens on average, half of them accepted; on
-    GSM8K, with 250 tokens and 83 % accepted, 50 hours on v5p-8):
-    TPU v5p-8        76.8 / 45.9 / 78.3 of 95.7 GiB, 138 s a step, 81.7 hours
-    8 GPUs A100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 125 s a step, 73.8 hours
-    8 GPUs H100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 68 s a step, 41.1 hours
+    GSM8K, with 250 tokens and 83 % accepted, 46 hours on v5p-8):
+    TPU v5p-8        76.8 / 45.9 / 78.3 of 95.7 GiB, 134 s a step, 79.5 hours
+    8 GPUs A100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 122 s a step, 72.3 hours
+    8 GPUs H100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 67 s a step, 40.2 hours
 Command: rft-jax run experiments/math_deepseekmath_7b.py
 
 The environment says where things are:

@@ -1,22 +1,34 @@
-"""Saving and restoring the whole state of the loop with Orbax: asynchronous, atomic, keep-N."""
+"""Saving and restoring the whole state of the loop with Orbax: asynchronous and atomic."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from rft_jax import checkpoint_health as health
 from rft_jax.batches import Params, TrainState
+from rft_jax.checkpoint_health import CheckpointError, Folder
+from rft_jax.checkpoint_policy import kept
 from rft_jax.config import CheckpointConfig
+from rft_jax.parallel.processes import is_main
 
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing or cannot be read; the message names it and the remedy."""
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Saved",
+    "abstract",
+    "open_manager",
+    "restore",
+    "restore_params",
+    "save",
+]
 
 
 class Saved(NamedTuple):
@@ -26,27 +38,69 @@ class Saved(NamedTuple):
     host: dict[str, Any]
 
 
+class Checkpoints(ocp.CheckpointManager):
+    """Orbax's manager for one run: it keeps what `config` says, and before a checkpoint counts as
+    finished, its record is in it (rft_jax/checkpoint_health.py)."""
+
+    def __init__(self, folder: epath.Path, config: CheckpointConfig) -> None:
+        self.accuracies = health.accuracies(folder)
+        """By step; with those of earlier processes, so that the best stay the best."""
+        self.writing: tuple[int, float | None] = (0, None)
+        """Step and accuracy of the last checkpoint begun."""
+        self._folder, self._config = folder, config
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            cleanup_tmp_directories=True,
+            preservation_policy=self,
+            # Process 0 calls it when all have written, before the folder gets its final name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
+        )
+        super().__init__(folder, options=options)
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: ocp.checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """Which checkpoints stay, as Orbax asks a preservation policy."""
+        chosen = kept([one.step for one in checkpoints], self.accuracies, self._config)
+        return [one.step in chosen for one in checkpoints]
+
+    def _record(self) -> None:
+        step, accuracy = self.writing
+        unfinished = f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}"  # in a bucket, its final name
+        (path,) = (
+            one
+            for one in self._folder.iterdir()
+            if one.name == str(step) or one.name.startswith(unfinished)
+        )
+        health.write_record(path, accuracy)
+
+
 @contextlib.contextmanager
-def open_manager(folder: Path, config: CheckpointConfig) -> Iterator[ocp.CheckpointManager]:
+def open_manager(folder: Folder, config: CheckpointConfig) -> Iterator[Checkpoints]:
     """The checkpoints of one run, in `folder`; leaving the context waits for running saves."""
     # Orbax says each save and restore in several lines; the loop says it once.
     logging.getLogger("absl").setLevel(logging.WARNING)
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=config.keep, create=True, cleanup_tmp_directories=True
-    )
-    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    manager = Checkpoints(health.absolute(folder), config)
     try:
         yield manager
     finally:
         manager.close()
 
 
-def save(manager: ocp.CheckpointManager, step: int, saved: Saved) -> None:
+def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None = None) -> None:
     """Start saving; the arrays are copied before this returns, the writing goes on behind it.
 
     Parameters stand apart from the optimizer's state, so that another run can start from them.
+    accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
     """
-    manager.save(
+    manager.wait_until_finished()  # with the checkpoint before, whose record is of its own step
+    manager.writing = (step, accuracy)
+    if accuracy is not None and math.isfinite(accuracy):
+        manager.accuracies[step] = accuracy
+    begun = manager.save(
         step,
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(saved.state.params),
@@ -54,10 +108,15 @@ def save(manager: ocp.CheckpointManager, step: int, saved: Saved) -> None:
             host=ocp.args.JsonSave(saved.host),
         ),
     )
+    if not begun:
+        raise CheckpointError(
+            f"{manager.directory}: step {step} is not saved, since there is a checkpoint of step "
+            f"{manager.latest_step()}: remove what is newer than the step to go on from."
+        )
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: epath.Path) -> Iterator[None]:
     """Makes what Orbax raises for a damaged checkpoint, of many types, one CheckpointError."""
     try:
         yield
@@ -65,14 +124,24 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CheckpointError(
-            f"{path}: this checkpoint cannot be read ({type(error).__name__}: {reason[:200]}); "
-            "remove that folder to go on from the one before it, or start over with another "
-            "--workdir."
-        ) from error
+        raise _refusal(path, f"cannot be read ({type(error).__name__}: {reason[:200]})") from error
 
 
-def _check_shapes(path: Path, like: Params) -> None:
+def _refusal(path: epath.Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: this checkpoint {what}; remove that folder to go on from the one before it, or "
+        "start over with another --workdir."
+    )
+
+
+def _check_whole(path: epath.Path, part: str = "") -> None:
+    """CheckpointError for a damaged checkpoint; one process reads its files for all."""
+    reason = health.problem(path, part, contents=is_main())
+    if reason is not None:
+        raise _refusal(path, f"is damaged ({reason})")
+
+
+def _check_shapes(path: epath.Path, like: Params) -> None:
     """CheckpointError when the parameters saved in `path` have other names or shapes than `like`.
 
     Orbax finds this too, but only amid reading, in many words and for the first array alone.
@@ -95,20 +164,25 @@ def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
     return {".".join(str(part.key) for part in path): leaf.shape for path, leaf in leaves}
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, Saved] | None:
-    """The newest checkpoint and its step, laid out as `like` (arrays or ShapeDtypeStructs with
-    shardings); None when there is none.
+def restore(
+    manager: Checkpoints, like: TrainState, step: int | None = None
+) -> tuple[int, Saved] | None:
+    """A checkpoint and its step, laid out as `like` (arrays or ShapeDtypeStructs with shardings,
+    on any mesh); None when there is none.
 
-    Raises CheckpointError when it is damaged or of another shape.
+    step: one that checkpoint_health.recover found whole, the same in every process; None for the
+    newest, which is checked. Raises CheckpointError when it is damaged or of another shape.
     """
-    step = manager.latest_step()
-    if step is None:
+    newest = manager.latest_step() if step is None else step
+    if newest is None:
         return None
-    path = Path(manager.directory) / str(step)
+    path = health.absolute(manager.directory) / str(newest)
+    if step is None:
+        _check_whole(path)
     with _reading(path):
         _check_shapes(path, like.params)
         read = manager.restore(
-            step,
+            newest,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(like.params),
                 training=ocp.args.StandardRestore(like._replace(params=None)._asdict()),
@@ -120,20 +194,26 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, Save
         params=read["params"],
         optimizer=read["training"]["optimizer"],
     )
-    return step, Saved(state, read["host"])
+    return newest, Saved(state, read["host"])
 
 
-def restore_params(folder: Path, like: Params) -> Params:
-    """The parameters of the newest checkpoint in `folder`, laid out as `like`.
+def restore_params(folder: Folder, like: Params, step: int | None = None) -> Params:
+    """The parameters of the checkpoint of `step`, None for the newest, laid out as `like`: on any
+    mesh, and rounded to its types.
 
-    Changes nothing in `folder`. Raises CheckpointError when there is no checkpoint, or when it is
-    damaged or of another shape.
+    Changes nothing in `folder`. Raises CheckpointError when there is no such checkpoint, or when it
+    is damaged or of another shape: never is another one taken in its place.
     """
-    folder = folder.absolute()
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    folder = health.absolute(folder)
+    steps = health.steps(folder)
     if not steps:
         raise CheckpointError(f"{folder}: no checkpoint here; finish the run that makes it.")
-    path = folder / str(max(steps))
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step} here, but of {', '.join(map(str, steps))}."
+        )
+    path = folder / str(max(steps) if step is None else step)
+    _check_whole(path, "params")
     with _reading(path):
         _check_shapes(path, like)
         with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:

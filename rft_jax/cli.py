@@ -8,26 +8,28 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from rft_jax import experiments, scoring, scoring_options, typed_options
-from rft_jax.config import Config, ConfigError, MeshConfig
+from rft_jax import experiments, plan_options, run_options, scoring, scoring_options, typed_options
+from rft_jax.config import Config, ConfigError
 from rft_jax.experiments import Option, parse_options
 from rft_jax.fields import suggest
 from rft_jax.options import Asking, ConvertOptions, EvaluateOptions, SampleOptions, VerifyOptions
-from rft_jax.provenance import check_same_config, write_atomically
+from rft_jax.plan_options import PlanOptions
+from rft_jax.provenance import check_same_config
 
 if TYPE_CHECKING:
     from rft_jax.asking import Asked
     from rft_jax.policies import Policy
 
 USAGE = """\
-usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field value ...]
+usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--profile steps FIRST..LAST]
+                              [--RUN.field value ...]
+       rft-jax plan EXPERIMENT [--topology NAME] [--search] [options] [--RUN.field value ...]
        rft-jax report WORKDIR
        rft-jax tokenizer EXPERIMENT [--workdir DIR]
        rft-jax sample CHECKPOINT --questions SOURCE --out FILE.jsonl [options]
@@ -37,6 +39,7 @@ usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field valu
        rft-jax --version
 
   run        carry out the runs of an experiment file, or go on with them, and write the report
+  plan       say whether runs fit TPUs or this machine, and how long they take, without running
   report     write the report of a workdir again
   tokenizer  train the experiment's tokenizer
   sample     sample outputs of questions from a finished run or a published model
@@ -46,22 +49,24 @@ usage: rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [--RUN.field valu
 
   --workdir DIR  where everything is written; runs/NAME for an experiment file NAME.py
   --only RUN     carry out these runs only
+  --profile steps FIRST..LAST  write a profiler trace of these steps into WORKDIR/RUN/profile
+  --lost-after SECONDS     a job of several processes ends when one gives no sign of life so long;
+                           60 without
+  --stalled-after SECONDS  or when its work stands still so long; 3600 without
 
 `rft-jax run EXPERIMENT --help` lists every field of every run, and `rft-jax COMMAND --help` every
-option of sample, evaluate, convert and verify."""
+option of plan, sample, evaluate, convert and verify."""
 
-_RUN_USAGE = "rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...]"
+_RUN_USAGE = "rft-jax run EXPERIMENT [--workdir DIR] [--only RUN ...] [options]"
 _RUN_DESCRIPTION = """\
 Carry out the runs of an experiment file one after another, or go on with them, and write the
 report. --workdir DIR: where everything is written. --only RUN ...: carry out these runs only.
+--profile steps FIRST..LAST: write a profiler trace of these steps into WORKDIR/RUN/profile.
+--lost-after, --stalled-after SECONDS: when a job of several processes ends (docs/launch.md).
 The fields below are those of the experiment file, with the values they have there."""
 
-CACHE_DIR = "~/.cache/rft_jax/xla"
-"""Compiled programs, kept between starts; JAX_COMPILATION_CACHE_DIR names another folder."""
-CACHE_MIN_SECONDS = 0.5
-"""Shortest compilation that is kept; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets another."""
-
 _TYPED: Mapping[str, tuple[type, str]] = {
+    "plan": (PlanOptions, "rft-jax plan EXPERIMENT [--RUN.field value ...]"),
     "sample": (SampleOptions, "rft-jax sample CHECKPOINT --questions SOURCE --out FILE.jsonl"),
     "evaluate": (EvaluateOptions, "rft-jax evaluate CHECKPOINT --questions SOURCE --out FOLDER"),
     "convert": (ConvertOptions, "rft-jax convert CHECKPOINT OUT"),
@@ -79,14 +84,6 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
-
-
-class _Arguments(NamedTuple):
-    """What follows EXPERIMENT. rest: the options that are fields of runs."""
-
-    workdir: Path
-    only: tuple[str, ...]
-    rest: tuple[Option, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,37 +132,39 @@ def _run(args: list[str]) -> int:
     if any(arg in _HELP for arg in rest):
         experiments.print_help(experiment, usage=_RUN_USAGE, description=_RUN_DESCRIPTION)
         return 0
-    arguments = _arguments(Path(path), rest, only=True)
-    experiment = experiments.apply_options(experiment, arguments.rest, ("--workdir", "--only"))
+    arguments = run_options.read(Path(path), rest, of_run=True)
+    experiment = experiments.apply_options(experiment, arguments.rest, run_options.OWN)
     selected = _select(experiment, arguments.only)
+    run_options.check_profile(arguments.profile, experiment, selected)
     workdir = arguments.workdir
     _claim(workdir, Path(path))
     for name in selected:
         check_same_config(workdir / name, experiment[name])
-    _save_experiment(workdir, Path(path), experiment)
 
-    from rft_jax.parallel.processes import is_main
-    from rft_jax.run import run
+    from rft_jax import running_command
 
-    configs = [experiment[name] for name in selected]
-    _enable_compilation_cache()
-    _split_cpu(
-        [config.mesh for config in configs],
-        [config.update.rows_per_microbatch for config in configs],
+    return running_command.carry_out(
+        Path(path), experiment, selected, arguments, is_ours=_is_ours, report=_write_report
     )
-    for name in selected:
-        result = run(name, experiment, workdir)
-        if not result.finished:
-            print(
-                f"rft-jax: run {name} is stopped and saved; the same command goes on with it.",
-                file=sys.stderr,
-            )
-            return 128 + (result.stopped_by or signal.SIGINT)
-        if result.steps_done == 0:
-            logger.info("%s: already finished", name)
-    if is_main():
-        _write_report(workdir)
-    return 0
+
+
+def _plan(args: list[str]) -> int:
+    path, rest = _first(args, "plan", "EXPERIMENT")
+    experiment = experiments.load(Path(path))
+    options, changes = plan_options.read(rest)
+    experiment = experiments.apply_options(experiment, changes)
+    selected = {name: experiment[name] for name in _select(experiment, options.only)}
+    from rft_jax.local_devices import split_cpu
+    from rft_jax.planning_command import keep_to_the_cpu, plan_all
+
+    if options.topology or options.device:
+        keep_to_the_cpu()
+    else:
+        configs = selected.values()
+        rows = [config.update.rows_per_microbatch for config in configs]
+        split_cpu([config.mesh for config in configs], rows)
+    plans = plan_all(selected, options)
+    return int(not all(plan["memory"]["fits"] for plan in plans))
 
 
 def _report(args: list[str]) -> int:
@@ -178,7 +177,7 @@ def _report(args: list[str]) -> int:
 def _tokenizer(args: list[str]) -> int:
     path, rest = _first(args, "tokenizer", "EXPERIMENT")
     experiment = experiments.load(Path(path))
-    arguments = _arguments(Path(path), rest, only=False)
+    arguments = run_options.read(Path(path), rest, of_run=False)
     _nothing_more(arguments.rest, ("--workdir",))
     training = [config for config in experiment.values() if not config.tokenizer.path]
     if not training:
@@ -235,8 +234,10 @@ def _ask(target: str, asking: Asking) -> tuple[Policy, Asked]:
 
     policy = find(target, asking.compute_dtype)
     asked = ask(asking, policy)
-    _enable_compilation_cache()
-    _split_cpu([asked.mesh], [])
+    from rft_jax.local_devices import keep_programs, split_cpu
+
+    keep_programs()
+    split_cpu([asked.mesh], [])
     return policy, asked
 
 
@@ -256,6 +257,7 @@ def _convert(args: list[str]) -> int:
 
 _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "plan": _plan,
     "report": _report,
     "tokenizer": _tokenizer,
     "sample": _sample,
@@ -273,25 +275,6 @@ def _first(args: list[str], command: str, expected: str) -> tuple[str, list[str]
             f"rft-jax {command} is followed by {found}: {expected} is expected; see --help."
         )
     return args[0], args[1:]
-
-
-def _arguments(experiment: Path, args: Sequence[str], *, only: bool) -> _Arguments:
-    workdir = Path("runs") / experiment.stem
-    selected: tuple[str, ...] = ()
-    rest: list[Option] = []
-    for option in parse_options(args):
-        if option.name == "workdir":
-            if len(option.values) != 1 or not option.values[0]:
-                found = " ".join(option.values) or "none"
-                raise ConfigError(f"--workdir takes one folder, found {found}.")
-            workdir = Path(option.values[0])
-        elif option.name == "only" and only:
-            if not option.values:
-                raise ConfigError("--only takes the names of runs, found none.")
-            selected = (*selected, *option.values)
-        else:
-            rest.append(option)
-    return _Arguments(workdir, selected, tuple(rest))
 
 
 def _nothing_more(options: Sequence[Option], valid: Sequence[str]) -> None:
@@ -324,18 +307,6 @@ def _claim(workdir: Path, path: Path) -> None:
         )
 
 
-def _save_experiment(workdir: Path, path: Path, experiment: Mapping[str, Config]) -> None:
-    """WORKDIR/experiment.json: the file's name and the runs in order."""
-    content = {"experiment": path.name, "runs": list(experiment)}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {workdir}: cannot write here ({error.strerror}): use another --workdir."
-        ) from error
-
-
 def _write_report(workdir: Path) -> None:
     from rft_jax.report.html import write_report
     from rft_jax.report.tables import summary_table
@@ -353,33 +324,6 @@ def _configure_logging() -> None:
     logging.getLogger("rft_jax").setLevel(logging.INFO)
 
 
-def _enable_compilation_cache() -> None:
-    """Keep compiled programs between starts, unless the environment says otherwise."""
-    import jax
-
-    settings: dict[str, str | float] = {
-        "jax_compilation_cache_dir": str(Path(CACHE_DIR).expanduser()),
-        "jax_persistent_cache_min_compile_time_secs": CACHE_MIN_SECONDS,
-    }
-    for name, value in settings.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
-
-
-def _split_cpu(meshes: Sequence[MeshConfig], rows: Sequence[int]) -> None:
-    """Where there is no accelerator, one simulated device per core, as far as meshes and rows of
-    micro-batches allow, unless the environment says how many."""
-    import jax
-
-    from rft_jax.parallel.mesh import cpu_device_count
-
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cpu_device_count(meshes, rows, cores or 1))
-
-
-def _is_ours(error: ValueError) -> bool:
+def _is_ours(error: BaseException) -> bool:
     """True for this package's own errors, whose one line says what to mend; others are bugs."""
-    return type(error).__module__.partition(".")[0] == "rft_jax"
+    return isinstance(error, ValueError) and type(error).__module__.partition(".")[0] == "rft_jax"

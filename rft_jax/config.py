@@ -152,6 +152,23 @@ class Config:
         )
         if self.refill is not None:
             self._check_refill(self.refill)
+        if self.checkpoint.keep_best:
+            self._check_best()
+
+    def _check_best(self) -> None:
+        best, saved = self.checkpoint.keep_best, self.checkpoint.every_steps
+        evaluated = self.evaluation.every_steps
+        require(
+            0 < evaluated <= self.steps,
+            f"checkpoint.keep_best is {best} and no step is evaluated, as evaluation.every_steps "
+            f"is {evaluated} and steps is {self.steps}: evaluate, or remove checkpoint.keep_best.",
+        )
+        require(
+            evaluated % saved == 0,
+            f"checkpoint.keep_best is {best} and not every step that is evaluated is saved: "
+            f"evaluation.every_steps, {evaluated}, must be a multiple of checkpoint.every_steps, "
+            f"{saved}.",
+        )
 
     def _check_refill(self, refill: RefillConfig) -> None:
         require(

@@ -13,6 +13,7 @@ import numpy as np
 from rft_jax.batches import Params
 from rft_jax.config import EvaluationConfig
 from rft_jax.keys import Purpose
+from rft_jax.parallel.processes import told_by_all
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Part, Rollout, Sampling, blocks, rollout
 from rft_jax.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
@@ -128,11 +129,34 @@ def draw(
 def _joined(parts: Sequence[Rollout]) -> Rollout:
     return Rollout(
         samples=[sample for part in parts for sample in part.samples],
+        own=[sample for part in parts for sample in part.own],
         entropies=np.concatenate([part.entropies for part in parts]),
         seconds_sampling=sum(part.seconds_sampling for part in parts),
         seconds_verifying=sum(part.seconds_verifying for part in parts),
         seconds_verifying_hidden=sum(part.seconds_verifying_hidden for part in parts),
+        decoded=tuple(one for part in parts for one in part.decoded),
     )
+
+
+def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[dict[str, Any]]:
+    """The facts of every question. Each process makes the rows of those whose outputs it has."""
+    own = {sample.question_id for sample in outputs.greedy.own}
+    rows: list[dict[str, Any]] = []
+    groups = outputs.groups
+    for number, (question, greedy) in enumerate(
+        zip(questions, outputs.greedy.samples, strict=True)
+    ):
+        if question.id not in own:
+            continue
+        row = {
+            "question_id": question.id,
+            "greedy_correct": correct(greedy),
+            "greedy_text": greedy.text,
+        }
+        sampled = _sampled_row(groups[number], rule) if groups else {}
+        rows.append(row | sampled)
+    told = {row["question_id"]: row for part in told_by_all(rows) for row in part}
+    return [told[question.id] for question in questions]
 
 
 def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evaluation:
@@ -143,10 +167,7 @@ def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evalu
     """
     greedy, sampled = outputs
     verdicts = [correct(sample) for sample in greedy.samples]
-    rows: list[dict[str, Any]] = [
-        {"question_id": question.id, "greedy_correct": verdict, "greedy_text": sample.text}
-        for question, verdict, sample in zip(questions, verdicts, greedy.samples, strict=True)
-    ]
+    rows = _rows(questions, outputs, rule)
     metrics: dict[str, float | None] = {
         "greedy/accuracy": _mean(verdicts),
         "greedy/standard_error": standard_error(verdicts),
@@ -154,11 +175,9 @@ def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evalu
     }
     shown = sampled or greedy
     if sampled is not None:
-        for row, group in zip(rows, outputs.groups, strict=True):
-            row |= _sampled_row(group, rule)
         metrics |= _sampled_metrics(rows, len(outputs.groups[0]))
     metrics["policy/entropy"] = float(shown.entropies.mean())
-    metrics["lengths/mean"] = float(np.mean([len(sample.tokens) for sample in shown.samples]))
+    metrics["lengths/mean"] = float(np.mean([sample.num_tokens for sample in shown.samples]))
     metrics["lengths/truncated"] = float(np.mean([not s.finished for s in shown.samples]))
     return Evaluation(metrics, rows)
 

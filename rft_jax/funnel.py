@@ -24,7 +24,7 @@ def pass_rates(samples: Sequence[Sample]) -> dict[int, float]:
 
 
 def _mean_length(samples: Sequence[Sample]) -> float | None:
-    return float(np.mean([len(sample.tokens) for sample in samples])) if samples else None
+    return float(np.mean([sample.num_tokens for sample in samples])) if samples else None
 
 
 def funnel(
@@ -38,8 +38,8 @@ def funnel(
     correct = [sample for sample in decided if sample.accepted]
     rates = np.array(list(pass_rates(samples).values()))
     histogram, _ = np.histogram(rates, bins=HISTOGRAM_BINS, range=(0.0, 1.0))
-    sampled_tokens = sum(len(sample.tokens) for sample in samples)
-    accepted_tokens = sum(len(sample.tokens) for sample in correct)
+    sampled_tokens = sum(sample.num_tokens for sample in samples)
+    accepted_tokens = sum(sample.num_tokens for sample in correct)
     return {
         "funnel/sampled": len(samples),
         "funnel/finished": sum(sample.finished for sample in samples),

@@ -36,7 +36,7 @@ def model_card(policy: Policy, name: str) -> str:
     """
     run, base = policy.config, _base_model(policy)
     if run is not None:
-        about = _about_run(policy.folder, run, base)
+        about = _about_run(policy, run, base)
     else:
         version = versions()["rft_jax"]
         about = [
@@ -62,13 +62,14 @@ def _front_matter(run: Config | None, base: str | None) -> list[str]:
     ]
 
 
-def _about_run(folder: Path, run: Config, base: str | None) -> list[str]:
+def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
+    folder = policy.folder
     settings = json.dumps(dataclasses.asdict(run), indent=2, ensure_ascii=False)
     results = _results(folder)
     return [
         f"A language model trained with rft_jax: {METHODS[run.method]}.",
         "",
-        *_table(("", "what"), _facts(run, base, read_json(folder / FILE))),
+        *_table(("", "what"), _facts(policy.step, run, base, read_json(folder / FILE))),
         "",
         "<details><summary>All settings</summary>\n",
         f"```json\n{settings}\n```\n",
@@ -77,7 +78,9 @@ def _about_run(folder: Path, run: Config, base: str | None) -> list[str]:
     ]
 
 
-def _facts(run: Config, base: str | None, info: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(
+    step: int | None, run: Config, base: str | None, info: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     model, data, judged = run.model, run.data, run.verification
     trained = "all parameters"
     if model.lora_rank:
@@ -88,6 +91,7 @@ def _facts(run: Config, base: str | None, info: Mapping[str, Any]) -> list[tuple
     commit = f", commit {info['git_commit']}" if info.get("git_commit") else ""
     facts = {
         "method": f"{run.method}, {run.steps:,} steps",
+        "checkpoint": "" if step is None else f"of step {step:,}",
         "start": f"`{run.init_from}`" + (f", which goes back to {base}" if base else ""),
         "trained": trained,
         "training data": f"`{data.train}`",

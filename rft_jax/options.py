@@ -129,11 +129,12 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Sample outputs of questions from CHECKPOINT: the folder of a finished run (WORKDIR/RUN), a
-    folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub. A row for each output,
-    in order: question_id, question, reference, sample_index, output, finished, num_tokens and
-    log_prob (the sum over its tokens under the distribution it was drawn from, in nats; of greedy
-    outputs at temperature 1). `rft-jax verify` scores the file."""
+    """Sample outputs of questions from CHECKPOINT: the folder of a finished run (WORKDIR/RUN, with
+    @STEP or @best for a kept checkpoint that is not the last), a folder in the Hugging Face format,
+    or hf:ORG/NAME[@REVISION] of the hub. A row for each output, in order: question_id, question,
+    reference, sample_index, output, finished, num_tokens and log_prob (the sum over its tokens
+    under the distribution it was drawn from, in nats; of greedy outputs at temperature 1).
+    `rft-jax verify` scores the file."""
 
     out: Path
     """The new JSONL file for the outputs."""
@@ -161,10 +162,11 @@ class SampleOptions:
 class EvaluateOptions:
     """Evaluate CHECKPOINT on questions: greedy accuracy and, with samples, pass@k and maj@k for
     k = 1, 2, 4, ..., each with a 95 % interval over questions. CHECKPOINT is the folder of a
-    finished run (WORKDIR/RUN), a folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of
-    the hub. The verifier is that of the run's evaluations, but for what is given here; the defaults
-    below are those for a model that is no run's. A table is printed, and FOLDER gets metrics.json,
-    questions.jsonl (a row for each question) and outputs.jsonl (a row for each output)."""
+    finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is not the last), a
+    folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub. The verifier is that of
+    the run's evaluations, but for what is given here; the defaults below are those for a model that
+    is no run's. A table is printed, and FOLDER gets metrics.json, questions.jsonl (a row for each
+    question) and outputs.jsonl (a row for each output)."""
 
     out: Path
     """The folder for the results."""
@@ -187,8 +189,9 @@ class EvaluateOptions:
 class ConvertOptions:
     """Write CHECKPOINT as a model in the Hugging Face format into the new folder OUT, for
     transformers, vLLM and others: config.json, safetensors, tokenizer, generation_config.json and a
-    model card. CHECKPOINT is the folder of a finished run (WORKDIR/RUN), a folder in the Hugging
-    Face format, or hf:ORG/NAME[@REVISION] of the hub. Adapters are merged into the weights."""
+    model card. CHECKPOINT is the folder of a finished run (WORKDIR/RUN, with @STEP or @best for
+    a kept checkpoint that is not the last), a folder in the Hugging Face format, or
+    hf:ORG/NAME[@REVISION] of the hub. Adapters are merged into the weights."""
 
     format: Literal["safetensors"] = "safetensors"
     """How weights are written."""

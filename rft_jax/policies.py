@@ -6,12 +6,13 @@ repository of the hub.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rft_jax import policy_files
+from rft_jax import checkpoint_health, policy_files
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data import tokenizer as tokenizers
 from rft_jax.data.tokenizer import Tokenizer
@@ -27,6 +28,8 @@ TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
 """Of prompts, by their format."""
 
 _CONFIG = "config.json"
+_BEST = "best"
+_WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 
 
 class PolicyError(ValueError):
@@ -40,7 +43,8 @@ class Policy:
     name: as it was asked for; init_from: what a run that starts from it would say; folder: with
     config.json; model: with its adapters, and vocab_size the rows of the embedding; raw: of the
     published model that it is or goes back to, config.json, None where there is none; config: of
-    the run, None for a published model.
+    the run, None for a published model; step: of the checkpoint that was named, None for a run's
+    last one.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Policy:
     tokenizer: Tokenizer
     raw: Mapping[str, Any] | None
     config: Config | None
+    step: int | None = None
 
     @property
     def max_positions(self) -> int | None:
@@ -74,8 +79,9 @@ class Policy:
 
 
 def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
-    """The policy of a checkpoint: WORKDIR/RUN, a WORKDIR with a single run, a folder in the Hugging
-    Face format, or `hf:PATH_OR_REPO`, whose weights are not downloaded yet.
+    """The policy of a checkpoint: WORKDIR/RUN, a WORKDIR with a single run, either with @STEP or
+    @best if it is not the last step's, a folder in the Hugging Face format, or `hf:PATH_OR_REPO`,
+    whose weights are not downloaded yet.
 
     compute_dtype: None for the run's, or for the type of a published model's weights. Raises
     PolicyError when there is no such policy, and what its parts raise when they are damaged.
@@ -83,7 +89,10 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
     if target.startswith("hf:"):
         folder = locate(target.removeprefix("hf:"), weights=False)
         return _published(target, target, folder, compute_dtype)
-    folder = Path(target).expanduser()
+    folder, which = Path(target).expanduser(), ""
+    if not folder.exists() and _WHICH.search(target):
+        start, _, which = target.rpartition("@")
+        folder = Path(start).expanduser()
     if not folder.is_dir():
         found = "a file" if folder.exists() else "missing"
         raise PolicyError(
@@ -92,9 +101,14 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
         )
     if not (folder / _CONFIG).is_file():
         folder = _only_run(folder)
-    if not _is_run(folder):
-        return _published(target, f"hf:{folder}", folder, compute_dtype)
-    return _run(target, folder, compute_dtype)
+    if _is_run(folder):
+        return _run(target, folder, compute_dtype, which)
+    if which:
+        raise PolicyError(
+            f"{target}: {folder} is no run but a model in the Hugging Face format, which has no "
+            f"steps: leave out @{which}."
+        )
+    return _published(target, f"hf:{folder}", folder, compute_dtype)
 
 
 def _published(
@@ -114,7 +128,7 @@ def _published(
     return Policy(name, init_from, folder, model, tokenizer, raw, None)
 
 
-def _run(name: str, folder: Path, compute_dtype: ComputeDtype | None) -> Policy:
+def _run(name: str, folder: Path, compute_dtype: ComputeDtype | None, which: str) -> Policy:
     config = load_config(folder)
     if not (folder / "finished.json").is_file():
         raise PolicyError(
@@ -133,7 +147,23 @@ def _run(name: str, folder: Path, compute_dtype: ComputeDtype | None) -> Policy:
         compute_dtype=compute_dtype or config.model.compute_dtype,
     )
     raw = policy_files.published_config(folder)
-    return Policy(name, f"workdir:{folder}", folder, model, tokenizer, raw, config)
+    step = _step(folder / "checkpoints", which) if which else None
+    if which:  # what was the best may change
+        name = f"{name.removesuffix(which)}{step}"
+    return Policy(name, f"workdir:{folder}", folder, model, tokenizer, raw, config, step)
+
+
+def _step(checkpoints: Path, which: str) -> int:
+    """The step that @STEP or @best means; PolicyError when it has no checkpoint."""
+    if which == _BEST:
+        return checkpoint_health.best(checkpoints)
+    steps = checkpoint_health.steps(checkpoints)
+    if int(which) not in steps:
+        raise PolicyError(
+            f"{checkpoints}: no checkpoint of step {which} is kept here: name one of "
+            f"{', '.join(map(str, steps)) or 'none'}, or @{_BEST}."
+        )
+    return int(which)
 
 
 def _only_run(workdir: Path) -> Path:

@@ -39,7 +39,8 @@ def to_sample_from(policy: Policy, mesh: Mesh) -> Params:
     frozen, trained = adapters.split(
         checkpoint.abstract(jax.eval_shape(cast, shapes), where), model
     )
-    base, of_run = load_policy(policy.init_from, model, Path(), frozen or trained)
+    like = frozen or trained
+    base, of_run = load_policy(policy.init_from, model, Path(), like, step=policy.step)
     return rollout_params(adapters.join(base, of_run), where, dtype=model.compute_dtype)
 
 
@@ -49,4 +50,4 @@ def merged(policy: Policy) -> Params:
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     plain = policy.model.without_adapters()
     like = param_shapes(plain, mesh, plain.vocab_size)
-    return load_policy(policy.init_from, plain, Path(), like)[0]
+    return load_policy(policy.init_from, plain, Path(), like, step=policy.step)[0]

@@ -24,14 +24,20 @@ PACKAGES = (
     "rft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece",
 )  # fmt: skip
 FREE_FIELDS = (
+    "checkpoint.every_minutes",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "checkpoint.keep_best",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
     "verification.workers",
     "verification.warn_undecided",
     "verification.stop_undecided",
 )
-"""Fields that may differ when a run is resumed: they change no parameter. `steps` may not: the
-schedule and the final evaluation depend on it, and a longer run is another run."""
+"""Fields that may differ when a run is resumed: they change no parameter, those of the mesh but by
+rounding (see moved). `steps` may not: the schedule and the final evaluation depend on it, and a
+longer run is another run."""
 
 _MAX_SHOWN = 3  # differing fields that one message names
 _GIVEN = "given"  # stands for the fields of a section that only one side has
@@ -113,6 +119,33 @@ def check_same_config(folder: Path, config: Config) -> None:
         f"{folder} holds a run with another config: {'; '.join(shown)}{more}: use another "
         "--workdir or the old values."
     )
+
+
+def moved(folder: Path, config: Config, *, device: str, num_devices: int) -> str | None:
+    """What to warn of when the run in FOLDER goes on with another mesh or on other devices than
+    config.json says; None when both are as they were, or there is no config.json.
+
+    device, num_devices: as in save_config.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    before = load_config(folder)  # it is sound, then
+    content = json.loads(path.read_text(encoding="utf-8"))
+    old = _topology(before, content.get("device"), content.get("num_devices"))
+    new = _topology(config, device, num_devices)
+    if new == old:
+        return None
+    return (
+        f"goes on with {new}; it was {old} before: sums are made in another order, so results "
+        "agree with those of an undisturbed run within rounding, not bit for bit"
+    )
+
+
+def _topology(config: Config, device: object, num_devices: object) -> str:
+    mesh = config.mesh
+    sizes = f"data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor}"
+    return f"mesh {sizes} on {num_devices} x {device}"
 
 
 def versions() -> dict[str, str]:

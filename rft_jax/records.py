@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Verdict(enum.StrEnum):
@@ -65,3 +66,36 @@ class Sample:
     def accepted(self) -> bool:
         """I(o) = 1."""
         return self.verdict is Verdict.CORRECT
+
+    @property
+    def num_tokens(self) -> int:
+        """|o|."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Remote(Sample):
+    """What other processes know of an output that is not trained on: its text and tokens, empty
+    here, stay with the process that verified it.
+
+    length: its tokens; reason: the first characters of it.
+    """
+
+    length: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """|o|."""
+        return self.length
+
+
+class Decoded(NamedTuple):
+    """What one call of the sampler had to do.
+
+    prompts: tokens of each question's prompt. outputs: tokens of each output, EOS included, those
+    of a question together. steps: that the decode loop ran, summed over the shards of the batch.
+    """
+
+    prompts: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    steps: int

@@ -1,4 +1,5 @@
-"""rollouts/: every sampled output of a run, one JSON object a line, one file a rollout.
+"""rollouts/: every sampled output of a run, one JSON object a line, one file a rollout; of a job of
+several processes one file for each of them.
 
 The log is data: RFT can be run from it (pool.from_rollouts), and the report browses it.
 """
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from rft_jax.jsonl import LogError, numbered_lines, parse_line
 from rft_jax.records import Question, Sample, Verdict
@@ -30,18 +33,62 @@ _FIELDS = {
 }
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """The file of one rollout."""
-    return folder / f"step-{step:06d}.jsonl"
+class Writer(NamedTuple):
+    """Which process of how many writes; they are numbered from 0."""
+
+    process: int = 0
+    processes: int = 1
+
+
+_ALONE = Writer()
+
+
+def path_of(folder: Path, step: int, writer: Writer = _ALONE) -> Path:
+    """The file of one rollout, or a process's part of it."""
+    name = f"step-{step:06d}"
+    if writer.processes > 1:
+        name += f".{writer.process:03d}-of-{writer.processes:03d}"
+    return folder / f"{name}.jsonl"
+
+
+_NAME = re.compile(r"step-([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.jsonl")
+
+
+def _files(folder: Path, pattern: str) -> dict[int, list[Path]]:
+    """The files of each rollout that is whole, by step, in the order of processes."""
+    sets: dict[tuple[int, int], list[Path]] = {}
+    for path in sorted(folder.glob(pattern)):
+        if found := _NAME.fullmatch(path.name):
+            sets.setdefault((int(found[1]), int(found[2] or 1)), []).append(path)
+    whole = [(step, paths) for (step, count), paths in sorted(sets.items()) if len(paths) == count]
+    return dict(reversed(whole))  # of several sets of a step the one of fewest processes
+
+
+def is_whole(folder: Path, step: int) -> bool:
+    """Whether all of a rollout is there."""
+    return step in _files(folder, f"step-{step:06d}*.jsonl")
 
 
 def write(
-    folder: Path, step: int, samples: Iterable[Sample], questions: Sequence[Question], *, seed: int
+    folder: Path,
+    step: int,
+    samples: Iterable[Sample],
+    questions: Sequence[Question],
+    *,
+    seed: int,
+    writer: Writer = _ALONE,
 ) -> None:
-    """Write one rollout's file, whole or not at all; one from a killed attempt is replaced."""
+    """Write one rollout's file, whole or not at all; one from a killed attempt is replaced.
+
+    Process 0 removes what an attempt with another number of processes has left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     by_id = {question.id: question for question in questions}
-    path = path_of(folder, step)
+    path = path_of(folder, step, writer)
+    if writer.process == 0:
+        mine = {path_of(folder, step, Writer(n, writer.processes)) for n in range(writer.processes)}
+        for old in set(folder.glob(f"step-{step:06d}*.jsonl")) - mine:
+            old.unlink()
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
         for sample in samples:
@@ -49,6 +96,15 @@ def write(
             facts = {"question": question.text, "answer": question.answer, "seed": seed}
             file.write(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
     os.replace(part, path)
+
+
+def read_step(folder: Path, step: int) -> list[tuple[Question, Sample]]:
+    """One rollout's samples, each with its question, one process's after the other's.
+
+    Raises LogError as `read` does.
+    """
+    files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [path_of(folder, step)])
+    return [pair for file in files for pair in read(file)]
 
 
 def read(path: Path) -> list[tuple[Question, Sample]]:
@@ -100,11 +156,11 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """
     pairs: list[tuple[Question, Sample]] = []
     for folder in folders:
-        files = sorted(Path(folder).glob("step-*.jsonl"))
-        if not files:
+        steps = _files(Path(folder), "step-*.jsonl")
+        if not steps:
             raise LogError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
-        for file in files:
-            pairs.extend(read(file))
+        for step in sorted(steps):
+            pairs.extend(pair for file in steps[step] for pair in read(file))
     seen: dict[int, str] = {}
     for question, _ in pairs:
         if seen.setdefault(question.id, question.text) != question.text:

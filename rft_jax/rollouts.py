@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,10 +17,14 @@ from rft_jax.batches import Params, Prompts
 from rft_jax.config import DataConfig, ModelConfig
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.tokenizer import Tokenizer
+from rft_jax.exchange import exchange
 from rft_jax.keys import Purpose, run_key
 from rft_jax.parallel.mesh import batch_sharding, batch_size_divisor, replicated
+from rft_jax.parallel.processes import largest
+from rft_jax.parallel.shards import addressed_rows, put
+from rft_jax.profiling import phase
 from rft_jax.progress import Progress
-from rft_jax.records import Judgement, Question, Sample
+from rft_jax.records import Decoded, Judgement, Question, Sample
 from rft_jax.sampling.sampler import Ended, compile_programs, sample_stream
 from rft_jax.verification.pool import Item, VerifierPool
 
@@ -29,10 +32,14 @@ BATCHES_AT_ONCE = 16
 """Batches of a block of questions: their prompts' keys and values are on the device together."""
 
 
+def nowhere(_: str) -> None:
+    """Takes no notice of where the work is."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What stays the same from one rollout of a run to the next. verifier: None where outputs are
-    sampled alone."""
+    sampled alone; at: told where the work is (parallel/watch.py)."""
 
     model: ModelConfig
     data: DataConfig
@@ -40,6 +47,7 @@ class Sampling:
     tokenizer: Tokenizer
     verifier: VerifierPool | None
     seed: int
+    at: Callable[[str], None] = nowhere
     compiled: set[tuple[int, ...]] = field(default_factory=set)
     """Shapes whose programs are made: one seen for the first time has all of its made at once."""
 
@@ -58,10 +66,12 @@ class Draft(NamedTuple):
 
 class Part(NamedTuple):
     """Outputs that ended at about the same time: drafts by their numbers (question's row x G +
-    sample index), and the mean entropy over each one's tokens, in nats."""
+    sample index), and the mean entropy over each one's tokens, in nats; steps: of the decode loop
+    so far, summed over the shards of the batch."""
 
     drafts: dict[int, Draft]
     entropies: np.ndarray
+    steps: int
 
     @property
     def num_tokens(self) -> int:
@@ -70,33 +80,36 @@ class Part(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Samples in the order of the questions, G in a row for each.
+    """Samples in the order of the questions, G in a row for each; own: those of this process, in
+    the same order.
 
     entropies: mean entropy of the sampling distribution over each output's tokens, in nats.
-    Seconds: of the whole phase without waiting for verdicts; of that wait; of verification that
-    went on beside sampling.
+    decoded: of each call of the sampler. Seconds: of the whole phase without waiting for verdicts;
+    of that wait; of verification that went on beside sampling.
     """
 
     samples: list[Sample]
+    own: list[Sample]
     entropies: np.ndarray
     seconds_sampling: float
     seconds_verifying: float
     seconds_verifying_hidden: float
+    decoded: tuple[Decoded, ...]
 
     @property
     def num_tokens(self) -> int:
         """Sampled tokens, EOS included."""
-        return sum(len(sample.tokens) for sample in self.samples)
+        return sum(sample.num_tokens for sample in self.samples)
 
 
 def make_prompts(
-    questions: Sequence[Question], *, rows: int, data: DataConfig, tokenizer: Tokenizer
+    questions: Mapping[int, Question], *, rows: int, data: DataConfig, tokenizer: Tokenizer
 ) -> Prompts:
-    """Right-padded prompts; rows beyond the questions are fillers with id -1 (numpy arrays)."""
-    prompts = [prompt_tokens(q.text, data, tokenizer) for q in questions]
+    """Right-padded prompts of questions by row, numpy; other rows are fillers with id -1."""
     tokens = np.zeros((rows, data.max_prompt_tokens), np.int32)
     lengths, ids = np.ones(rows, np.int32), np.full(rows, -1, np.int32)
-    for row, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
+    for row, question in questions.items():
+        prompt = prompt_tokens(question.text, data, tokenizer)
         tokens[row, : len(prompt)] = prompt
         lengths[row], ids[row] = len(prompt), question.id
     return Prompts(tokens, lengths, ids)  # type: ignore[arg-type]  # numpy until it is moved
@@ -131,15 +144,15 @@ def sample_outputs(
     num_slots: int = 0,
 ) -> Iterator[Part]:
     """Sample `num_samples` outputs per question, each of which is given out once it has ended,
-    while the device decodes the others; temperature 0 is greedy.
+    while the device decodes the others; temperature 0 is greedy. Of several processes each puts
+    the questions of its own rows on its devices, and gets their outputs.
 
     questions_per_batch: the shapes hold a multiple of so many questions; num_slots: outputs
     decoded at a time, 0 for all.
     """
     mesh = sampling.mesh
-    multiple = math.lcm(questions_per_batch, batch_size_divisor(mesh))
-    rows = -(-len(questions) // multiple) * multiple
-    scalars = jax.device_put(
+    rows = _rows(len(questions), questions_per_batch, mesh)
+    scalars = put(
         (
             run_key(seed=sampling.seed, purpose=purpose),
             np.int32(step),
@@ -147,8 +160,9 @@ def sample_outputs(
         ),
         replicated(mesh),
     )
-    prompts = make_prompts(questions, rows=rows, data=sampling.data, tokenizer=sampling.tokenizer)
-    arguments = (params, jax.device_put(prompts, batch_sharding(mesh)), *scalars)
+    here = {row: questions[row] for row in addressed_rows(mesh, rows) if row < len(questions)}
+    prompts = make_prompts(here, rows=rows, data=sampling.data, tokenizer=sampling.tokenizer)
+    arguments = (params, put(prompts, batch_sharding(mesh)), *scalars)
     settings: dict[str, Any] = {
         "config": sampling.model,
         "num_samples": num_samples,
@@ -163,7 +177,7 @@ def sample_outputs(
         sampling.compiled.add(shape)
     for ended in sample_stream(*arguments, **settings):
         drafts = dict(_drafts(questions, ended, sampling.tokenizer, step, num_samples))
-        yield Part(drafts, ended.entropies.sum(axis=1) / ended.lengths)
+        yield Part(drafts, ended.entropies.sum(axis=1) / ended.lengths, ended.steps)
 
 
 def rollout(
@@ -177,16 +191,19 @@ def rollout(
     purpose: Purpose,
     questions_per_batch: int,
     num_slots: int = 0,
+    shares: Callable[[Sample], bool] | None = None,
     on_part: Callable[[Part], None] | None = None,
 ) -> Rollout:
     """Sample outputs as `sample_outputs` does, and verify them meanwhile.
 
-    on_part: called with each part of the outputs as it comes.
+    shares: outputs that every process must have whole (exchange.py); on_part: called with each part
+    of the outputs as it comes.
     """
     assert sampling.verifier is not None, "a rollout verifies"
     started = time.perf_counter()
+    sampling.at(f"{purpose.name.lower()} of step {step + 1}")
     drafts: dict[int, Draft] = {}
-    entropies = np.zeros(len(questions) * num_samples)
+    entropies: dict[int, float] = {}
     pending: list[tuple[list[int], Future[list[Judgement]]]] = []
     spans: list[tuple[float, float]] = []
     parts = sample_outputs(
@@ -200,40 +217,75 @@ def rollout(
         questions_per_batch=questions_per_batch,
         num_slots=num_slots,
     )
-    for part in parts:
-        entropies[list(part.drafts)] = part.entropies
-        items = [
-            Item(questions[number // num_samples].answer, draft.text, draft.finished)
-            for number, draft in part.drafts.items()
-        ]
-        submitted = time.perf_counter()
-        future = sampling.verifier.submit(items)
-        future.add_done_callback(functools.partial(_note, spans, submitted))
-        pending.append((list(part.drafts), future))
-        drafts |= part.drafts
-        if on_part is not None:
-            on_part(part)
+    steps = 0
+    with phase("sampling"):
+        for part in parts:
+            steps = max(steps, part.steps)
+            entropies |= zip(part.drafts, part.entropies.tolist(), strict=True)
+            items = [
+                Item(questions[number // num_samples].answer, draft.text, draft.finished)
+                for number, draft in part.drafts.items()
+            ]
+            submitted = time.perf_counter()
+            future = sampling.verifier.submit(items)
+            future.add_done_callback(functools.partial(_note, spans, submitted))
+            pending.append((list(part.drafts), future))
+            drafts |= part.drafts
+            if on_part is not None:
+                on_part(part)
     ended = time.perf_counter()
-    judged = {
-        number: judgement
-        for numbers, future in pending
-        for number, judgement in zip(numbers, future.result(), strict=True)
-    }
+    sampling.at(f"verdicts of step {step + 1}")
+    own: dict[int, Sample] = {}
+    with phase("verifying"):
+        for numbers, future in pending:
+            for number, judgement in zip(numbers, future.result(), strict=True):
+                verdict, reason = judgement.verdict, judgement.reason
+                own[number] = Sample(**drafts[number]._asdict(), verdict=verdict, reason=reason)
     waited = time.perf_counter() - ended
+    # A place of its own: who waits for another one's verdicts is further than that one.
+    sampling.at(f"exchange of step {step + 1}")
+    own = {number: own[number] for number in sorted(own)}
+    samples, of_all = exchange(
+        own,
+        entropies,
+        questions,
+        step=step,
+        num_samples=num_samples,
+        rows=_rows(len(questions), questions_per_batch, sampling.mesh),
+        mesh=sampling.mesh,
+        width=sampling.data.max_completion_tokens,
+        shares=shares,
+        tokenizer=sampling.tokenizer,
+    )
     return Rollout(
-        samples=[
-            Sample(
-                **drafts[number]._asdict(),
-                verdict=judged[number].verdict,
-                reason=judged[number].reason,
-            )
-            for number in range(len(questions) * num_samples)
-        ],
-        entropies=entropies,
+        samples=samples,
+        own=list(own.values()),
+        entropies=of_all,
         seconds_sampling=ended - started,
         seconds_verifying=waited,
         seconds_verifying_hidden=_covered(spans, until=ended),
+        # One whose own outputs end early sees too few of the steps.
+        decoded=(_decoded(questions, samples, largest(steps), sampling),),
     )
+
+
+def _decoded(
+    questions: Sequence[Question], samples: Sequence[Sample], steps: int, sampling: Sampling
+) -> Decoded:
+    data, tokenizer = sampling.data, sampling.tokenizer
+    group = len(samples) // len(questions)
+    firsts = range(0, len(samples), group)
+    return Decoded(
+        prompts=tuple(len(prompt_tokens(q.text, data, tokenizer)) for q in questions),
+        outputs=tuple(tuple(s.num_tokens for s in samples[n : n + group]) for n in firsts),
+        steps=steps,
+    )
+
+
+def _rows(count: int, questions_per_batch: int, mesh: Mesh) -> int:
+    """Rows of the batch that so many questions are in."""
+    multiple = math.lcm(questions_per_batch, batch_size_divisor(mesh))
+    return -(-count // multiple) * multiple
 
 
 def showing(progress: Progress) -> Callable[[Part], None]:

@@ -145,7 +145,8 @@ class MeshConfig:
         inferred = [name for name, size in sizes.items() if size == -1]
         require(
             len(inferred) <= 1,
-            f"mesh.{' and mesh.'.join(inferred)} are both -1: only one axis can be inferred.",
+            f"mesh.{' and mesh.'.join(inferred)} are {'both' if len(inferred) == 2 else 'all'} -1: "
+            "only one axis can be inferred.",
         )
 
 
@@ -303,12 +304,23 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the whole state of the loop is saved."""
+    """When the whole state of the loop is saved, and which of these checkpoints are kept."""
 
     every_steps: int = 100
     """Save every so many steps; the last step is always saved."""
+    every_minutes: float = 0.0
+    """Save besides after the first step that ends so many minutes after the last save; 0 for
+    never."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; a damaged one is passed over for the one before it."""
+    keep_best: int = 0
+    """Keep besides the checkpoints of so many evaluations on data.validation, those of highest
+    greedy accuracy, the later of equals; 0 for none."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "every_steps", "keep")
+        at_least(0, self, "keep_best")
+        require(
+            self.every_minutes >= 0 and math.isfinite(self.every_minutes),
+            f"checkpoint.every_minutes is {self.every_minutes}: 0 (never) or more is needed.",
+        )

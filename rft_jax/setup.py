@@ -17,7 +17,9 @@ from rft_jax.data.sentencepiece_model import train
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizer import Tokenizer
 from rft_jax.models import kernels
-from rft_jax.parallel.mesh import batch_size_divisor
+from rft_jax.models.axes import logical_axes
+from rft_jax.models.transformer import abstract_params
+from rft_jax.parallel.mesh import batch_size_divisor, param_shardings
 from rft_jax.pretrained.folder import locate
 from rft_jax.provenance import load_config
 from rft_jax.records import Question
@@ -144,21 +146,37 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:
-    """Raises ConfigError when the update's rows cannot be split over the mesh, when jax would
-    quietly compute in another type, or when the attention asked for is not to be had here."""
+    """Raises ConfigError when the model or the update's rows cannot be split over the mesh, when
+    jax would quietly compute in another type, or when the attention asked for is not to be had
+    here."""
     if jax.dtypes.canonicalize_dtype(config.model.compute_dtype) != config.model.compute_dtype:
         raise ConfigError(
             "model.compute_dtype is float64, which jax computes in float32 by default: set "
             "JAX_ENABLE_X64=1, or choose float32 or bfloat16."
         )
-    rows, divisor = config.update.rows_per_microbatch, batch_size_divisor(mesh)
-    if rows % divisor:
-        raise ConfigError(
-            f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x mesh.fsdp,"
-            f" {divisor}."
-        )
+    _check_sizes(config, mesh)
     kernel = config.model.attention
     slots, platform = config.update.row_length, jax.default_backend()
     reason = kernels.cannot(kernel, config.model, slots, platform)
     if reason:
         raise ConfigError(f"model.attention is {kernel}: {reason}; leave it at auto.")
+
+
+def _check_sizes(config: Config, mesh: Mesh) -> None:
+    """ConfigError, one for all sizes that the mesh cannot split."""
+    wrong = []
+    # A vocabulary that only the tokenizer's file tells is checked with the layout.
+    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size or mesh.shape["tensor"]
+    shapes = abstract_params(config=config.model, vocab_size=vocab_size)
+    try:
+        param_shardings(mesh, shapes, logical_axes(shapes))
+    except ConfigError as error:
+        wrong.append(str(error))
+    rows, divisor = config.update.rows_per_microbatch, batch_size_divisor(mesh)
+    if rows % divisor:
+        wrong.append(
+            f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x mesh.fsdp,"
+            f" {divisor}."
+        )
+    if wrong:
+        raise ConfigError(" ".join(wrong))

@@ -54,13 +54,19 @@ def load_start(config: Config, workdir: Path, layout: Layout, run: Path | None =
 
 
 def load_policy(
-    init_from: str, model: ModelConfig, workdir: Path, like: Params, record: Path | None = None
+    init_from: str,
+    model: ModelConfig,
+    workdir: Path,
+    like: Params,
+    record: Path | None = None,
+    step: int | None = None,
 ) -> tuple[Params, Params]:
     """(parameters, laid out as `like`; adapters on them) of the policy that `run:NAME`,
     `workdir:PATH` or `hf:PATH_OR_REPO` names.
 
     Without `model.lora_rank` a run's adapters are merged into the parameters; there are none if
-    the policy never had any. Raises as load_start does.
+    the policy never had any. step: of the run's checkpoint, None for the last. Raises as load_start
+    does.
     """
     kind, _, target = init_from.partition(":")
     if kind == "hf":
@@ -69,8 +75,8 @@ def load_policy(
     theirs = load_config(folder)
     _check_same_policy(init_from, model, theirs.model)
     if theirs.model.lora_rank:
-        return _with_adapters_of(folder, theirs, model, like)
-    return _restored(folder, like), {}
+        return _with_adapters_of(folder, theirs, model, like, step)
+    return _restored(folder, like, step), {}
 
 
 def finished_run(init_from: str, workdir: Path) -> Path:
@@ -87,13 +93,13 @@ def finished_run(init_from: str, workdir: Path) -> Path:
 
 
 def _with_adapters_of(
-    folder: Path, theirs: Config, model: ModelConfig, like: Params
+    folder: Path, theirs: Config, model: ModelConfig, like: Params, step: int | None
 ) -> tuple[Params, Params]:
-    """From a run in `folder` that trained adapters."""
+    """From a run in `folder` that trained adapters, those of `step`."""
     base = _under_adapters(theirs, folder, model, like)
     mesh, vocab_size = like["embedding"].sharding.mesh, like["embedding"].shape[0]
     _, of_adapters = adapters.split(param_shapes(theirs.model, mesh, vocab_size), theirs.model)
-    trained = checkpoint.restore_params(folder / "checkpoints", of_adapters)
+    trained = checkpoint.restore_params(folder / "checkpoints", of_adapters, step)
     if model.lora_rank:
         return base, trained
 
@@ -128,12 +134,12 @@ def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
     return jax.jit(make, out_shardings=shardings(layout.trained))(key)
 
 
-def _restored(folder: Path, like: Params) -> Params:
-    """The parameters of a run, in the types of `like`."""
+def _restored(folder: Path, like: Params, step: int | None = None) -> Params:
+    """The parameters of a run after `step`, None for the last, in the types of `like`."""
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), like
     )
-    params = checkpoint.restore_params(folder / "checkpoints", saved)
+    params = checkpoint.restore_params(folder / "checkpoints", saved, step)
     return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, like)
 
 

@@ -9,17 +9,17 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rft_jax import refill, rollout_log
 from rft_jax.batches import Params
 from rft_jax.config import Config
-from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
+from rft_jax.data.prompts import completion_tokens, prompt_tokens
 from rft_jax.data.questions import Position, take
 from rft_jax.funnel import funnel
 from rft_jax.keys import Purpose
-from rft_jax.progress import Progress
-from rft_jax.records import Question, Sample, Verdict
+from rft_jax.records import Decoded, Question, Sample, Verdict
 from rft_jax.rollouts import Rollout, Sampling, rollout
 from rft_jax.training.objective import METHODS, output_weights
 from rft_jax.training.packing import TrainingSequence
@@ -34,12 +34,13 @@ class SupplyError(ValueError):
 
 class Supplied(NamedTuple):
     """sequences: empty when nothing was accepted; position: of the stream after this step;
-    surplus: what the next step may train on (refill)."""
+    surplus: what the next step may train on (refill); decoded: what was sampled for it."""
 
     sequences: list[TrainingSequence]
     position: Position
     facts: Facts
     surplus: refill.Surplus = ()
+    decoded: tuple[Decoded, ...] = ()
 
 
 Supply = Callable[[int, Position, Callable[[], Params], refill.Surplus], Supplied]
@@ -142,9 +143,10 @@ def demonstrations(
     ]
 
 
-def _sample_round(
+def sample_round(
     params: Params, questions: Sequence[Question], config: Config, sampling: Sampling, step: int
 ) -> Rollout:
+    """One round of the rollout's settings."""
     assert config.rollout is not None
     return rollout(
         params,
@@ -156,10 +158,26 @@ def _sample_round(
         purpose=Purpose.ROLLOUT,
         questions_per_batch=config.rollout.questions_per_step,
         num_slots=config.rollout.slots,
+        # With a KL term every decided output is trained on.
+        shares=_is_decided if config.objective.kl_coefficient else _is_accepted,
     )
 
 
-def _seconds(rounds: Sequence[Rollout]) -> dict[str, float]:
+def _is_decided(sample: Sample) -> bool:
+    return sample.verdict is not Verdict.UNDECIDED
+
+
+def _is_accepted(sample: Sample) -> bool:
+    return sample.accepted
+
+
+def writer() -> rollout_log.Writer:
+    """This process, as the one that writes its part of a log."""
+    return rollout_log.Writer(jax.process_index(), jax.process_count())
+
+
+def seconds_of(rounds: Sequence[Rollout]) -> dict[str, float]:
+    """Seconds of rollouts, as metrics."""
     return {
         "seconds/sampling": sum(drawn.seconds_sampling for drawn in rounds),
         "seconds/verifying": sum(drawn.seconds_verifying for drawn in rounds),
@@ -167,7 +185,7 @@ def _seconds(rounds: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def _next_questions(
+def next_questions(
     questions: Sequence[Question],
     config: Config,
     position: Position,
@@ -234,14 +252,18 @@ def online(
         asked: dict[int, Question] = {}
         rounds: list[Rollout] = []
         samples: list[Sample] = []
+        own: list[Sample] = []
         while not rounds or refill.wants_another_round(
             samples, surplus, config, num_unasked=len(questions) - len(asked)
         ):
-            new, position = _next_questions(questions, config, position, asked)
+            new, position = next_questions(questions, config, position, asked)
             asked |= {question.id: question for question in new}
-            rounds.append(_sample_round(params, new, config, sampling, step))
+            rounds.append(sample_round(params, new, config, sampling, step))
             samples += rounds[-1].samples
-        rollout_log.write(folder, step, samples, list(asked.values()), seed=config.seed)
+            own += rounds[-1].own
+        rollout_log.write(
+            folder, step, own, list(asked.values()), seed=config.seed, writer=writer()
+        )
         facts: Facts = {}
         if config.refill is None:
             chosen = choose(samples, list(asked.values()), config, sampling)
@@ -251,113 +273,12 @@ def online(
             chosen = Chosen(sequences, filled.num_distinct, filled.num_kept)
             facts, surplus = dict(filled.facts), filled.surplus
         facts |= funnel(samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
-        facts |= _seconds(rounds) | {
+        facts |= seconds_of(rounds) | {
             "policy/entropy": float(np.concatenate([drawn.entropies for drawn in rounds]).mean()),
             "sampled_tokens": sum(drawn.num_tokens for drawn in rounds),
             "sampled_outputs": len(samples),
         }
-        return Supplied(chosen.sequences, position, facts, surplus)
+        decoded = tuple(one for drawn in rounds for one in drawn.decoded)
+        return Supplied(chosen.sequences, position, facts, surplus, decoded)
 
     return supply
-
-
-def sample_pool(
-    params: Params,
-    questions: Sequence[Question],
-    config: Config,
-    sampling: Sampling,
-    folder: Path,
-    stopped: Callable[[], int],
-) -> dict[str, float] | None:
-    """Fill rollouts/ with RFT's pool from the frozen start; None when stopped before the end.
-
-    A rollout whose file exists is not repeated, so a killed run goes on where it was.
-    """
-    assert config.pool is not None
-    assert config.rollout is not None
-    position = Position(0, 0)
-    steps = range(config.pool.rollout_steps)
-    there = sum(rollout_log.path_of(folder, step).exists() for step in steps)
-    seconds: dict[str, float] = {}
-    with Progress(len(steps), there, f"{folder.parent.name} pool") as progress:
-        for step in steps:
-            asked, position = _next_questions(questions, config, position)
-            if rollout_log.path_of(folder, step).exists():
-                continue
-            if stopped():
-                return None
-            drawn = _sample_round(params, asked, config, sampling, step)
-            rollout_log.write(folder, step, drawn.samples, asked, seed=config.seed)
-            new = _seconds([drawn])
-            seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
-            progress.update(
-                step + 1,
-                acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
-                tokens_per_second=drawn.num_tokens / sum(new.values()),
-            )
-    return seconds
-
-
-def pool(config: Config, sampling: Sampling, folder: Path) -> tuple[list[TrainingSequence], Facts]:
-    """RFT's fixed set, from the log in `folder` or from pool.from_rollouts, and its funnel.
-
-    Raises SupplyError when no output of the pool is accepted, or when the log is not one of this
-    run's tokenizer and shapes; DataError when a prompt is too long.
-    """
-    assert config.pool is not None
-    sources = config.pool.from_rollouts or (str(folder),)
-    if config.pool.from_rollouts:
-        pairs = rollout_log.read_folders(sources)
-    else:
-        steps = range(config.pool.rollout_steps)
-        pairs = [p for step in steps for p in rollout_log.read(rollout_log.path_of(folder, step))]
-    questions = list({question.id: question for question, _ in pairs}.values())
-    samples = [sample for _, sample in pairs]
-    _check_log(", ".join(sources), questions, samples, config, sampling)
-    chosen = choose(samples, questions, config, sampling)
-    if not chosen.sequences:
-        raise SupplyError(
-            f"{', '.join(sources)}: none of {len(samples)} sampled outputs is correct, so there is "
-            "nothing to train on; look at them in the report, start from a better model, or sample "
-            "more (pool.rollout_steps, rollout.samples_per_question)."
-        )
-    facts = funnel(samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
-    return chosen.sequences, facts | {
-        "sampled_tokens": sum(len(sample.tokens) for sample in samples),
-        "sampled_outputs": len(samples),
-    }
-
-
-def _check_log(
-    source: str,
-    questions: Sequence[Question],
-    samples: Sequence[Sample],
-    config: Config,
-    sampling: Sampling,
-) -> None:
-    """Raise unless the outputs fit the run's shapes and their tokens are their text."""
-    data, tokenizer = config.data, sampling.tokenizer
-    rows = config.model.vocab_size or tokenizer.vocab_size
-    check_lengths(
-        questions,
-        source=source,
-        data=data,
-        tokenizer=tokenizer,
-        demonstrations=False,
-    )
-    for sample in samples:
-        tokens, place = sample.tokens, f"step {sample.step}, question {sample.question_id}"
-        if not 0 < len(tokens) <= data.max_completion_tokens:
-            raise SupplyError(
-                f"{source}: an output of {place} has {len(tokens)} tokens and "
-                f"data.max_completion_tokens is {data.max_completion_tokens}: set it to that of "
-                "the run that sampled."
-            )
-        ids = all(0 <= token < rows for token in tokens)
-        ends = not sample.finished or tokens[-1] in tokenizer.eos_ids
-        shown = tokens[:-1] if sample.finished else tokens
-        if not ids or not ends or tokenizer.decode(shown) != sample.text:
-            raise SupplyError(
-                f"{source}: the tokens of an output of {place} are not its text under "
-                f"{tokenizer.path}: name the tokenizer it was sampled with as tokenizer.path."
-            )

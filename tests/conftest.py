@@ -13,7 +13,12 @@ if "jax" in sys.modules:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # 40 seconds unless told: devices of a busy machine may have to wait longer for each other.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    ]
 ).strip()
 
 import hypothesis

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_experiment
 
-from rft_jax import checkpoint, cli, rollout_log, setup
+from rft_jax import checkpoint, checkpoint_health, cli, rollout_log, setup
 from rft_jax.checkpoint import Saved
 from rft_jax.config import Config
 from rft_jax.data import tokenizer as tokenizers
@@ -254,7 +254,7 @@ def test_start_is_damaged(refusal: Refusal) -> None:
         file.write_bytes(b"?" * 10)
     folder = Path("w/sft/checkpoints/4").absolute()
     found = refusal(*args)
-    assert found.startswith(f"{folder}: this checkpoint cannot be read (")
+    assert found.startswith(f"{folder}: this checkpoint is damaged (params/")
     assert found.endswith("start over with another --workdir.")
 
 
@@ -277,17 +277,18 @@ def test_start_has_other_rotations(refusal: Refusal) -> None:
 # Checkpoints.
 
 
-def test_newest_checkpoint_is_damaged(refusal: Refusal) -> None:
+def test_every_checkpoint_is_damaged(refusal: Refusal) -> None:
     shutil.rmtree("work/online_rft/checkpoints/4/training")
-    folder = Path("work/online_rft/checkpoints/4").absolute()
-    found = refusal("--only", "online_rft")
-    assert found.startswith(f"{folder}: this checkpoint cannot be read (")
-    assert "remove that folder to go on from the one before it" in found
+    assert refusal("--only", "online_rft") == (
+        "work/online_rft/checkpoints: no checkpoint here is whole: 4 (training/_METADATA is "
+        "missing): bring the files back, or start over with another --workdir."
+    )
 
 
 def test_checkpoint_of_another_version(refusal: Refusal) -> None:
     path = Path("work/online_rft/checkpoints/4").absolute()
     (path / "host/metadata").write_text('{"position": {"epoch": 0}, "counters": 3}')
+    checkpoint_health.write_record(path, None)
     assert refusal("--only", "online_rft") == (
         "work/online_rft/checkpoints/4: host holds {'position': {'epoch': 0}, 'counters': 3}, "
         "which is no position and counters of this version: use the version that wrote it, or "
@@ -298,6 +299,7 @@ def test_checkpoint_of_another_version(refusal: Refusal) -> None:
 def test_source_has_shrunk(refusal: Refusal) -> None:
     path = Path("work/online_rft/checkpoints/4/host/metadata")
     path.write_text(json.dumps(HOST | {"position": {"epoch": 1, "index": 16}}))
+    checkpoint_health.write_record(path.parents[1], None)
     assert refusal("--only", "online_rft") == (
         "question stream: epoch 1, index 16 does not exist among 16 questions: the source has "
         "changed since the position was saved; bring it back or start a new run."
@@ -432,12 +434,13 @@ def test_pool_has_lost_a_rollout(refusal: Refusal) -> None:
          "that many in a step."),
         ("sft", ["--sft.mesh.fsdp", "3"],
          "mesh is data=-1 x fsdp=3 x tensor=1: it must make up the 8 devices there are; leave one "
-         "axis at -1 to infer it."),
+         "axis at -1 to infer it. JAX_NUM_CPU_DEVICES sets how many a CPU is split into."),
         ("sft", ["--sft.mesh.data", "2"],
          "mesh is data=2 x fsdp=1 x tensor=1: it must make up the 8 devices there are; leave one "
-         "axis at -1 to infer it."),
+         "axis at -1 to infer it. JAX_NUM_CPU_DEVICES sets how many a CPU is split into."),
         ("sft", ["--sft.mesh.tensor", "4"],
-         "mesh.tensor is 4: it must divide the kv_heads axis of parameter blocks.attention.key, 2; "
+         "mesh.tensor is 4: it must divide model.num_heads, 2, and model.num_kv_heads, 2, and the "
+         "rows of the embedding (model.vocab_size, or else the pieces of the tokenizer), 274; "
          "choose another mesh or model size."),
         ("sft", ["--sft.update.rows_per_microbatch", "12"],
          "update.rows_per_microbatch is 12: it must be a multiple of mesh.data x mesh.fsdp, 8."),
@@ -469,6 +472,14 @@ def test_settings(refusal: Refusal, run: str, args: list[str], message: str) -> 
     Path("plain.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
     assert refusal("--workdir", "w", "--only", run, *args) == message
     assert not Path("w", run, "config.json").exists()
+
+
+def test_no_run_begins_while_the_mesh_of_a_later_one_does_not_fit(refusal: Refusal) -> None:
+    told = refusal("--workdir", "w", "--online_rft.mesh.fsdp", "3")
+    assert told.startswith("mesh is data=-1 x fsdp=3 x tensor=1: it must make up the 8 devices")
+    told = refusal("--workdir", "w", "--rft.mesh.tensor", "4", "--rft.mesh.data", "2")
+    assert told.startswith("mesh.tensor is 4: it must divide model.num_heads, 2, and model.")
+    assert not Path("w").exists()
 
 
 def test_the_copies_are_sound(made: Path) -> None:

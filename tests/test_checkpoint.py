@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from jax.sharding import Mesh
 
-from rft_jax import checkpoint
+from rft_jax import checkpoint, checkpoint_health
 from rft_jax.batches import TrainState
 from rft_jax.checkpoint import CheckpointError, Saved
-from rft_jax.config import CheckpointConfig, MeshConfig
+from rft_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig
+from rft_jax.layout import make_layout
 from rft_jax.parallel.mesh import make_mesh, param_shardings, replicated
+from rft_jax.training.optimizer import make_optimizer
 
 CONFIG = CheckpointConfig(keep=2)
 HOST = {"position": {"epoch": 1, "index": 7}, "counters": {"seconds": 0.1}}
@@ -125,6 +132,27 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert found[0] == 9
 
 
+def test_the_best_are_kept_too(tmp_path: Path) -> None:
+    """Also by a process that was not there when they were saved."""
+    config = CheckpointConfig(keep=1, keep_best=2)
+    measured = {1: 0.5, 2: 0.7, 3: None, 4: 0.25, 5: 0.7, 6: 0.5, 7: float("nan")}
+    found = []
+    for step, accuracy in measured.items():
+        with checkpoint.open_manager(tmp_path, config) as manager:
+            checkpoint.save(manager, step, Saved(state(step), HOST), accuracy)
+        found.append(checkpoint_health.steps(tmp_path))
+    assert found == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [2, 5], [2, 5, 6], [2, 5, 7]]
+    assert checkpoint_health.accuracies(tmp_path) == {2: 0.7, 5: 0.7}
+    assert checkpoint_health.best(tmp_path) == 5
+
+
+def test_a_step_that_has_a_checkpoint_is_not_saved_in_silence(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    for step in (3, 4):
+        with pytest.raises(CheckpointError, match=f"step {step} is not saved, since there is a"):
+            save(tmp_path, step)
+
+
 def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 2)
     half = "4.orbax-checkpoint-tmp-1234"
@@ -151,8 +179,8 @@ def test_a_missing_part_is_named(tmp_path: Path, item: str) -> None:
     save(tmp_path, 2, 4)
     shutil.rmtree(tmp_path / "4" / item)
     assert re.fullmatch(
-        rf"{tmp_path}/4: this checkpoint cannot be read \(.+\); remove that folder to go on from "
-        "the one before it, or start over with another --workdir.",
+        rf"{tmp_path}/4: this checkpoint is damaged \({item}/.+ is missing\); remove that folder "
+        "to go on from the one before it, or start over with another --workdir.",
         refusal(tmp_path),
     )
     shutil.rmtree(tmp_path / "4")
@@ -164,8 +192,9 @@ def test_a_missing_part_is_named(tmp_path: Path, item: str) -> None:
 def test_an_empty_folder_is_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 2)
     (tmp_path / "4").mkdir()
-    assert refusal(tmp_path).startswith(f"{tmp_path}/4: this checkpoint cannot be read (")
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/4: this checkpoint cannot be read"):
+    said = f"{tmp_path}/4: this checkpoint is damaged (files.json is missing: it is half written)"
+    assert refusal(tmp_path).startswith(said)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
         checkpoint.restore_params(tmp_path, like().params)
 
 
@@ -175,12 +204,100 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     assert files
     for file in files:
         file.write_bytes(file.read_bytes()[:-9])
+    assert refusal(tmp_path).startswith(f"{tmp_path}/2: this checkpoint is damaged (params/")
+    # What Orbax itself cannot read, whatever the record says, is one line as well.
+    checkpoint_health.write_record(tmp_path / "2", None)
     assert refusal(tmp_path).startswith(f"{tmp_path}/2: this checkpoint cannot be read (")
 
 
 def with_params(change: Any) -> TrainState:
     wanted = like()
     return wanted._replace(params=change(dict(wanted.params)))
+
+
+def test_one_is_named_by_its_step(tmp_path: Path) -> None:
+    with checkpoint.open_manager(tmp_path, CONFIG) as manager:
+        for step, factor in ((2, 1), (4, 3)):
+            scaled = jax.tree.map(lambda leaf, by=factor: leaf * by, params())
+            saved = state(step)._replace(params=scaled)
+            checkpoint.save(manager, step, Saved(saved, HOST | {"step": step}))
+    for step, factor in ((2, 1), (4, 3), (None, 3)):
+        read = checkpoint.restore_params(tmp_path, like().params, step)
+        np.testing.assert_array_equal(read["matrix"], params()["matrix"] * factor)
+    with checkpoint.open_manager(tmp_path, CONFIG) as manager:
+        found = checkpoint.restore(manager, like(), 2)
+    assert found is not None
+    assert (found[0], found[1].host["step"]) == (2, 2)
+    np.testing.assert_array_equal(found[1].state.params["matrix"], params()["matrix"])
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.restore_params(tmp_path, like().params, 3)
+    assert str(error.value) == f"{tmp_path}: no checkpoint of step 3 here, but of 2, 4."
+
+
+def test_no_other_checkpoint_is_started_from(tmp_path: Path) -> None:
+    """Nor does damage beside the parameters matter there."""
+    save(tmp_path, 2, 4)
+    shutil.rmtree(tmp_path / "4/training")
+    checkpoint.restore_params(tmp_path, like().params)
+    shutil.rmtree(tmp_path / "4/params/d")
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}/4: this checkpoint is damaged"):
+        checkpoint.restore_params(tmp_path, like().params)
+    assert names(tmp_path) == {"2", "4"}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_are_read_in_another_type(tmp_path: Path, dtype: Any) -> None:
+    save(tmp_path, 2)
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), like().params
+    )
+    read = checkpoint.restore_params(tmp_path, wanted)
+    for name, leaf in params().items():
+        assert read[name].dtype == dtype
+        np.testing.assert_array_equal(read[name], leaf.astype(dtype))
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    """Over the first devices, as few as it takes."""
+    devices = np.asarray(jax.devices()[: data * fsdp * tensor])
+    return Mesh(devices.reshape(data, fsdp, tensor), ("data", "fsdp", "tensor"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved_on", "read_on"),
+    [
+        ((8, 1, 1), (1, 1, 1)),
+        ((1, 1, 1), (2, 2, 2)),
+        ((2, 2, 2), (1, 4, 2)),
+        ((1, 4, 2), (2, 1, 1)),
+        ((2, 1, 2), (8, 1, 1)),
+    ],
+)
+def test_the_whole_state_goes_on_anywhere(
+    tmp_path: Path, saved_on: tuple[int, int, int], read_on: tuple[int, int, int]
+) -> None:
+    """With more devices or fewer, and the optimizer's moments as they were."""
+    optimizer = make_optimizer(OptimizerConfig(first_moment_dtype="bfloat16"), 4)
+    model = tiny.model(num_kv_heads=2)
+    layouts = [make_layout(model, mesh_of(*sizes), optimizer, 16) for sizes in (saved_on, read_on)]
+    rng = np.random.default_rng(0)
+
+    def filled(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype), leaf.sharding)
+
+    made = jax.tree.map(filled, layouts[0].state)
+    with checkpoint.open_manager(tmp_path, CONFIG) as manager:
+        checkpoint.save(manager, 3, Saved(made, HOST))
+    found = restore(tmp_path, layouts[1].state)
+    assert found is not None
+    assert jax.tree.structure(found[1].state) == jax.tree.structure(made)
+    for ours, theirs, wanted in zip(
+        *map(jax.tree.leaves, (found[1].state, made, layouts[1].state)), strict=True
+    ):
+        assert ours.sharding == wanted.sharding
+        assert ours.dtype == theirs.dtype
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
@@ -216,3 +333,31 @@ def test_orbax_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         checkpoint.restore_params(tmp_path, like().params)
     logging.getLogger("absl").setLevel(level)
     assert caplog.messages == []
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_alike(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = Path(__file__).with_name("checkpoints_of_two_processes.py")
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(number), tmp_path / "checkpoints"],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=240)[1] for process in running]
+    finally:  # one that failed leaves the other waiting
+        for process in running:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in running] == [0, 0], said
+    assert names(tmp_path / "checkpoints") == {"2", "4", "damaged-4"}
+    assert checkpoint_health.problem(tmp_path / "checkpoints/4") is None

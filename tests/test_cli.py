@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ import jax
 import pytest
 import tiny
 
-from rft_jax import cli, provenance
+from rft_jax import cli, local_devices, provenance, running_command
 from rft_jax.config import ConfigError
+from rft_jax.steps import Steps
 
 FILE = "import tiny\n\ndef experiment():\n    return tiny.experiment()\n"
 TESTS = str(Path(__file__).parent)
@@ -37,10 +38,19 @@ class Runs:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, Path]] = []
+        self.profiles: list[Steps | None] = []
         self.results: dict[str, Result | BaseException] = {}
 
-    def __call__(self, name: str, experiment: dict, workdir: Path) -> Result:
+    def __call__(
+        self,
+        name: str,
+        experiment: dict,
+        workdir: Path,
+        profile: Steps | None,
+        at: Callable[[str], None],
+    ) -> Result:
         self.calls.append((name, experiment[name].steps, workdir))
+        self.profiles.append(profile)
         result = self.results.get(name, Result(3, True))
         if isinstance(result, BaseException):
             raise result
@@ -52,7 +62,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Fake training and reporting."""
     fake = Runs()
     for name, members in {
-        "rft_jax.run": {"run": fake},
         "rft_jax.report.html": {"write_report": lambda workdir: workdir / "report.html"},
         "rft_jax.report.tables": {"summary_table": lambda workdir: "the table"},
         "rft_jax.setup": {
@@ -62,6 +71,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         module = types.ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(running_command, "run", fake)
     return fake
 
 
@@ -109,6 +119,13 @@ def test_run_with_workdir_only_and_overrides(runs: Runs) -> None:
     args = ["--rft.steps", "9", "--only", "online_rft", "rft", "--workdir=w", "--sft.steps=5"]
     assert cli.main(["run", "study.py", *args]) == 0
     assert runs.calls == [("rft", 9, Path("w")), ("online_rft", 3, Path("w"))]
+
+
+def test_steps_to_trace_are_those_of_every_run(runs: Runs) -> None:
+    args = ["--profile", "steps", "2..3", "--only", "sft", "rft"]
+    assert cli.main(["run", "study.py", *args]) == 0
+    assert cli.main(["run", "study.py"]) == 0
+    assert runs.profiles == [Steps(2, 3)] * 2 + [None] * 3
 
 
 def test_a_finished_run_is_passed_with_a_line(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
@@ -180,8 +197,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command: one of run, report, tokenizer, sample, evaluate, convert, verify is "
-         "expected; see --help."),
+        ([], "no command: one of run, plan, report, tokenizer, sample, evaluate, convert, verify "
+         "is expected; see --help."),
         (["rum"], "unknown command 'rum'; did you mean run?"),
         (["xyz"], "unknown command 'xyz'."),
         (["run"], "rft-jax run is followed by nothing: EXPERIMENT is expected; see --help."),
@@ -198,6 +215,14 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["run", "study.py", "--only"], "--only takes the names of runs, found none."),
         (["run", "study.py", "--only", "online"],
          "--only names 'online', which is no run; did you mean online_rft?"),
+        (["run", "study.py", "--profile", "steps", "3-5"],
+         "--profile takes `steps FIRST..LAST`, such as `steps 3..5` or `steps 3..3`, found "
+         "'steps 3-5'."),
+        (["run", "study.py", "--profile", "steps", "3..5"],
+         "--profile is 'steps 3..5' and run sft ends with step 3: name steps that it has, or leave "
+         "the run out (--only)."),
+        (["run", "study.py", "--profiles", "steps", "3..5"],
+         "unknown option --profiles; did you mean --profile?"),
         (["run", "study.py", "--workdri", "w"],
          "unknown option --workdri; did you mean --workdir?"),
         (["run", "study.py", "--sft.stepz", "3"],
@@ -207,6 +232,7 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["tokenizer", "study.py", "--workdirs", "w"],
          "unknown option --workdirs; did you mean --workdir?"),
         (["tokenizer", "study.py", "--only", "sft"], "unknown option --only."),
+        (["tokenizer", "study.py", "--profile", "steps", "1..2"], "unknown option --profile."),
         (["sample"], "rft-jax sample is followed by nothing: CHECKPOINT is expected; see --help."),
         (["sample", "w/sft", "--samples", "x"], "--samples is 'x': INT is expected."),
         (["sample", "w/sft", "--out", "o"],
@@ -292,7 +318,13 @@ def test_help_of_a_command(
 def test_help_of_an_experiment(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "study.py", "--help"]) == 0
     out = capsys.readouterr().out
-    for word in ("--workdir", "--only", "--sft.steps", "--online_rft.rollout.temperature"):
+    for word in (
+        "--workdir",
+        "--only",
+        "--profile steps",
+        "--sft.steps",
+        "--online_rft.rollout.temperature",
+    ):
         assert word in out
     assert runs.calls == []
 
@@ -307,12 +339,12 @@ def test_compilations_are_kept_where_the_user_says(
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
-    monkeypatch.setattr(cli, "CACHE_DIR", "here")
+    monkeypatch.setattr(local_devices, "CACHE_DIR", "here")
     assert cli.main(["run", "study.py", "--only", "sft"]) == 0
     assert jax.config.values["jax_compilation_cache_dir"] == "here"
     assert jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 0.5
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "there")
-    monkeypatch.setattr(cli, "CACHE_DIR", "elsewhere")
+    monkeypatch.setattr(local_devices, "CACHE_DIR", "elsewhere")
     assert cli.main(["run", "study.py", "--only", "sft"]) == 0
     assert jax.config.values["jax_compilation_cache_dir"] == "here"
 

@@ -234,6 +234,39 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: CheckpointConfig(keep=0),
         "checkpoint.keep is 0: it must be at least 1.",
     ),
+    "negative time between saves": (
+        lambda: CheckpointConfig(every_minutes=-1.0),
+        "checkpoint.every_minutes is -1.0: 0 (never) or more is needed.",
+    ),
+    "endless time between saves": (
+        lambda: CheckpointConfig(every_minutes=float("inf")),
+        "checkpoint.every_minutes is inf: 0 (never) or more is needed.",
+    ),
+    "fewer than no best": (
+        lambda: CheckpointConfig(keep_best=-1),
+        "checkpoint.keep_best is -1: it must be 0 or more.",
+    ),
+    "best of nothing": (
+        lambda: tiny.sft(checkpoint=CheckpointConfig(keep_best=1)),
+        "checkpoint.keep_best is 1 and no step is evaluated, as evaluation.every_steps is 0 and "
+        "steps is 3: evaluate, or remove checkpoint.keep_best.",
+    ),
+    "best of the start alone": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(every_steps=1, keep_best=1),
+            evaluation=EvaluationConfig(every_steps=4),
+        ),
+        "checkpoint.keep_best is 1 and no step is evaluated, as evaluation.every_steps is 4 and "
+        "steps is 3: evaluate, or remove checkpoint.keep_best.",
+    ),
+    "best of what is not saved": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(every_steps=2, keep_best=2),
+            evaluation=EvaluationConfig(every_steps=1),
+        ),
+        "checkpoint.keep_best is 2 and not every step that is evaluated is saved: "
+        "evaluation.every_steps, 1, must be a multiple of checkpoint.every_steps, 2.",
+    ),
     "no steps": (
         lambda: tiny.sft(steps=0),
         "steps is 0: a run makes at least one update.",

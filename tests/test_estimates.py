@@ -22,7 +22,7 @@ def rollout(groups: list[list[tuple[Verdict, str]]]) -> Rollout:
         for question, group in enumerate(groups)
         for index, (verdict, answer) in enumerate(group)
     ]
-    return Rollout(samples, np.zeros(len(samples)), 0.0, 0.0, 0.0)
+    return Rollout(samples, samples, np.zeros(len(samples)), 0.0, 0.0, 0.0, ())
 
 
 GREEDY = rollout([[(RIGHT, "1")], [(WRONG, "1")], [(RIGHT, "1")], [(UNKNOWN, "1")]])

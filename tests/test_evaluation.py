@@ -61,7 +61,7 @@ def evaluated(
             for index, one in enumerate(group)
         ]
         entropies = np.full(len(samples), 0.25 if len(calls) == 1 else 0.5)
-        return Rollout(samples, entropies, 0.0, 0.0, 0.0)
+        return Rollout(samples, samples, entropies, 0.0, 0.0, 0.0, ())
 
     monkeypatch.setattr(evaluation, "rollout", rollout)
     settings = EvaluationConfig(temperature=0.7, questions_per_batch=2)

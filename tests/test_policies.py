@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny_experiment
 
-from rft_jax import policies
-from rft_jax.batches import Params
+from rft_jax import checkpoint, checkpoint_health, policies
+from rft_jax.batches import Params, TrainState
 from rft_jax.config import Config, ConfigError, MeshConfig
 from rft_jax.data.tokenizer import TokenizerError
 from rft_jax.models import adapters, transformer
@@ -58,6 +58,42 @@ def test_a_run(found: Found) -> None:
     assert policy.model == replace(found.config.model, vocab_size=274)
     assert policy.tokenizer.vocab_size == 274
     assert (policy.raw, policy.max_positions) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("which", "step"), [("@8", 8), ("@3", 3), ("@03", 3), ("@best", 3), ("", None)]
+)
+def test_a_checkpoint_of_a_run(found: Found, tmp_path: Path, which: str, step: int | None) -> None:
+    run = shutil.copytree(found.workdir / "sft", tmp_path / "work" / "sft")
+    shutil.copytree(run / "checkpoints/8", run / "checkpoints/3")
+    checkpoint_health.write_record(run / "checkpoints/3", 0.5)
+    for target in (run, tmp_path / "work"):
+        policy = find(f"{target}{which}")
+        assert policy.folder == run
+        assert policy.init_from == f"workdir:{run}"
+        assert policy.step == step
+        # What was the best may change: the name that results keep does not say so.
+        assert policy.name == (f"{target}@{step}" if which else str(target))
+
+
+def test_the_checkpoint_that_is_named_is_read(found: Found, tmp_path: Path) -> None:
+    run = shutil.copytree(found.workdir / "sft", tmp_path / "sft")
+    scaled = jax.tree.map(lambda leaf: leaf * 2, found.sft)
+    other = tmp_path / "other"
+    with checkpoint.open_manager(other, found.config.checkpoint) as manager:
+        state = TrainState(np.int32(3), scaled, ())  # type: ignore[arg-type]
+        checkpoint.save(manager, 3, checkpoint.Saved(state, {}), 0.5)
+    shutil.move(other / "3", run / "checkpoints/3")
+    for which, expected in (("", found.sft), ("@3", scaled), ("@best", scaled)):
+        policy = find(f"{run}{which}")
+        for read in (merged(policy), to_sample_from(policy, make_mesh(MeshConfig()))):
+            jax.tree.map(np.testing.assert_array_equal, read, expected)
+
+
+def test_a_folder_may_be_called_so(found: Found, tmp_path: Path) -> None:
+    folder = shutil.copytree(found.workdir / "sft", tmp_path / "run@8")
+    policy = find(str(folder))
+    assert (policy.folder, policy.step, policy.name) == (folder, None, str(folder))
 
 
 @pytest.mark.parametrize("prefix", ["", "hf:"])
@@ -143,9 +179,28 @@ def with_few_rows(found: Found, folder: Path) -> tuple[Path, str]:
     return model, f"{model}: the tokenizer has {pieces} pieces and vocab_size in config.json is 90"
 
 
+def of_a_step_that_is_not_kept(found: Found, folder: Path) -> tuple[str, str]:
+    kept = f"{found.workdir}/sft/checkpoints"
+    return f"{found.workdir}/sft@4", (
+        f"{kept}: no checkpoint of step 4 is kept here: name one of 8, or @best."
+    )
+
+
+def of_a_step_of_a_model(found: Found, folder: Path) -> tuple[str, str]:
+    return f"{found.published}@4", f"{found.published}@4: {found.published} is no run but a model"
+
+
+def of_a_step_of_nothing(found: Found, folder: Path) -> tuple[str, str]:
+    return f"{folder}/none@best", f"{folder}/none@best: the checkpoint is missing: name the folder"
+
+
 @pytest.mark.parametrize(
-    "case", [not_finished, missing, a_file, neither, nothing, without_tokenizer, with_few_rows]
-)
+    "case",
+    [
+        not_finished, missing, a_file, neither, nothing, without_tokenizer, with_few_rows,
+        of_a_step_that_is_not_kept, of_a_step_of_a_model, of_a_step_of_nothing,
+    ],
+)  # fmt: skip
 def test_what_is_no_policy(found: Found, tmp_path: Path, case: Any) -> None:
     target, said = case(found, tmp_path)
     with pytest.raises(PolicyError, match=f"^{re.escape(said)}") as error:

@@ -15,6 +15,8 @@ from rft_jax.config import (
     CheckpointConfig,
     Config,
     ConfigError,
+    EvaluationConfig,
+    MeshConfig,
     OptimizerConfig,
     PoolConfig,
     VerificationConfig,
@@ -73,10 +75,32 @@ def test_a_new_folder_passes(tmp_path: Path) -> None:
 
 
 def test_free_fields_may_change(tmp_path: Path) -> None:
-    save(tmp_path, tiny.sft())
     verification = VerificationConfig(workers=7, warn_undecided=0.2, stop_undecided=0.5)
-    checkpoint = CheckpointConfig(every_steps=1, keep=5)
-    check_same_config(tmp_path, tiny.sft(verification=verification, checkpoint=checkpoint))
+    checkpoint = CheckpointConfig(every_steps=1, every_minutes=9, keep=5, keep_best=1)
+    evaluation = EvaluationConfig(every_steps=1)
+    save(tmp_path / "a", tiny.sft(evaluation=evaluation))
+    changed = tiny.sft(
+        evaluation=evaluation,
+        verification=verification,
+        checkpoint=checkpoint,
+        mesh=MeshConfig(2, 2, 2),
+    )
+    check_same_config(tmp_path / "a", changed)
+
+
+def test_a_run_that_moved_says_so(tmp_path: Path) -> None:
+    here = {"device": "TPU v5 lite", "num_devices": 8}
+    assert provenance.moved(tmp_path, tiny.sft(), **here) is None
+    save(tmp_path, tiny.sft())
+    assert provenance.moved(tmp_path, tiny.sft(), **here) is None
+    other = tiny.sft(mesh=MeshConfig(2, 2, 1))
+    assert provenance.moved(tmp_path, other, device="cpu", num_devices=4) == (
+        "goes on with mesh data=2 x fsdp=2 x tensor=1 on 4 x cpu; it was mesh data=-1 x fsdp=1 x "
+        "tensor=1 on 8 x TPU v5 lite before: sums are made in another order, so results agree with "
+        "those of an undisturbed run within rounding, not bit for bit"
+    )
+    for change in ({"device": "cpu"}, {"num_devices": 16}):
+        assert provenance.moved(tmp_path, tiny.sft(), **here | change) is not None
 
 
 def test_another_config_is_refused(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class World:
                 verdict = OPEN if rng.random() < self.undecided else YES if right else NO
                 text = str(rng.integers(self.texts))
                 samples.append(output(question.id, index, verdict, step=step, text=text))
-        return Rollout(samples, np.full(len(samples), 0.5), 1.0, 2.0, 3.0)
+        return Rollout(samples, samples, np.full(len(samples), 0.5), 1.0, 2.0, 3.0, ())
 
     def fill(self, *args: Any, **options: Any) -> Filled:
         self.filled.append(fill(*args, **options))

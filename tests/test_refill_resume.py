@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from refilling import NO, OPEN, YES, output, settings
 from test_run import equal, final_state, lines
 
+from rft_jax import checkpoint_health, supply
+from rft_jax import loop as steps_of
 from rft_jax import run as loop
-from rft_jax import supply
 from rft_jax.config import Config, RefillConfig, RolloutConfig
 from rft_jax.records import Question, Sample
 from rft_jax.refill import Carried, RefillError, from_json, to_json
@@ -96,7 +97,7 @@ def made_up_rollout(
             text = sampling.tokenizer.decode(drawn)
             address = (question.id, index, options["step"])
             samples.append(Sample(*address, text, tokens, log_probs, True, verdict, ""))
-    return Rollout(samples, np.full(len(samples), 0.5), 1.0, 0.0, 0.0)
+    return Rollout(samples, samples, np.full(len(samples), 0.5), 1.0, 0.0, 0.0, ())
 
 
 @pytest.fixture
@@ -128,15 +129,15 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
     for workdir in (whole, again):
         loop.run("sft", experiment, workdir)
     assert loop.run("refilled", experiment, whole) == RunResult(6, True)
-    step = loop._step
+    step = steps_of._step
     for death in (3, 4):
 
-        def dies(this: loop.Run, source: Any, death: int = death) -> dict[str, Any]:
+        def dies(this: steps_of.Run, source: Any, death: int = death) -> dict[str, Any]:
             if this.step == death:
                 raise KeyboardInterrupt
             return step(this, source)
 
-        with mock.patch.object(loop, "_step", dies), pytest.raises(KeyboardInterrupt):
+        with mock.patch.object(steps_of, "_step", dies), pytest.raises(KeyboardInterrupt):
             loop.run("refilled", experiment, again)
         host = again / "refilled/checkpoints" / str(death // 2 * 2) / "host/metadata"
         assert json.loads(host.read_text())["surplus"]  # what a resumed run must not lose
@@ -172,5 +173,6 @@ def test_a_checkpoint_without_surplus_is_refused(
     saved = json.loads(host.read_text())
     del saved["surplus"]
     host.write_text(json.dumps(saved))
+    checkpoint_health.write_record(tmp_path / "refilled/checkpoints/6", None)
     with pytest.raises(RefillError, match="checkpoints/6: surplus is None, expected a list: "):
         loop.run("refilled", experiment, tmp_path)

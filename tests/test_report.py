@@ -37,6 +37,7 @@ from rft_jax.report.tables import (
     summary_table,
     time_parts,
     time_table,
+    utilization_table,
 )
 
 
@@ -250,6 +251,27 @@ def test_compilation_is_counted_over_resumes(tmp_path: Path) -> None:
     assert time_table([run]).rows[0][-1] == "7.5"
 
 
+def test_use_of_the_machine_is_that_of_the_middle_step(tmp_path: Path) -> None:
+    share = "utilization/update_mfu"
+    lines = [
+        train_line(step, 0.2, "online_rft") | {"utilization/update_flops": flops, share: used}
+        | {"utilization/decode_bytes": 2.5e10, "utilization/decode_bandwidth": None}
+        for step, flops, used in [(1, 1e12, 0.01), (2, 3e12, 0.5), (3, 4e12, 0.4)]
+    ]  # fmt: skip
+    make_run(tmp_path, "rft", "rft", 0.1, 0.2)
+    write_lines(make_run(tmp_path, "online_rft", "online_rft", 0.1, 0.2) / "metrics.jsonl", lines)
+    table = utilization_table(load_runs(tmp_path))
+    # A run whose lines say nothing of it has no row, and a share that is not known no number.
+    assert table.rows == (("online_rft", "3.0 T", "40.0", "-", "-", "25.0 G", "-"),)
+    assert utilization_table(load_runs(tmp_path)[1:]) == (
+        "Use of the machine",
+        table.header,
+        (),
+        (),
+    )
+    assert "Use of the machine" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_runs_come_in_the_order_of_the_experiment_and_then_by_name(tmp_path: Path) -> None:
     for name in ("b", "a", "z"):
         make_run(tmp_path, name, "sft", 0.1, 0.2)
@@ -360,7 +382,7 @@ def test_spread_keeps_order_and_distance(positions: list[float], gap: float) -> 
 @pytest.mark.parametrize(
     ("count", "text"),
     [(None, "-"), (950, "950"), (1500.0, "1,500"), (12_345, "12.3 k"), (4_560_000, "4.6 M"),
-     (2e9, "2.0 G")],
+     (2e9, "2.0 G"), (3.2e12, "3.2 T"), (1.5e15, "1.5 P")],
 )  # fmt: skip
 def test_compact_counts(count: float | None, text: str) -> None:
     assert compact(count) == text

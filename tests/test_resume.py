@@ -3,7 +3,6 @@ leave after they were started again is what an uninterrupted run leaves."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -15,20 +14,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny_experiment
+from killing import RUNS, assert_same, being_saved, current, lines_of, newest, rollouts_of
 
 from rft_jax import metrics
 
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
-RUNS = ("sft", "rft", "online_rft")
 KILLS_OF_A_RUN = 4
 KILLS = 20
 CHAINS = 2
@@ -82,21 +77,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     return errors
 
 
-def lines_of(folder: Path) -> int:
-    """Whole lines of a run's metrics so far."""
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def rollouts_of(folder: Path) -> int:
-    return len(list((folder / "rollouts").glob("*.jsonl")))
-
-
-def being_saved(folder: Path) -> bool:
-    """A checkpoint is half written."""
-    return any((folder / "checkpoints").glob("*tmp*"))
-
-
 def wait(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:
     """Watch until the moment has come; False when the process ended before."""
     deadline = time.monotonic() + WAIT_SECONDS
@@ -106,12 +86,6 @@ def wait(process: subprocess.Popen[str], moment: Callable[[], bool]) -> bool:
         assert time.monotonic() < deadline, "the process makes no progress"
         time.sleep(0.0005)
     return False
-
-
-def current(workdir: Path) -> Path | None:
-    """The folder of the first run that is not finished."""
-    folders = [workdir / name for name in RUNS]
-    return next((folder for folder in folders if not (folder / "finished.json").exists()), None)
 
 
 def phase(folder: Path, started: float) -> str:
@@ -176,41 +150,6 @@ def carry_out_with_kills(study: Study, workdir: Path, seed: int) -> list[tuple[s
             kills.append((where.name, phase(where, started)))
 
 
-def newest(folder: Path) -> tuple[int, list[np.ndarray], Any]:
-    """Step, arrays (parameters, then the optimizer's) and loop facts of the newest checkpoint."""
-    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
-    path = (folder / "checkpoints" / str(max(steps))).absolute()
-    arrays: list[np.ndarray] = []
-    for item in ("params", "training"):
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.metadata(path / item).item_metadata.tree
-            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            arrays += jax.tree.leaves(reader.restore(path / item, restore_args=kinds))
-    host = json.loads((path / "host" / "metadata").read_text())
-    del host["counters"]["seconds"]
-    return max(steps), arrays, host
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-
-
-def assert_same(whole: Path, again: Path) -> None:
-    """Parameters, optimizer, metrics, rollouts and evaluations are those of the whole run."""
-    for run in RUNS:
-        ours, theirs = newest(again / run), newest(whole / run)
-        assert ours[0] == theirs[0] == STEPS
-        assert ours[2] == theirs[2]
-        assert [a.dtype for a in ours[1]] == [a.dtype for a in theirs[1]]
-        assert [a.tobytes() for a in ours[1]] == [a.tobytes() for a in theirs[1]], run
-        logs = [metrics.read(folder / run / "metrics.jsonl") for folder in (again, whole)]
-        assert tiny_experiment.lasting(logs[0]) == tiny_experiment.lasting(logs[1])
-        assert Counter((line["kind"], line["step"]) for line in logs[0]).most_common(1)[0][1] == 1
-        for kept in ("rollouts", "evaluation"):
-            assert files_in(again / run / kept) == files_in(whole / run / kept), (run, kept)
-    assert (again / "report.html").is_file()
-
-
 def test_killed_runs_end_with_the_same_bits(study: Study) -> None:
     kills: list[tuple[str, str]] = []
     seeds: Iterator[int] = iter(range(100))
@@ -221,7 +160,7 @@ def test_killed_runs_end_with_the_same_bits(study: Study) -> None:
             for done in pool.map(carry_out_with_kills, [study] * CHAINS, folders, chosen):
                 kills += done
             for folder in folders:
-                assert_same(study.whole, folder)
+                assert_same(study.whole, folder, STEPS)
     assert {run for run, _ in kills} == set(RUNS)
     print(len(kills), "kills:", Counter(kills))  # `pytest -s` shows what was hit
 
@@ -253,7 +192,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(study: Study) -> None:
     assert lines_of(folder) == 0
     folder = stop("online_rft", signal.SIGTERM, lambda folder: lines_of(folder) > 5)
     finish(study.start(workdir))
-    assert_same(study.whole, workdir)
+    assert_same(study.whole, workdir, STEPS)
 
 
 def test_a_finished_study_does_nothing_more(study: Study) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rft_jax import rollout_log
 from rft_jax.jsonl import LogError
 from rft_jax.records import Question, Sample, Verdict
+from rft_jax.rollout_log import Writer
 
 QUESTIONS = [Question(3, "2 and 3?", "5", "2 + 3 = 5\n#### 5"), Question(7, "1 and 1?", "2")]
 
@@ -166,3 +167,70 @@ def test_a_damaged_line_is_named(tmp_path: Path, name: str) -> None:
     path.write_text(f"{first}\n\n{bad}\n{first}\n", encoding="utf-8")
     with pytest.raises(LogError, match=rf"step-000000\.jsonl:3: .*{text}$"):
         rollout_log.read(path)
+
+
+def by(process: int, *question_ids: int, processes: int = 2) -> dict[str, Any]:
+    """What `write` is given for the part that a process has."""
+    return {
+        "samples": [sample(question_id, text=f"{process}") for question_id in question_ids],
+        "questions": QUESTIONS,
+        "seed": 0,
+        "writer": Writer(process, processes),
+    }
+
+
+def test_each_process_writes_its_own_part(tmp_path: Path) -> None:
+    rollout_log.write(tmp_path, 4, **by(1, 3))
+    assert not rollout_log.is_whole(tmp_path, 4)
+    rollout_log.write(tmp_path, 4, **by(0, 7, 3))
+    assert rollout_log.is_whole(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000004.000-of-002.jsonl",
+        "step-000004.001-of-002.jsonl",
+    ]
+    found = [(one.text, one.question_id) for _, one in rollout_log.read_step(tmp_path, 4)]
+    assert found == [("0", 7), ("0", 3), ("1", 3)]
+    assert [one.text for _, one in rollout_log.read_folders([str(tmp_path)])] == ["0", "0", "1"]
+
+
+def test_a_part_may_be_empty(tmp_path: Path) -> None:
+    """Where the devices of a process hold rows that another one owns."""
+    rollout_log.write(tmp_path, 4, **by(0, 7))
+    rollout_log.write(tmp_path, 4, **by(1))
+    assert rollout_log.is_whole(tmp_path, 4)
+    assert [one.text for _, one in rollout_log.read_step(tmp_path, 4)] == ["0"]
+
+
+def test_a_rollout_that_lacks_parts_is_not_read(tmp_path: Path) -> None:
+    for step in (1, 2):
+        for process in range(3):
+            if (step, process) != (2, 1):
+                rollout_log.write(tmp_path, step, **by(process, 7, processes=3))
+    (tmp_path / "step-000002.001-of-003.part").touch()
+    assert [rollout_log.is_whole(tmp_path, step) for step in (0, 1, 2)] == [False, True, False]
+    assert len(rollout_log.read_folders([str(tmp_path)])) == 3
+    with pytest.raises(LogError, match=r"step-000002\.jsonl: there is no such rollout file"):
+        rollout_log.read_step(tmp_path, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_another_number_of_processes_writes_a_rollout_anew(tmp_path: Path, processes: int) -> None:
+    for process in range(2):
+        for step in (1, 2):
+            rollout_log.write(tmp_path, step, **by(process, 7))
+    for process in reversed(range(processes)):
+        rollout_log.write(tmp_path, 2, **by(process, 3, processes=processes))
+    assert [one.question_id for _, one in rollout_log.read_step(tmp_path, 2)] == [3] * processes
+    assert len(list(tmp_path.glob("step-000002*"))) == processes
+    assert len(list(tmp_path.glob("step-000001*"))) == 2  # of other steps it has no business
+
+
+def test_of_two_whole_sets_one_is_read(tmp_path: Path) -> None:
+    for processes in (2, 3, 1):
+        for process in reversed(range(processes)):
+            path = rollout_log.path_of(tmp_path, 1, Writer(process, processes))
+            rollout_log.write(tmp_path / "apart", 1, **by(process, 7, processes=processes))
+            (tmp_path / "apart" / path.name).rename(path)
+    assert len(rollout_log.read_step(tmp_path, 1)) == 1
+    rollout_log.path_of(tmp_path, 1).unlink()
+    assert len(rollout_log.read_folders([str(tmp_path)])) == 2

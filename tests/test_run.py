@@ -14,6 +14,7 @@ import pytest
 import tiny_experiment
 
 from rft_jax import checkpoint, metrics, rollout_log
+from rft_jax import loop as steps_of
 from rft_jax import run as loop
 from rft_jax.config import (
     Config,
@@ -25,11 +26,12 @@ from rft_jax.config import (
     VerificationConfig,
 )
 from rft_jax.layout import make_layout
+from rft_jax.loop import RunError, RunResult
 from rft_jax.parallel.mesh import make_mesh
-from rft_jax.run import RunError, RunResult
 from rft_jax.supply import SupplyError
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.selection import select
+from rft_jax.updating import UpdateError
 from rft_jax.verification.rules import VerifierError
 
 pytestmark = pytest.mark.slow
@@ -42,6 +44,7 @@ ALWAYS = {
     "cost/sampled_tokens", "cost/sampled_outputs", "cost/updates", "cost/skipped_updates",
     "seconds/updating", "seconds/checkpointing", "seconds/compiling", "seconds/elapsed",
     "speed/tokens_per_second", "system/compilations", "system/peak_memory_bytes",
+    "utilization/update_flops", "utilization/update_mfu",
 }  # fmt: skip
 FUNNEL = {
     "funnel/sampled", "funnel/finished", "funnel/parsed", "funnel/correct", "funnel/distinct",
@@ -50,7 +53,11 @@ FUNNEL = {
     "lengths/truncated", "cost/sampled_per_accepted_token",
     "seconds/sampling", "seconds/verifying", "seconds/verifying_hidden",
 }  # fmt: skip
-ONLINE = {"policy/entropy", "policy/log_prob_mismatch_max", "policy/log_prob_mismatch_mean"}
+ONLINE = {
+    "policy/entropy", "policy/log_prob_mismatch_max", "policy/log_prob_mismatch_mean",
+    "utilization/sampling_flops", "utilization/sampling_mfu", "utilization/decode_bytes",
+    "utilization/decode_bandwidth",
+}  # fmt: skip
 EVALUATION = {
     "greedy/accuracy", "greedy/standard_error", "greedy/undecided", "pass_at/1", "pass_at/2",
     "sampled/standard_error", "policy/entropy", "questions/distinct_correct", "lengths/mean",
@@ -296,7 +303,7 @@ def test_a_gradient_that_is_not_finite(study: Study, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(learning_rate=1e38)
     short = {"data": study.online().data, "evaluation": study.online().evaluation}
     config = tiny_experiment.sft(study.source, optimizer=optimizer, **short)
-    with pytest.raises(RunError) as error:
+    with pytest.raises(UpdateError) as error:
         loop.run("x", {"x": config}, tmp_path)
     assert str(error.value) == (
         "step 2: the gradient's norm is nan; nothing of this step is saved. Lower "
@@ -317,15 +324,15 @@ def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.Monke
     assert whole[0]["update/sequences"] == 32 - whole[0]["funnel/undecided"]
 
     # The reference stays the start when the run goes on from a later step.
-    step = loop._step
+    step = steps_of._step
 
-    def dies(this: loop.Run, source: Any) -> dict[str, Any]:
+    def dies(this: steps_of.Run, source: Any) -> dict[str, Any]:
         if this.step == 2:
             raise KeyboardInterrupt
         return step(this, source)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", dies)
+        patch.setattr(steps_of, "_step", dies)
         with pytest.raises(KeyboardInterrupt):
             study.carry_out(config, tmp_path / "again")
     again = loop.run(

@@ -114,6 +114,25 @@ def test_rows_that_the_mesh_cannot_split(source: str) -> None:
     )
 
 
+def test_all_sizes_that_the_mesh_cannot_split_are_one_error(source: str) -> None:
+    """Of the model, the vocabulary that is to be trained included, and of the update."""
+    config = tiny_experiment.sft(source)
+    model = replace(config.model, d_model=18, mlp_dim=22, num_heads=4)
+    config = replace(config, model=model, update=replace(config.update, rows_per_microbatch=3))
+    with pytest.raises(ConfigError) as error:
+        setup.check_devices(config, make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)))
+    assert str(error.value) == (
+        "mesh.tensor is 4: it must divide model.num_kv_heads, 2, and model.mlp_dim, 22, and the "
+        "rows of the embedding (model.vocab_size, or else the pieces of the tokenizer), 274; "
+        "choose another mesh or model size. update.rows_per_microbatch is 3: it must be a multiple "
+        "of mesh.data x mesh.fsdp, 2."
+    )
+    # The rows of a published model's embedding count, not the pieces of its tokenizer.
+    config = replace(config, model=replace(model, vocab_size=280, num_kv_heads=4, mlp_dim=24))
+    with pytest.raises(ConfigError, match=r"^update\.rows_per_microbatch is 3: .*, 2\.$"):
+        setup.check_devices(config, make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)))
+
+
 def test_float64_is_refused_where_jax_would_compute_in_float32(source: str) -> None:
     model = replace(tiny_experiment.sft(source).model, compute_dtype="float64")
     config = replace(tiny_experiment.sft(source), model=model)

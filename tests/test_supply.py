@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from rft_jax import rollout_log, supply
+from rft_jax import pool, rollout_log, supply
 from rft_jax.config import Config, Denominator, PoolConfig, RolloutConfig
 from rft_jax.data.questions import Position
 from rft_jax.keys import Purpose
@@ -49,7 +49,7 @@ def minibatches(sequences: Sequence[TrainingSequence], settings: Config, count: 
     source: Supply = fixed(sequences, settings)
     position, batches = START, []
     for step in range(count):
-        batch, position, facts, surplus = source(step, position, no_policy, ())
+        batch, position, facts, surplus, _ = source(step, position, no_policy, ())
         assert (facts, surplus) == ({}, ())
         batches.append(batch)
     return batches
@@ -160,7 +160,7 @@ class Drawn:
             for question in questions
             for n, output in enumerate((right, WRONG))
         ]
-        return Rollout(samples, np.full(len(samples), 0.5), 3.0, 2.0, 1.0)
+        return Rollout(samples, samples, np.full(len(samples), 0.5), 3.0, 2.0, 1.0, ())
 
 
 MANY = [Question(10 + row, "1", "2") for row in range(5)]
@@ -220,9 +220,9 @@ def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     answers = iter([0, 0, 1])
     questions = MANY[:4]
     arguments = (None, questions, settings, sampling(), tmp_path)
-    assert supply.sample_pool(*arguments, lambda: next(answers)) is None  # a signal came
+    assert pool.sample_pool(*arguments, lambda: next(answers)) is None  # a signal came
     assert drawn.steps == [0, 1]
-    seconds = supply.sample_pool(*arguments, lambda: 0)
+    seconds = pool.sample_pool(*arguments, lambda: 0)
     assert drawn.steps == [0, 1, 2]  # what was there is not repeated
     assert seconds == {
         "seconds/sampling": 3.0,
@@ -232,7 +232,7 @@ def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     asked = [question for step in drawn.asked for question in step]
     assert sorted(asked[:4]) == [q.id for q in questions]
 
-    sequences, facts = supply.pool(settings, sampling(), tmp_path)
+    sequences, facts = pool.sequences(questions, settings, sampling(), tmp_path)
     assert len(sequences) == 6
     assert [s.weight for s in sequences] == pytest.approx([1 / 6] * 6)
     assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (12, 24)
@@ -242,8 +242,8 @@ def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_a_pool_is_what_its_steps_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file of a later step, left by another setting, is not part of it."""
     Drawn(monkeypatch)
-    supply.sample_pool(None, MANY, pool_settings(2, 3), sampling(), tmp_path, lambda: 0)
-    assert len(supply.pool(pool_settings(2, 2), sampling(), tmp_path)[0]) == 4
+    pool.sample_pool(None, MANY, pool_settings(2, 3), sampling(), tmp_path, lambda: 0)
+    assert len(pool.sequences(MANY, pool_settings(2, 2), sampling(), tmp_path)[0]) == 4
 
 
 def from_rollouts(*folders: Path) -> Config:
@@ -256,7 +256,7 @@ def test_a_pool_unites_the_logs_of_earlier_runs(tmp_path: Path) -> None:
         samples = [sample(QUESTIONS[0], output, n) for n, output in enumerate(outputs)]
         rollout_log.write(tmp_path / name, 0, samples, QUESTIONS, seed=0)
     settings = from_rollouts(tmp_path / "a", tmp_path / "b")
-    sequences, facts = supply.pool(settings, sampling(), tmp_path / "nothing")
+    sequences, facts = pool.sequences(MANY, settings, sampling(), tmp_path / "nothing")
     assert [(tuple(s.prompt), s.completion, s.weight) for s in sequences] == (
         [(PROMPTS[0], RIGHT.tokens, 0.5)] * 2
     )
@@ -272,7 +272,7 @@ def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:
         r"them in the report, start from a better model, or sample more \(pool\.rollout_steps, "
         r"rollout\.samples_per_question\)\.$",
     ):
-        supply.pool(from_rollouts(tmp_path), sampling(), tmp_path)
+        pool.sequences(MANY, from_rollouts(tmp_path), sampling(), tmp_path)
 
 
 def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) -> None:
@@ -286,8 +286,8 @@ def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) ->
     wide = replace(settings, model=replace(settings.model, vocab_size=8))
     tokenizer = replace(sampling().tokenizer, eos_ids=(EOS, 2))
     several = replace(sampling(), tokenizer=tokenizer)
-    sequences, _ = supply.pool(wide, several, tmp_path)
+    sequences, _ = pool.sequences(MANY, wide, several, tmp_path)
     assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (1, 1, 2)]
     for narrow, one in ((settings, several), (wide, sampling())):
         with pytest.raises(SupplyError, match="question 0 are not its text under digits: name"):
-            supply.pool(narrow, one, tmp_path)
+            pool.sequences(MANY, narrow, one, tmp_path)

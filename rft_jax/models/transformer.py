@@ -63,7 +63,10 @@ def cast(params: Params, dtype: str) -> Params:
 
 
 def _embed(params: Params, config: ModelConfig, tokens: Int[Array, "..."]) -> Array:
-    embedded = params["embedding"][tokens].astype(config.compute_dtype)
+    # Each device looks up its part of the width for the rows of its copy, and then only devices of
+    # an fsdp axis exchange rows. Left to itself XLA's partitioner brings all rows to all devices.
+    embedded = jnp.asarray(params["embedding"][tokens], config.compute_dtype)
+    embedded = constrain(embedded, "rows_of_copy", *(None,) * (tokens.ndim - 1), "embed")
     if config.scale_embeddings:
         embedded = embedded * jnp.asarray(math.sqrt(config.d_model), config.compute_dtype)
     return jnp.moveaxis(embedded, -1, 0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from rft_jax.batches import Params
@@ -27,22 +28,69 @@ RULES: dict[str, str | None] = {
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that split a batch."""
 
+_ROWS: dict[str, tuple[str | None, ...]] = {"rows": BATCH_AXES, "rows_of_copy": ("data",)}
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A (data, fsdp, tensor) mesh over all devices of the job.
+AXES = (*BATCH_AXES, "tensor")
+"""All mesh axes, those that exchange more further back."""
+
+SETTINGS = {
+    "embed": "model.d_model",
+    "vocab": "the rows of the embedding (model.vocab_size, or else the pieces of the tokenizer)",
+    "heads": "model.num_heads",
+    "kv_heads": "model.num_kv_heads",
+    "mlp": "model.mlp_dim",
+}
+"""Logical axis -> what a user sets to change its size."""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over all devices of the job, or over `devices`, as `arranged`.
 
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
-    sizes = _sizes(config)
-    count = jax.device_count()
-    known = math.prod(size for size in sizes if size != -1)
-    if count % known or (-1 not in sizes and known != count):
+    devices = jax.devices() if devices is None else devices
+    sizes, count = _sizes(config), len(devices)
+    if not _fits(sizes, count):
+        there_are = "device there is" if count == 1 else "devices there are"
+        split = " JAX_NUM_CPU_DEVICES sets how many a CPU is split into."
         raise ConfigError(
             f"mesh is data={config.data} x fsdp={config.fsdp} x tensor={config.tensor}: it must "
-            f"make up the {count} devices there are; leave one axis at -1 to infer it."
+            f"make up the {count} {there_are}; leave one axis at -1 to infer it."
+            f"{split if devices[0].platform == 'cpu' else ''}"
         )
-    shape = tuple(count // known if size == -1 else size for size in sizes)
-    return Mesh(np.asarray(jax.devices()).reshape(shape), ("data", "fsdp", "tensor"))
+    left = count // math.prod(size for size in sizes if size != -1)
+    data, fsdp, tensor = (left if size == -1 else size for size in sizes)
+    auto = (AxisType.Auto,) * len(AXES)
+    return Mesh(arranged(devices, (data, fsdp, tensor)), AXES, axis_types=auto)
+
+
+def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
+    """The devices in `shape`, (data, fsdp, tensor), so that those which exchange most are nearest.
+
+    On TPUs the order follows the links between chips, as jax.make_mesh has it, but for shapes that
+    split an axis of links, which that takes on v5e alone; elsewhere it is that of `devices`, by id
+    on GPUs. Slices, which a slower network joins, differ along data, and along fsdp where
+    there are more of them than data can take.
+    Raises ConfigError when the devices of a tensor axis would be of several slices.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = shape
+    of_data = math.gcd(data, slices)
+    of_fsdp = slices // of_data
+    if fsdp % of_fsdp:
+        raise ConfigError(
+            f"mesh is data={data} x fsdp={fsdp} x tensor={tensor}, and the devices are of {slices} "
+            "slices: those of a tensor axis must be of one; let mesh.data be a multiple of "
+            f"{slices}."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // of_data, fsdp // of_fsdp, tensor),
+        (of_data, of_fsdp, 1),
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def cpu_device_count(meshes: Iterable[MeshConfig], rows: Iterable[int], cores: int) -> int:
@@ -55,9 +103,8 @@ def cpu_device_count(meshes: Iterable[MeshConfig], rows: Iterable[int], cores: i
     meshes, rows = tuple(meshes), tuple(rows)
 
     def fits(count: int) -> bool:
-        known = [math.prod(s for s in _sizes(mesh) if s != -1) for mesh in meshes]
-        inferred = all(-1 in _sizes(mesh) for mesh in meshes)
-        return inferred and not any(count % k for k in known) and not any(r % count for r in rows)
+        made = all(_fits(_sizes(mesh), count) for mesh in meshes)
+        return made and not any(r % count for r in rows)
 
     counts = [2**power for power in range(cores.bit_length()) if 2**power <= cores]
     return max((count for count in counts if fits(count)), default=1)
@@ -65,6 +112,12 @@ def cpu_device_count(meshes: Iterable[MeshConfig], rows: Iterable[int], cores: i
 
 def _sizes(config: MeshConfig) -> tuple[int, int, int]:
     return config.data, config.fsdp, config.tensor
+
+
+def _fits(sizes: tuple[int, int, int], count: int) -> bool:
+    """True when `count` devices make up a mesh of these sizes."""
+    known = math.prod(size for size in sizes if size != -1)
+    return count % known == 0 if -1 in sizes else count == known
 
 
 def batch_size_divisor(mesh: Mesh | AbstractMesh) -> int:
@@ -83,13 +136,14 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def partition(*names: str | None, among: Collection[str]) -> PartitionSpec:
-    """How activations are split: `rows` by the batch axes, others as RULES say (None: kept whole),
-    mesh axes other than `among` left out."""
+    """How activations are split: `rows` by the batch axes, `rows_of_copy` by data alone (fsdp being
+    free for `embed`), others as RULES say (None: kept whole), mesh axes other than `among` left
+    out."""
 
     def axes(name: str | None) -> tuple[str | None, ...]:
         if name is None:
             return ()
-        return BATCH_AXES if name == "rows" else (RULES[name],)
+        return _ROWS[name] if name in _ROWS else (RULES[name],)
 
     return PartitionSpec(*(tuple(axis for axis in axes(n) if axis in among) for n in names))
 
@@ -112,19 +166,28 @@ def param_shardings(
     shapes: a tree of arrays or ShapeDtypeStructs; axes: the same tree of logical axis names.
     fsdp=False keeps the "embed" axis whole: the layout of a rollout, whose decode loop must not
     gather weights.
-    Raises ConfigError when a mesh axis does not divide a dimension it should split.
+    Raises ConfigError, one for all, when mesh axes do not divide what they should split.
     """
     rules = RULES if fsdp else RULES | {"embed": None}
+    misfits: dict[str, dict[str, int]] = {}
 
-    def one(path: tuple[Any, ...], shape: Any, names: tuple[str | None, ...]) -> NamedSharding:
+    def one(shape: Any, names: tuple[str | None, ...]) -> NamedSharding:
         spec = tuple(None if name is None else rules[name] for name in names)
         for size, name, axis in zip(shape.shape, names, spec, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                where = ".".join(str(part.key) for part in path)
-                raise ConfigError(
-                    f"mesh.{axis} is {mesh.shape[axis]}: it must divide the {name} axis of "
-                    f"parameter {where}, {size}; choose another mesh or model size."
-                )
+            if name is not None and axis is not None and size % mesh.shape[axis]:
+                misfits.setdefault(axis, {})[name] = size
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree_util.tree_map_with_path(one, shapes, axes)
+    found: dict[str, Any] = jax.tree.map(one, shapes, axes)
+    if misfits:
+        raise ConfigError(_told(mesh, misfits))
+    return found
+
+
+def _told(mesh: Mesh, misfits: dict[str, dict[str, int]]) -> str:
+    """misfits: of each mesh axis, the sizes of the logical axes that it does not divide."""
+    parts = []
+    for axis in sorted(misfits, key=AXES.index):
+        sizes = [f"{SETTINGS[name]}, {misfits[axis][name]}" for name in sorted(misfits[axis])]
+        parts.append(f"mesh.{axis} is {mesh.shape[axis]}: it must divide {', and '.join(sizes)}")
+    return "; ".join(parts) + "; choose another mesh or model size."

@@ -19,6 +19,7 @@ from rft_jax.report.tables import (
     interval,
     results,
     time_table,
+    utilization_table,
 )
 
 
@@ -48,6 +49,7 @@ def write_report(workdir: Path) -> Path:
         "Paired differences": _table(differences(runs), runs),
         "Curves": figures,
         "Time": _table(time_table(runs), runs),
+        "Use of the machine": _table(utilization_table(runs), runs),
         "Sampled outputs": _browser(runs, outputs),
         "Settings": "".join(_settings(run) for run in runs),
     }

@@ -169,6 +169,30 @@ def time_table(runs: Sequence[Run]) -> Table:
     return Table("Where the time goes", header, tuple(rows), notes)
 
 
+def utilization_table(runs: Sequence[Run]) -> Table:
+    """What a step of each run has to compute and to move, and the share of the devices' rates."""
+    parts = (
+        ("FLOP of an update", "utilization/update_flops", "MFU %", "utilization/update_mfu"),
+        ("FLOP of sampling", "utilization/sampling_flops", "MFU %", "utilization/sampling_mfu"),
+        ("bytes of decoding", "utilization/decode_bytes", "bandwidth %",
+         "utilization/decode_bandwidth"),
+    )  # fmt: skip
+    header = ("run", *(title for part in parts for title in (part[0], part[2])))
+    rows = []
+    for run in runs:
+        cells = []
+        for _, work, _, share in parts:
+            used = _median(run, share)
+            cells += [compact(_median(run, work)), _number(used and 100 * used, ".1f")]
+        if set(cells) != {NOTHING}:
+            rows.append((run.name, *cells))
+    note = (
+        "Medians over steps. Work that no implementation can avoid, over what the devices could do "
+        "in that time at published rates; shares are missing where these are not known."
+    )
+    return Table("Use of the machine", header, tuple(rows), (note,) if rows else ())
+
+
 def interval(pair: PairedDifference | None) -> str:
     """`+3.1 [+1.0, +5.2] *` in percentage points; * marks an interval that excludes zero."""
     if pair is None:
@@ -181,7 +205,13 @@ def compact(count: float | int | None) -> str:
     """A count with its unit, such as 950, 12.3 k or 4.6 M."""
     if count is None:
         return NOTHING
-    for unit, size, least in (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+    for unit, size, least in (
+        ("P", 1e15, 1e15),
+        ("T", 1e12, 1e12),
+        ("G", 1e9, 1e9),
+        ("M", 1e6, 1e6),
+        ("k", 1e3, 1e4),
+    ):
         if count >= least:
             return f"{count / size:.1f} {unit}"
     return f"{count:,.0f}"
@@ -198,6 +228,12 @@ def pass_curve(line: dict[str, Any]) -> dict[int, float]:
     """k -> pass@k of one evaluation line, k rising."""
     names = [name for name in line if name.startswith("pass_at/") and is_number(line, name)]
     return dict(sorted((int(name.removeprefix("pass_at/")), float(line[name])) for name in names))
+
+
+def _median(run: Run, name: str) -> float | None:
+    """Over the train lines that have a number of that name; None where none has."""
+    values = [value for (value,) in run.series("train", (name,))]
+    return float(np.median(values)) if values else None
 
 
 def _greedy(line: dict[str, Any]) -> float:

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from rft_jax.batches import Completions, Params, Prompts
 from rft_jax.config import ModelConfig
 from rft_jax.models import transformer
-from rft_jax.parallel.mesh import BATCH_AXES, batch_size_divisor
+from rft_jax.parallel.mesh import batch_size_divisor
+from rft_jax.parallel.shards import mesh_of, on_shards, read
 from rft_jax.sampling import relayout
 from rft_jax.sampling import slots as loop
 from rft_jax.sampling.slots import Outputs, Slots, Store
+from rft_jax.sampling.taking import Ended, Taken, Taking
 
 FIRST_RING = 32
 """Columns that the slots' own cache starts with; it doubles as outputs grow."""
@@ -40,37 +42,6 @@ STEPS_AT_ONCE = 32
 """Steps between two looks of the host, which takes the outputs that have ended."""
 LAST_STEPS_AT_ONCE = 8
 """The same when the queue is empty and slots may be given up."""
-TAKEN_AT_ONCE = 8
-"""Ended outputs leave the device in parts of at least so many, and of all divided by so many."""
-
-
-class Ended(NamedTuple):
-    """Outputs that have ended since the last such part, as numpy arrays; see Completions.
-
-    numbers: question row x G + sample index of each.
-    """
-
-    numbers: Int[np.ndarray, "E"]
-    tokens: Int[np.ndarray, "E T"]
-    log_probs: Float[np.ndarray, "E T"]
-    entropies: Float[np.ndarray, "E T"]
-    lengths: Int[np.ndarray, "E"]
-    finished: Bool[np.ndarray, "E"]
-
-
-def _on_shards(function: Callable[..., Any], mesh: Mesh | None, split: tuple[bool, ...]) -> Any:
-    """`function` on each shard of the batch by itself; `split`: which arguments are per shard."""
-    if mesh is None or mesh.size == 1:
-        return function
-    batch = PartitionSpec(BATCH_AXES)
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=tuple(batch if of_shard else PartitionSpec() for of_shard in split),
-        out_specs=batch,
-        axis_names=set(BATCH_AXES),
-        check_vma=False,
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "config", "shape", "ring", "max_new_tokens"))
@@ -86,7 +57,7 @@ def start(
 ) -> tuple[Store, Slots]:
     """`slots.start` on every shard."""
     function = functools.partial(loop.start, **static)
-    return _on_shards(function, mesh, (False, True, True, False, False))(
+    return on_shards(function, mesh, (False, True, True, False, False))(
         params, prompts, limits, root, step
     )
 
@@ -105,13 +76,23 @@ def decode(
     *,
     mesh: Mesh | None,
     **static: Any,
-) -> tuple[Slots, Int[Array, "D 3"]]:
+) -> tuple[Slots, Int[Array, "D 5"]]:
     """`slots.decode` on every shard; shards of one device do not wait for each other."""
     in_step = mesh is not None and mesh.shape["tensor"] > 1
     function = functools.partial(loop.decode, in_step=in_step, **static)
-    return _on_shards(function, mesh, (False, True, True, False, False))(
+    return on_shards(function, mesh, (False, True, True, False, False))(
         params, store, slots, temperature, max_steps
     )
+
+
+class Look(NamedTuple):
+    """outputs: all so far, overwritten when the iterator goes on: dispatch what reads them before;
+    left: samples still to end; ended: those that have, by shard; steps: of all shards so far."""
+
+    outputs: Outputs
+    left: int
+    ended: Int[np.ndarray, "D"]
+    steps: int
 
 
 class Layout(NamedTuple):
@@ -144,7 +125,7 @@ def _change(
         function = functools.partial(relayout.shrink, size=new.size)
     else:
         function = functools.partial(relayout.grow, ring=new.ring, prompt_width=prompt_width)
-    return _on_shards(function, mesh, (True,))(slots)
+    return on_shards(function, mesh, (True,))(slots)
 
 
 @jax.jit
@@ -175,16 +156,14 @@ def _decoded(
     num_slots: int = 0,
     limits: Int[Array, "Q G"] | None = None,
     only_compile: bool = False,
-) -> Iterator[tuple[Outputs, int]]:
-    """The host's side of the loop: (outputs so far, samples still to end) after every look.
+) -> Iterator[Look]:
+    """The host's side of the loop: what it sees at every look.
 
-    The outputs are overwritten when the iterator goes on: dispatch what reads them before.
     only_compile: go through all layouts without a step.
     """
     if not isinstance(params["blocks"], tuple):
         params = _unstack(params)
-    where = getattr(prompts.tokens, "sharding", None)
-    mesh = where.mesh if isinstance(where, NamedSharding) else None
+    mesh = mesh_of(prompts.tokens)
     shards = batch_size_divisor(mesh) if mesh is not None else 1
     questions, width = prompts.tokens.shape
     limits = _limits(prompts, limits, num_samples=num_samples, max_new_tokens=max_new_tokens)
@@ -206,9 +185,10 @@ def _decoded(
             params, store, slots, temperature, np.int32(steps),
             mesh=mesh, config=config, prompt_width=width, eos_ids=eos_ids, greedy=greedy,
         )  # fmt: skip
-        by_shard = jax.device_get(summary)
-        working, longest, waiting = (int(most) for most in np.max(by_shard, axis=0))
-        yield slots.outputs, int(by_shard[:, 0].sum() + by_shard[:, 2].sum())
+        by_shard = read(summary)
+        working, longest, waiting, *_ = (int(most) for most in np.max(by_shard, axis=0))
+        left = int(by_shard[:, 0].sum() + by_shard[:, 2].sum())
+        yield Look(slots.outputs, left, by_shard[:, 3], int(by_shard[:, 4].sum()))
         if working == waiting == 0 or (only_compile and not todo):
             return
         changes = 1 if only_compile or (longest >= layout.ring < max_new_tokens) else 0
@@ -225,13 +205,10 @@ def _decoded(
 
 def compile_programs(*arguments: Any, **settings: Any) -> None:
     """Compile all that `sample_stream` of the same arguments and settings may run."""
-    total = arguments[1].tokens.shape[0] * settings["num_samples"]
-    for outputs, _ in _decoded(*arguments, only_compile=True, **settings):
-        _take(outputs, np.zeros(_at_once(total), np.int32))
-
-
-def _at_once(total: int) -> int:
-    return max(TAKEN_AT_ONCE, -(-total // TAKEN_AT_ONCE))
+    prompts, num_samples = arguments[1], settings["num_samples"]
+    for look in _decoded(*arguments, only_compile=True, **settings):
+        taking = Taking(prompts, num_samples)
+        taking.take(look.outputs)
 
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "max_new_tokens"))
@@ -266,8 +243,8 @@ def sample(
     limits: [Q, G], the most tokens of each output, `max_new_tokens` without.
     """
     looks = _decoded(params, prompts, root, step, temperature, num_samples=num_samples, **settings)
-    last, _ = collections.deque(looks, maxlen=1).pop()
-    return _completions(last, prompts.tokens.shape[0], num_samples)
+    last = collections.deque(looks, maxlen=1).pop()
+    return _completions(last.outputs, prompts.tokens.shape[0], num_samples)
 
 
 def sample_stream(
@@ -282,34 +259,22 @@ def sample_stream(
 ) -> Iterator[Ended]:
     """The outputs of `sample`, each as soon as it has ended, while the device decodes the others.
 
-    Every output of a prompt that is no filler comes once, in no order that a user may rely on.
+    Every output of a prompt that is no filler comes once, in no order that a user may rely on; in a
+    job of several processes to the one that owns its row (shards.rows_by_process).
     """
-    total = prompts.tokens.shape[0] * num_samples
-    at_once = _at_once(total)
-    taken = np.zeros(total, bool)
-    leaving: list[tuple[Int[np.ndarray, "E"], Outputs]] = []
-    for outputs, left in _decoded(
+    taking = Taking(prompts, num_samples)
+    given: Int[np.ndarray, "D"] | int = 0
+    leaving: list[Taken] = []
+    for outputs, left, ended, steps in _decoded(
         params, prompts, root, step, temperature, num_samples=num_samples, **settings
     ):
-        ended, lengths = jax.device_get((outputs.ended, outputs.lengths))
-        new = np.flatnonzero(ended & (lengths > 0) & ~taken)
-        taken[new] = True
-        arrived, leaving = leaving, []
-        for part in np.split(new, range(at_once, len(new), at_once)):
-            if len(part):
-                padded = np.zeros(at_once, np.int32)
-                padded[: len(part)] = part
-                leaving.append((part, _take(outputs, padded)))
+        parts = -(-int(np.max(ended - given)) // taking.at_once)
+        given = ended
+        arrived, leaving = leaving, [taking.take(outputs) for _ in range(parts)]
         if not left:
             arrived, leaving = arrived + leaving, []
-        for part, rows in arrived:
-            host = jax.device_get(rows)
-            yield Ended(part, *(leaf[: len(part)] for leaf in host[:5]))
-
-
-@jax.jit
-def _take(outputs: Outputs, numbers: Int[Array, "E"]) -> Outputs:
-    return jax.tree.map(lambda leaf: leaf[numbers], outputs)
+        for taken in arrived:
+            yield from taking.on_host(taken, steps)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

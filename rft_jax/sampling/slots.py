@@ -193,13 +193,14 @@ def decode(
     eos_ids: tuple[int, ...],
     greedy: bool,
     in_step: bool,
-) -> tuple[Slots, Int[Array, "1 3"]]:
+) -> tuple[Slots, Int[Array, "1 5"]]:
     """Run `max_steps` steps, or fewer when nothing is left to sample and not `in_step`.
 
     in_step: all shards run as many steps as each other. The devices of a shard exchange parts of
     activations, and an exchange may be one that all devices of the mesh take part in at once.
     The caller sees to it that no sample at work outgrows the ring in so many steps.
-    Also returns (working slots, tokens of the longest sample at work, samples in the queue).
+    Also returns (working slots, tokens of the longest sample at work, samples in the queue, samples
+    that have ended, steps since the start).
     """
     limit = slots.outputs.tokens.shape[1]
     first = slots.step[0]
@@ -221,7 +222,9 @@ def decode(
     at_work = slots.samples >= 0
     waiting = slots.outputs.lengths.shape[0] - slots.head[0]
     longest = jnp.max(jnp.where(at_work, slots.ages, 0))
-    return slots, jnp.stack([jnp.sum(at_work), longest, waiting])[None].astype(jnp.int32)
+    ended = jnp.sum(slots.outputs.ended & (slots.outputs.lengths > 0))
+    summary = jnp.stack([jnp.sum(at_work), longest, waiting, ended, slots.step[0]])
+    return slots, summary[None].astype(jnp.int32)
 
 
 def _draw(

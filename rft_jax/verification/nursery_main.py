@@ -61,6 +61,8 @@ class _Nursery:
     def run(self) -> None:
         """Serve until the pool closes its end of the connection, or dies."""
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        # Launchers send it to all processes of a job, whose step is still to be verified.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         signal.set_wakeup_fd(self._woken_by, warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()  # a collection in a worker then copies no page of what was loaded here

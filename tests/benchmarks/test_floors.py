@@ -15,6 +15,7 @@ from benchmarks import floors
 from benchmarks.peers.ours import model_config
 from benchmarks.work import SHAPES, Shape, Work
 from rft_jax.models import transformer
+from rft_jax.planning import floors as counts
 
 WORK = Work(size="tiny", prompts=3, samples=4, prompt_len=16, new_tokens=12, min_len=2, mean_len=5)
 
@@ -53,7 +54,7 @@ def forward(work: Work) -> tuple[Any, tuple[Any, ...]]:
 def full_forward_flops(work: Work) -> float:
     """As `forward` computes it: every position multiplies with all, the masked ones included."""
     inputs = work.sequence_len - 1
-    return work.sequences * inputs * floors.token_flops(work.shape, inputs)
+    return work.sequences * inputs * counts.token_flops(work.shape, inputs)
 
 
 def test_forward_and_backward_are_those_of_the_model() -> None:
@@ -154,7 +155,7 @@ def test_short_outputs_cost_less_but_as_many_steps() -> None:
     short = lengths.copy()
     short[:, 1:] = 1
     whole, part = floors.decode(WORK, lengths), floors.decode(WORK, short)
-    weights = 4 * floors.weights(WORK.shape)
+    weights = 4 * counts.weights(WORK.shape)
     assert part.flops == pytest.approx(whole.flops / 4)
     assert whole.bytes / 4 < part.bytes < whole.bytes
     assert part.bytes > 6 * weights
@@ -165,24 +166,24 @@ def test_weights_are_those_of_the_model() -> None:
     params = transformer.abstract_params(config=model_config(WORK), vocab_size=WORK.shape.vocab)
     path_sizes = jax.tree_util.tree_leaves_with_path(params)
     matrices = [leaf for path, leaf in path_sizes if path[-1].key != "scale"]
-    assert sum(leaf.size for leaf in matrices) == floors.weights(WORK.shape)
+    assert sum(leaf.size for leaf in matrices) == counts.weights(WORK.shape)
 
 
 def test_prefill_and_update() -> None:
     shape, prompt = WORK.shape, WORK.prompt_len
-    body = 2 * floors.body_weights(shape) * prompt
-    seen = sum(floors.attention_flops(shape, n) for n in range(1, prompt + 1))
-    head = 2 * floors.head_weights(shape)
+    body = 2 * counts.body_weights(shape) * prompt
+    seen = sum(counts.attention_flops(shape, n) for n in range(1, prompt + 1))
+    head = 2 * counts.head_weights(shape)
     assert floors.prefill(WORK).flops == 3 * (body + seen + head)
     inputs = WORK.sequence_len - 1
-    one = sum(floors.token_flops(shape, n) for n in range(1, inputs + 1))
+    one = sum(counts.token_flops(shape, n) for n in range(1, inputs + 1))
     assert floors.update(WORK).flops == pytest.approx(3 * WORK.sequences * one)
-    assert floors.update(WORK).bytes == floors.weights(shape) * 40
+    assert floors.update(WORK).bytes == counts.weights(shape) * 40
 
 
 def test_the_floor_is_the_slower_of_the_two() -> None:
-    rates = floors.Rates(flops=100.0, bytes=10.0)
-    products, traffic = floors.Cost(200.0, 10.0), floors.Cost(100.0, 50.0)
+    rates = counts.Rates(flops=100.0, bytes=10.0)
+    products, traffic = counts.Cost(200.0, 10.0), counts.Cost(100.0, 50.0)
     assert rates.seconds(products) == 2.0
     assert rates.seconds(traffic) == 5.0
     assert (rates.bound(products), rates.bound(traffic)) == ("matrix", "bandwidth")

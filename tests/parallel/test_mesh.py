@@ -1,10 +1,14 @@
-"""The mesh, the layouts made from its one table, and equal numbers on every factorisation."""
+"""The mesh, the layouts made from its one table, and what moves between its devices.
+
+That numbers are equal on every mesh: test_factorisations.py."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from policies import random_policy
 
 from rft_jax.batches import PackedBatch, Params, Prompts
@@ -21,6 +25,9 @@ from rft_jax.keys import Purpose, run_key
 from rft_jax.models import transformer
 from rft_jax.models.axes import AXES, logical_axes
 from rft_jax.parallel.mesh import (
+    RULES,
+    SETTINGS,
+    arranged,
     batch_sharding,
     batch_size_divisor,
     cpu_device_count,
@@ -58,6 +65,83 @@ def test_a_mesh_has_all_devices_once(config: MeshConfig, shape: tuple[int, int, 
     assert batch_size_divisor(mesh) == shape[0] * shape[1]
 
 
+def test_a_cpu_has_its_devices_in_their_order() -> None:
+    """Axes are Auto: the partitioner places what the program does not."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert list(mesh.devices.flat) == jax.devices()
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    part = make_mesh(MeshConfig(tensor=2), jax.devices()[:4])
+    assert list(part.devices.flat) == jax.devices()[:4]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What jax says of a TPU chip or a GPU; coords: its place among the links of its slice."""
+
+    id: int
+    device_kind: str
+    coords: tuple[int, int, int] = (0, 0, 0)
+    slice_index: int = 0
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+def chips(kind: str, x: int, y: int, z: int, slices: int = 1) -> list[Any]:
+    places = itertools.product(range(slices), range(z), range(y), range(x))
+    return [Chip(n, kind, (a, b, c), of) for n, (of, c, b, a) in enumerate(places)]
+
+
+def _distance(one: Chip, other: Chip) -> int:
+    return sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("TPU v5 lite", (4, 4, 1)), ("TPU v6 lite", (4, 4, 1)), ("TPU v5", (2, 2, 4))],
+)
+def test_a_slice_is_in_the_order_of_its_links_whatever_the_mesh(
+    kind: str, size: tuple[int, int, int]
+) -> None:
+    """jax.make_mesh refuses (2, 4, 2) on a v6e of 4 x 4, and (2, 2, 4) on a v5p of 2 x 2 x 4."""
+    devices = chips(kind, *size)
+    for data, fsdp in itertools.product((1, 2, 4, 8, 16), repeat=2):
+        if data * fsdp <= 16:
+            shape = (data, fsdp, 16 // data // fsdp)
+            found = arranged(devices, shape)
+            assert found.shape == shape
+            assert {device.id for device in found.flat} == set(range(16))
+    # Tensor-parallel neighbours are linked.
+    for pair in arranged(devices, (2, 4, 2)).reshape(-1, 2):
+        assert _distance(*pair) == 1
+
+
+def test_a_ring_of_chips() -> None:
+    around = list(arranged(chips("TPU v5 lite", 4, 4, 1), (1, 16, 1)).flat)
+    assert all(_distance(a, b) == 1 for a, b in zip(around, [*around[1:], around[0]], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (8, 2, 2), (1, 8, 4), (2, 16, 1)], ids=str)
+def test_slices_differ_along_the_batch(shape: tuple[int, int, int]) -> None:
+    """First along data; what tensor parallelism exchanges stays within a slice."""
+    found = arranged(chips("TPU v5 lite", 4, 4, 1, slices=2), shape)
+    assert found.shape == shape
+    assert len({device.id for device in found.flat}) == 32
+    of = np.vectorize(lambda device: device.slice_index)(found)
+    assert (of == of[..., :1]).all()
+    if shape[0] > 1:
+        assert (of == of[:, :1]).all()
+        assert of[:, 0, 0].tolist() == [0] * (shape[0] // 2) + [1] * (shape[0] // 2)
+
+
+def test_a_tensor_axis_over_slices_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        arranged(chips("TPU v5 lite", 2, 2, 1, slices=4), (2, 1, 8))
+    assert str(error.value) == (
+        "mesh is data=2 x fsdp=1 x tensor=8, and the devices are of 4 slices: those of a tensor "
+        "axis must be of one; let mesh.data be a multiple of 4."
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
@@ -72,7 +156,7 @@ def test_sizes_that_do_not_make_up_the_devices_are_an_error(config: MeshConfig, 
         make_mesh(config)
     assert str(error.value) == (
         f"mesh is {sizes}: it must make up the 8 devices there are; leave one axis at -1 to infer "
-        "it."
+        "it. JAX_NUM_CPU_DEVICES sets how many a CPU is split into."
     )
 
 
@@ -84,6 +168,9 @@ def test_sizes_that_do_not_make_up_the_devices_are_an_error(config: MeshConfig, 
         ([MeshConfig()], [3], 8, 1),
         ([MeshConfig(), MeshConfig(data=-1, fsdp=2)], [8], 7, 4),
         ([MeshConfig(data=1, fsdp=1, tensor=1)], [8], 8, 1),
+        ([MeshConfig(data=2, fsdp=1, tensor=2)], [8], 8, 4),
+        ([MeshConfig(data=2), MeshConfig(data=-1, fsdp=2)], [8], 8, 2),
+        ([MeshConfig(data=2), MeshConfig(data=4)], [8], 8, 1),
     ],
 )
 def test_a_cpu_is_split_into_devices_that_the_settings_allow(
@@ -132,33 +219,45 @@ def test_parameters_are_split_by_width_and_by_heads_mlp_and_vocabulary() -> None
             (2, 1, 4),
             tiny.model(num_heads=4, num_kv_heads=2),
             VOCAB,
-            "mesh.tensor is 4: it must divide the kv_heads axis of parameter "
-            "blocks.attention.key, 2; choose another mesh or model size.",
+            "mesh.tensor is 4: it must divide model.num_kv_heads, 2; choose another mesh or model "
+            "size.",
         ),
         (
             (1, 8, 1),
             tiny.model(d_model=12),
             VOCAB,
-            "mesh.fsdp is 8: it must divide the embed axis of parameter "
-            "blocks.attention.key, 12; choose another mesh or model size.",
+            "mesh.fsdp is 8: it must divide model.d_model, 12; choose another mesh or model size.",
         ),
         (
             (4, 1, 2),
             tiny.model(num_heads=4, num_kv_heads=2),
             21,
-            "mesh.tensor is 2: it must divide the vocab axis of parameter "
-            "embedding, 21; choose another mesh or model size.",
+            "mesh.tensor is 2: it must divide the rows of the embedding (model.vocab_size, or else "
+            "the pieces of the tokenizer), 21; choose another mesh or model size.",
+        ),
+        (
+            (1, 2, 4),
+            tiny.model(d_model=13, num_heads=6, num_kv_heads=3, mlp_dim=22),
+            VOCAB,
+            "mesh.fsdp is 2: it must divide model.d_model, 13; mesh.tensor is 4: it must divide "
+            "model.num_heads, 6, and model.num_kv_heads, 3, and model.mlp_dim, 22; choose another "
+            "mesh or model size.",
         ),
     ],
-    ids=["heads", "width", "vocabulary"],
+    ids=["heads", "width", "vocabulary", "all at once"],
 )
-def test_a_dimension_that_cannot_be_split_is_an_error(
+def test_dimensions_that_cannot_be_split_are_one_error(
     sizes: tuple[int, int, int], model: Any, vocab_size: int, message: str
 ) -> None:
     shapes = transformer.abstract_params(config=model, vocab_size=vocab_size)
     with pytest.raises(ConfigError) as error:
         param_shardings(make_mesh(MeshConfig(*sizes)), shapes, logical_axes(shapes))
     assert str(error.value) == message
+
+
+def test_every_axis_that_is_split_has_a_setting() -> None:
+    assert set(SETTINGS) == {name for name, axis in RULES.items() if axis is not None}
+    assert {name for axes in AXES.values() for name in axes if name} == set(RULES)
 
 
 @functools.cache
@@ -186,40 +285,6 @@ def _gradients(
         params, reference, batch, jnp.float32(0.9),
         config=MODEL, kl_coefficient=0.1, chunk=48, mesh=mesh,
     )  # fmt: skip
-
-
-@functools.cache
-def _on_one_device() -> Any:
-    reference = jax.tree.map(lambda leaf: 0.9 * leaf, policy())
-    return jax.device_get(jax.jit(_gradients)(policy(), reference, _batch()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (2, 4, 1),
-     pytest.param((1, 2, 4), marks=pytest.mark.slow)],
-    ids=lambda sizes: "x".join(map(str, sizes)),
-)  # fmt: skip
-def test_losses_and_gradients_are_those_of_one_device(sizes: tuple[int, int, int]) -> None:
-    mesh = make_mesh(MeshConfig(*sizes))
-    layout = param_shardings(mesh, policy(), logical_axes(policy()))
-    reference = jax.tree.map(lambda leaf: 0.9 * leaf, policy())
-    rows = batch_sharding(mesh, axis=1)
-    batch = PackedBatch(
-        *(jax.device_put(leaf, rows if np.ndim(leaf) else replicated(mesh)) for leaf in _batch())
-    )
-    found = jax.jit(functools.partial(_gradients, mesh=mesh))(
-        jax.device_put(policy(), layout), jax.device_put(reference, layout), batch
-    )
-    expected = _on_one_device()
-    assert float(found.value) == pytest.approx(float(expected.value), rel=1e-5)
-    assert float(found.kl) == pytest.approx(float(expected.kl), rel=1e-5)
-    assert float(found.tokens) == float(expected.tokens)
-    for one, other in zip(
-        jax.tree.leaves(found.gradients), jax.tree.leaves(expected.gradients), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 @pytest.mark.slow
@@ -259,6 +324,46 @@ def test_fsdp_gathers_weights_and_leaves_activations_where_they_are() -> None:
     weights |= {policy()[name].size for name in ("embedding", "unembedding")}
     assert len(sizes) > 2
     assert sizes <= weights | {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1), (2, 4, 1)], ids=str)
+def test_no_device_is_brought_activations_of_all_rows(sizes: tuple[int, int, int]) -> None:
+    """Looking up tokens in a table split both ways, above all: the rows of others stay there."""
+    model = tiny.model(d_model=64, num_heads=8, num_kv_heads=4, head_dim=16, mlp_dim=160)
+    mesh, vocab_size, rows, slots = make_mesh(MeshConfig(*sizes)), 4096, 16, 32
+    shapes = transformer.abstract_params(config=model, vocab_size=vocab_size)
+    layout = param_shardings(mesh, shapes, logical_axes(shapes))
+
+    def array(shape: tuple[int, ...], dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    params = jax.tree.map(lambda leaf, at: array(leaf.shape, leaf.dtype, at), shapes, layout)
+    types = [*[jnp.int32] * 4, *[jnp.float32] * 3]
+    split, whole = batch_sharding(mesh, axis=1), replicated(mesh)
+    batch = PackedBatch(
+        *(array((2, rows, slots), dtype, split) for dtype in types), array((), jnp.int32, whole)
+    )
+    found = jax.jit(
+        functools.partial(gradients, config=model, kl_coefficient=0.0, chunk=64, mesh=mesh)
+    ).lower(params, None, batch, array((), jnp.float32, whole))
+    program = found.compile().as_text()
+    moving = r"= (.*?) (?:all-|reduce-scatter|collective-permute)[a-z-]*\("
+    results = [re.findall(r"f32\[([\d,]*)\]", line) for line in re.findall(moving, program)]
+    sizes_moved = {
+        math.prod(int(size) for size in shape.split(",") if size)
+        for shapes_moved in results
+        for shape in shapes_moved
+    }
+    # Weights are gathered, and their gradients summed, at most whole but for the tensor axis.
+    weights = {leaf.size // model.num_layers for leaf in jax.tree.leaves(shapes["blocks"])}
+    weights |= {vocab_size * model.d_model}
+    weights |= {
+        size // part for size in weights for part in (sizes[1], sizes[2], sizes[1] * sizes[2])
+    }
+    own = rows * slots // batch_size_divisor(mesh) * model.d_model
+    assert max(sizes_moved) > own
+    assert all(size in weights or size <= own for size in sizes_moved), sizes_moved - weights
 
 
 @functools.cache

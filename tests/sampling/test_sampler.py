@@ -403,33 +403,6 @@ def test_one_eos_id_is_one_comparison() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sizes",
-    [(2, 4, 1), (2, 2, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)],
-    ids=lambda sizes: "x".join(map(str, sizes)),
-)
-def test_outputs_do_not_depend_on_the_mesh(sizes: tuple[int, int, int]) -> None:
-    mesh = make_mesh(MeshConfig(*sizes))
-    params = policy()
-    layout = param_shardings(mesh, params, logical_axes(params), fsdp=False)
-    placed = rollout_params(params, layout, dtype="float32")
-    prompts = jax.device_put(
-        make_prompts([*QUESTIONS, *[None] * 3], rubbish=3), batch_sharding(mesh)
-    )
-    root, step, temperature = jax.device_put(
-        (run_key(seed=SEED, purpose=Purpose.ROLLOUT), np.int32(STEP), np.float32(1.3)),
-        replicated(mesh),
-    )
-    found = jax.device_get(
-        sample(
-            placed, prompts, root, step, temperature,
-            config=MODEL, num_samples=4, max_new_tokens=NEW, eos_ids=(EOS,),
-        )
-    )  # fmt: skip
-    same_outputs(Completions(*(leaf[:5] for leaf in found)), baseline())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [0, 8])
 def test_shards_that_end_far_apart_wait_for_no_exchange(num_slots: int) -> None:
     """A vocabulary of 20 is padded for the draw, which moves parts of it between devices."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rft_jax.records import Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import VerifierError, VerifierSpec
@@ -51,6 +52,19 @@ def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
+def test_sigterm_to_all_processes_changes_nothing() -> None:
+    """As SLURM sends it before the end: the outputs of the step are still to be verified."""
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 60.0)) as pool:
+        (judgement,) = pool.verify(items_of("pid"))
+        waiting = pool.submit(items_of("sleep 0.5", "pid"))
+        os.kill(int(judgement.reason), signal.SIGTERM)
+        assert pool._nursery._process is not None
+        pool._nursery._process.send_signal(signal.SIGTERM)
+        slept, same = waiting.result()
+        assert slept.verdict is Verdict.INCORRECT  # what it says, not undecided
+        assert same.reason == judgement.reason
+
+
 def test_a_bad_start_leaves_no_descriptor() -> None:
     descriptors = len(os.listdir("/dev/fd"))
     with pytest.raises(VerifierError):
@@ -60,6 +74,7 @@ def test_a_bad_start_leaves_no_descriptor() -> None:
 
 _PARENT = """
 import sys, time
+from rft_jax.records import Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import VerifierSpec

@@ -8,6 +8,7 @@ leaves, are rules of thumb; benchmarks/compiled_memory.py holds them against com
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.floors import BYTES
 from rft_jax.config import Config, ConfigError, MeshConfig, ModelConfig
 from rft_jax.models import adapters, transformer
 from rft_jax.models.axes import AXES
 from rft_jax.parallel.mesh import RULES
+from rft_jax.planning.floors import BYTES
 from rft_jax.rollouts import BATCHES_AT_ONCE
 from rft_jax.sampling import sampler
 from rft_jax.sampling.slots import PREFILL_TOKENS
@@ -59,7 +60,7 @@ def shards(config: MeshConfig, count: int) -> Shards:
     if count % known or (-1 not in sizes and known != count):
         raise ConfigError(
             f"mesh is data={config.data} x fsdp={config.fsdp} x tensor={config.tensor}, and there "
-            f"are {count} devices: choose a mesh that makes them up, or another --device."
+            f"are {count} devices: choose a mesh that makes them up, or other devices."
         )
     return Shards(*(count // known if size == -1 else size for size in sizes))
 
@@ -88,6 +89,17 @@ def tree_bytes(tree: Any, of: Shards, size: Callable[[str], int], *, fsdp: bool)
     return total
 
 
+def undivided(tree: Any, of: Shards) -> list[str]:
+    """Parameters that a mesh does not split evenly."""
+    sizes = of._asdict()
+    return [
+        ".".join(str(part.key) for part in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        for size, axis in zip(leaf.shape, AXES[tuple(part.key for part in path)], strict=True)
+        if axis is not None and RULES[axis] is not None and size % sizes[str(RULES[axis])]
+    ]
+
+
 def as_masters(_: str) -> int:
     """Bytes of a number that is trained."""
     return FLOAT32
@@ -110,8 +122,13 @@ class Policy:
 
 def policy(config: Config) -> Policy:
     """The policy of a run."""
-    params = transformer.abstract_params(config=config.model, vocab_size=vocabulary(config))
-    return Policy(params, *adapters.split(params, config.model))
+    return _policy(config.model, vocabulary(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _policy(model: ModelConfig, vocab_size: int) -> Policy:
+    params = transformer.abstract_params(config=model, vocab_size=vocab_size)
+    return Policy(params, *adapters.split(params, model))
 
 
 def held(config: Config, of: Shards) -> Parts:
@@ -283,12 +300,7 @@ def update(config: Config, of: Shards, *, tpu: bool) -> Parts:
     table = size * vocabulary(config) * model.d_model / of.tensor
     blocks = tree_bytes({"blocks": own.params["blocks"]}, of, as_computed(model), fsdp=False)
     gathered = blocks / model.num_layers
-    at_once = max(1, shapes.logits_at_once // vocabulary(config))
-    if of.data == math.prod(of):
-        at_once = max(1, at_once // of.data)
-        chunk = min(max(1, at_once // rows), shapes.row_length) * rows
-    else:
-        chunk = min(max(1, at_once // shapes.rows_per_microbatch), shapes.row_length) * rows
+    chunk = tokens_at_once(config, of)
     logits = LOGIT_COPIES * logits_bytes(config, of, chunk)
     in_layer = tokens * backward_bytes(model, of, shapes.row_length)
     in_layer += 2 * gathered if of.fsdp > 1 else 0.0
@@ -304,6 +316,17 @@ def update(config: Config, of: Shards, *, tpu: bool) -> Parts:
     }
     parts["room of the compiler"] = (ROOM_ON_TPU if tpu else ROOM) * sum(parts.values())
     return parts | {"batch": 7 * FLOAT32 * tokens * microbatches(config)}
+
+
+def tokens_at_once(config: Config, of: Shards) -> int:
+    """Tokens of a device whose logits exist together in the update (training/log_probs.py)."""
+    shapes, rows = config.update, config.update.rows_per_microbatch // of.batch
+    at_once = max(1, shapes.logits_at_once // vocabulary(config))
+    if of.data == math.prod(of):
+        a_row = max(1, at_once // of.data) // rows
+    else:
+        a_row = at_once // shapes.rows_per_microbatch
+    return min(max(1, a_row), shapes.row_length) * rows
 
 
 def microbatches(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""What the text of a compiled TPU program says: collectives, cycles and copies, in loops or not."""
+"""What the text of a compiled program says: collectives, cycles and copies, in loops or not."""
 
 from __future__ import annotations
 
@@ -88,12 +88,31 @@ def walk(text: str, otherwise: int = 1) -> Iterator[Runs]:
 
 
 class Collective(NamedTuple):
-    """kind: one of KINDS; bytes: that it brings to a device, twice its result for an all-reduce."""
+    """kind: one of KINDS; bytes: that it brings to a device, twice its result for an all-reduce;
+    group: devices that take part, 0 for all; shapes: of what it returns."""
 
     kind: str
     in_loop: bool
     times: int
     bytes: int
+    group: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+def group_size(line: str) -> int:
+    """Devices of one group of a collective; 0 where the line names none, which means all."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return found[1].count(",") + 1
+    return 2 if "source_target_pairs=" in line else 0
+
+
+def shapes_of(text: str) -> tuple[tuple[int, ...], ...]:
+    """Of each array in a type."""
+    return tuple(
+        tuple(int(size) for size in sizes.split(",") if size) for _, sizes in _SHAPE.findall(text)
+    )
 
 
 def collectives(text: str, otherwise: int = 1) -> list[Collective]:
@@ -116,7 +135,12 @@ def collectives(text: str, otherwise: int = 1) -> list[Collective]:
             kind = "reduce-scatter"
         elif kind == "all-reduce":
             moved *= 2
-        found.append(Collective(kind, runs.in_loop, runs.times, moved))
+        of = runs.instruction
+        found.append(
+            Collective(
+                kind, runs.in_loop, runs.times, moved, group_size(of.line), shapes_of(of.type)
+            )
+        )
     return found
 
 

@@ -1,0 +1,111 @@
+"""Meshes for a run, ranked by the count: those that fit first, then the fastest step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from rft_jax.config import Config
+from rft_jax.fields import replace_fields
+from rft_jax.planning import advice, counted
+from rft_jax.planning.counted import Estimate
+from rft_jax.planning.memory import Shards
+from rft_jax.planning.plan import Record, Supposed
+from rft_jax.planning.targets import Target
+
+
+class Candidate(NamedTuple):
+    """A run with another mesh, and whatever else must change for it. estimate: counted."""
+
+    config: Config
+    mesh: Shards
+    changes: dict[str, Any]
+    estimate: Estimate
+    fits: bool
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment."""
+        return max(self.estimate.peaks.values())
+
+
+ROWS = (1, 2, 4, 8)
+"""Times as many rows in a micro-batch are tried: fewer micro-batches gather weights less often."""
+
+
+MARGIN = 0.95
+"""Of a device's memory, what the count may need: compilers need more or less by some per cent."""
+
+
+def search(config: Config, target: Target, supposed: Supposed) -> list[Candidate]:
+    """All meshes over the target's devices, the best first, each with the rows of a micro-batch
+    that are best there. Where one does not fit, settings that change memory alone are changed for
+    it (advice.relieve)."""
+    found = []
+    for mesh in meshes(target.count):
+        if advice.divides(config, mesh):
+            options = (_candidate(config, mesh, times, target, supposed) for times in ROWS)
+            found.append(min(options, key=_rank))
+    return sorted(found, key=_rank)
+
+
+def _rank(one: Candidate) -> tuple[bool, float, float]:
+    return not one.fits, one.estimate.step, one.peak
+
+
+def _candidate(
+    config: Config, mesh: Shards, times: int, target: Target, supposed: Supposed
+) -> Candidate:
+    changed, changes = _on(config, mesh, times)
+    usable = MARGIN * target.memory
+    if usable:
+        changed, more = advice.relieve(changed, replace(target, memory=usable))
+        changes |= more
+    estimate = counted.estimate(changed, target, *supposed)
+    fits = not usable or max(estimate.peaks.values()) <= usable
+    return Candidate(changed, mesh, changes, estimate, fits)
+
+
+def meshes(count: int) -> Iterator[Shards]:
+    """All (data, fsdp, tensor) over so many devices."""
+    for data in range(1, count + 1):
+        for fsdp in range(1, count // data + 1):
+            if count % (data * fsdp) == 0:
+                yield Shards(data, fsdp, count // (data * fsdp))
+
+
+def _on(config: Config, mesh: Shards, times: int) -> tuple[Config, dict[str, Any]]:
+    """The run on a mesh: a micro-batch must have rows for all of it, and `times` as many; as many
+    logits at once on a device as before."""
+    changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in mesh._asdict().items()}
+    rows = config.update.rows_per_microbatch
+    least = -(-rows // mesh.batch) * mesh.batch
+    if least * times != rows:
+        changes["update.rows_per_microbatch"] = least * times
+    if least != rows:
+        changes["update.logits_at_once"] = config.update.logits_at_once * least // rows
+    return replace_fields(config, changes), changes
+
+
+def ranking(found: list[Candidate], target: Target) -> list[Record]:
+    """The candidates as JSON values."""
+    rows = []
+    for one in found:
+        speeds = counted.speeds_of(one.config, one.mesh, target)
+        bounds = {
+            phase: cost.bound(speeds) if speeds else ""
+            for phase, cost in one.estimate.costs.items()
+        }
+        rows.append(
+            {
+                "mesh": one.mesh._asdict(),
+                "changes": one.changes,
+                "peak": one.peak,
+                "fits": one.fits,
+                "step": one.estimate.step,
+                "seconds": dict(one.estimate.seconds),
+                "bound": bounds,
+            }
+        )
+    return rows
