@@ -17,7 +17,7 @@ from types import TracebackType
 import tiny_experiment
 
 TESTS = Path(__file__).parent
-WAIT_SECONDS = 480.0
+WAIT_SECONDS = 900.0
 """Longer than anything a test waits for takes, on a machine that has other things to do too."""
 _MARK = "RFT_JAX_TEST_JOB"
 """Variable of the environment that every process of a job has, and all that those start."""

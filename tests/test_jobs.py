@@ -295,7 +295,8 @@ def test_one_process_that_is_asked_to_stop_stops_all(
 
 
 KILLS = int(os.environ.get("RFT_JAX_TEST_KILLS", "10"))
-"""At least so many, in rounds of CHAINS jobs beside each other: 10 are one round."""
+"""At least so many, in rounds of CHAINS jobs beside each other: 10 are one round.
+For many more, `-o faulthandler_timeout=0` lifts the suite's limit on one test."""
 KILLS_OF_A_RUN = 2
 CHAINS = 2
 
