@@ -108,17 +108,16 @@ def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterat
     """The programs of one call of the sampler, for its longest ring."""
     counted = memory.sampling(of.config, of.shards, work, tpu=tpu)
 
-    def row(moment: str, program: Program, besides: Sequence[str]) -> Row:
+    def row(moment: str, program: Program, besides: Sequence[str] = ()) -> Row:
         """besides: parts that are no argument of the program."""
         parts: Parts = {part: n for part, n in counted[moment].items() if part not in besides}
         return Row(f"{name}, {moment}", sum(parts.values()), _bytes(program))
 
-    copy = "rollout weights"
-    yield row("prefill", programs.prefill(of, work, programs.rings(of.config)[0]), [copy])
+    yield row("prefill", programs.prefill(of, work, programs.rings(of.config)[0]))
     grown = programs.growth(of, work)
     if grown is not None:
-        yield row("growth", grown, [copy, "the same by layer", "prompts of the queue"])
-    yield row("decode", programs.decode(of, work), [copy])
+        yield row("growth", grown, ["rollout weights", "prompts of the queue"])
+    yield row("decode", programs.decode(of, work))
 
 
 def target(name: str) -> Target:

@@ -11,8 +11,8 @@ Expect: not measured. Published for the start: 49.6 % greedy on the 1,319 test q
 Time: not measured; estimated for Online RFT by rft-jax plan --device, RFT the same (GiB of
     sampling / the update / evaluation; outputs of 256 tokens on average, half of them accepted):
     GPU T4 in float32  10.3 / 11.8 / 12.0 of 13.6 GiB, 79 s a step, 4.9 hours
-    GPU RTX A4000      8.8 / 11.2 / 9.7 of 14.4 GiB, 17 s a step, 1.1 hours
-    TPU v5e-1          9.0 / 12.8 / 11.4 of 15.8 GiB, 9 s a step, 0.6 hours
+    GPU RTX A4000      7.9 / 11.2 / 8.8 of 14.4 GiB, 17 s a step, 1.1 hours
+    TPU v5e-1          8.0 / 12.8 / 10.5 of 15.8 GiB, 9 s a step, 0.6 hours
 Command: rft-jax run experiments/gsm8k_qwen2.5_0.5b.py
 
 A T4 has no bfloat16 units: XLA converts such products to float32 and back, which costs time and

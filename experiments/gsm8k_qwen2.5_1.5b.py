@@ -11,9 +11,9 @@ Expect: not measured. Published for the start: 73.2 % greedy on the 1,319 test q
 Time: not measured; estimated for Online RFT by rft-jax plan --device, RFT a little longer
     (GiB a device of sampling / the update / evaluation; outputs of 256 tokens on average, half of
     them accepted):
-    GPU A100 80GB  29.9 / 37.6 / 33.8 of 72.8 GiB, 14 s a step, 0.8 hours
-    GPU H100 80GB  29.9 / 37.6 / 33.8 of 72.8 GiB, 7 s a step, 0.4 hours
-    TPU v5e-4      11.9 / 12.2 / 13.6 of 15.8 GiB, 19 s a step, 1.2 hours
+    GPU A100 80GB  27.0 / 37.6 / 30.9 of 72.8 GiB, 14 s a step, 0.8 hours
+    GPU H100 80GB  27.0 / 37.6 / 30.9 of 72.8 GiB, 7 s a step, 0.4 hours
+    TPU v5e-4      9.0 / 12.2 / 10.8 of 15.8 GiB, 19 s a step, 1.2 hours
 Command: rft-jax run experiments/gsm8k_qwen2.5_1.5b.py
 
 The start's own figures, by the same rule:

@@ -14,9 +14,9 @@ Expect: not measured. The start is published at 46.8 % greedy on the 5,000 test 
 Time: not measured; estimated for either arm by rft-jax plan --device (GiB a device of
     sampling / the update / evaluation; outputs of 512 tokens on average, half of them accepted; on
     GSM8K, with 250 tokens and 83 % accepted, 46 hours on v5p-8):
-    TPU v5p-8        76.8 / 45.9 / 78.3 of 95.7 GiB, 134 s a step, 79.5 hours
-    8 GPUs A100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 122 s a step, 72.3 hours
-    8 GPUs H100 80GB 50.2 / 21.8 / 50.9 of 72.8 GiB, 67 s a step, 40.2 hours
+    TPU v5p-8        64.0 / 45.9 / 65.4 of 95.7 GiB, 134 s a step, 79.5 hours
+    8 GPUs A100 80GB 37.3 / 21.8 / 38.0 of 72.8 GiB, 122 s a step, 72.3 hours
+    8 GPUs H100 80GB 37.3 / 21.8 / 38.0 of 72.8 GiB, 67 s a step, 40.2 hours
 Command: rft-jax run experiments/math_deepseekmath_7b.py
 
 The environment says where things are:

@@ -204,13 +204,9 @@ def caches(config: Config, of: Shards, work: Sampled) -> Caches:
     )
 
 
-def rollout_weights(config: Config, of: Shards) -> Parts:
-    """The rollout's own copies of the parameters: one as they are trained, cast and laid out, which
-    float32 masters that are whole on a device are already; and one layer by layer."""
-    own, model = policy(config), config.model
-    whole = tree_bytes(own.params, of, as_computed(model), fsdp=False)
-    same = model.compute_dtype == "float32" and of.fsdp == 1
-    return {"rollout weights": 0.0 if same else whole, "the same by layer": whole}
+def rollout_weights(config: Config, of: Shards) -> float:
+    """The rollout's own copy of the parameters, cast, laid out and layer by layer."""
+    return tree_bytes(policy(config).params, of, as_computed(config.model), fsdp=False)
 
 
 def sampling(config: Config, of: Shards, work: Sampled, *, tpu: bool) -> dict[str, Parts]:
@@ -219,7 +215,10 @@ def sampling(config: Config, of: Shards, work: Sampled, *, tpu: bool) -> dict[st
     kept, longest = caches(config, of, work), data.max_completion_tokens
     rings = sorted({layout.ring for layout in sampler.layouts(1, longest, fewer=2)})
     slots = kept.column * rings[-1] + kept.prompts + kept.outputs
-    weights, store = rollout_weights(config, of), {"prompts of the queue": kept.store}
+    everywhere = {
+        "rollout weights": rollout_weights(config, of),
+        "prompts of the queue": kept.store,
+    }
     questions = work.questions // of.batch
     at_once = min(questions, max(1, PREFILL_TOKENS // data.max_prompt_tokens))
     prefill = at_once * data.max_prompt_tokens * forward_bytes(model, of, data.max_prompt_tokens)
@@ -243,7 +242,7 @@ def sampling(config: Config, of: Shards, work: Sampled, *, tpu: bool) -> dict[st
             "slots before": before,
             "growth at work": GROWTH_IN_WORK * kept.column * rings[-1] if tpu else 0.0,
         }
-    return {name: weights | store | parts for name, parts in moments.items()}
+    return {name: everywhere | parts for name, parts in moments.items()}
 
 
 def _padded(model: ModelConfig) -> float:

@@ -151,7 +151,7 @@ def _held(config: Config, of: Shards) -> Parts:
 def _grouped(config: Config, of: Shards, parts: Parts) -> Parts:
     """Parts of memory.py as those of a plan."""
     names = {
-        "rollout weights": "rollout weights", "the same by layer": "rollout weights",
+        "rollout weights": "rollout weights",
         "slots": "caches", "slots before": "caches", "prompts of the queue": "caches",
     }  # fmt: skip
     found = _held(config, of) | {"rollout weights": 0.0, "caches": 0.0, "temporaries": 0.0}
@@ -241,20 +241,19 @@ def _sampling(
     config, sizes = of.config, of.shards
     work = memory.rollout(config, sizes)
     weights = memory.rollout_weights(config, sizes)
-    copies, one = sum(weights.values()), weights["the same by layer"]
     kept, rings = memory.caches(config, sizes, work), programs.rings(config)
 
-    def parts(made: Compiled, caches: float, *, besides: float) -> Parts:
+    def parts(made: Compiled, caches: float, *, besides: float = 0.0) -> Parts:
         """besides: bytes that live beside the program's own."""
         held = _held(config, sizes)
-        rest = made.memory.needed + besides - copies - caches
-        return held | {"rollout weights": copies, "caches": caches, "temporaries": rest}
+        rest = made.memory.needed + besides - weights - caches
+        return held | {"rollout weights": weights, "caches": caches, "temporaries": rest}
 
     found: dict[str, Record] = {}
     made = compiled.prefill(of, work, clock, whole=whole)
     caches = kept.store + kept.prompts + rings[0] * kept.column
     cost = step_costs.prefill(config, sizes, work)
-    found["prefill"] = _function(made, parts(made, caches, besides=copies - one), cost)
+    found["prefill"] = _function(made, parts(made, caches), cost)
     if speeds is not None:
         floor = Cost(cost.flops, cost.bytes)
         seconds = _seconds(floor, cost, made, None, 0.0, speeds, sizes, waits=True)
@@ -265,7 +264,7 @@ def _sampling(
     copied = sum(2 * ring * kept.column for ring in rings[1:])
     if grown is not None:
         caches = kept.store + 2 * kept.prompts + (rings[-1] + rings[-2]) * kept.column
-        besides = copies + kept.store
+        besides = weights + kept.store
         cost = Cost(0.0, copied)
         found["growth"] = _function(grown, parts(grown, caches, besides=besides), cost)
 
@@ -273,7 +272,7 @@ def _sampling(
     caches = kept.store + kept.prompts + rings[-1] * kept.column
     like = step_costs.full_step(config, sizes, work)
     cost, floor = step_costs.step(config, sizes, like), step_costs.decode_floor(config, sizes, work)
-    found["decode"] = _function(made, parts(made, caches, besides=copies - one), cost)
+    found["decode"] = _function(made, parts(made, caches), cost)
     found["decode"]["weights_gathered_in_loop"] = list(made.gathered)
     if speeds is not None:
         own = compiled.decode_seconds(of, work) if target.tpu and not made.short else None

@@ -27,6 +27,7 @@ from rft_jax.planning import memory
 from rft_jax.planning.memory import Sampled, Shards
 from rft_jax.planning.targets import Target
 from rft_jax.sampling import sampler
+from rft_jax.sampling.reshard import of_layer
 from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
 
@@ -136,10 +137,7 @@ def rollout_params(of: Setting) -> Any:
     shapes = memory.policy(of.config).params
     cast = functools.partial(transformer.cast, dtype=of.config.model.compute_dtype)
     unstacked = jax.eval_shape(lambda params: transformer.unstack(cast(params)), shapes)
-    of_block = jax.tree.map(
-        lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])),
-        of.layout.rollout["blocks"],
-    )
+    of_block = jax.tree.map(of_layer, of.layout.rollout["blocks"])
     blocks = (of_block,) * of.config.model.num_layers
     return placed(unstacked, of.layout.rollout | {"blocks": blocks})
 

@@ -104,14 +104,9 @@ def shape_of(config: Config) -> Shape:
     )  # fmt: skip
 
 
-def _whole_weights(config: Config, of: Shards) -> float:
-    """Bytes of the rollout's weights on a device, each once."""
-    return memory.rollout_weights(config, of)["the same by layer"]
-
-
 def laying_out(config: Config, of: Shards) -> Cost:
     """The policy in its rollout's type and layout, and layer by layer."""
-    whole, held = _whole_weights(config, of), memory.held(config, of)
+    whole, held = memory.rollout_weights(config, of), memory.held(config, of)
     read = held["masters"] + held.get("frozen base", 0.0)
     from_others = whole * (1 - 1 / of.fsdp)
     return Cost(0.0, read + 3 * whole, from_others)
@@ -126,7 +121,7 @@ def prefill(config: Config, of: Shards, work: Sampled) -> Cost:
     flops = questions * (flops + attention_flops(shape, seen)) / of.tensor
     written = questions * padded * memory.kv_bytes(config.model, of)
     exchanged = _exchange(config, of, questions * padded, 2)
-    return Cost(flops, _whole_weights(config, of) + 2 * written).plus(exchanged)
+    return Cost(flops, memory.rollout_weights(config, of) + 2 * written).plus(exchanged)
 
 
 def _exchange(config: Config, of: Shards, tokens: float, a_layer: int) -> Cost:
