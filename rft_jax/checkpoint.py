@@ -14,9 +14,10 @@ from etils import epath
 
 from rft_jax import checkpoint_health as health
 from rft_jax.batches import Params, TrainState
-from rft_jax.checkpoint_health import CheckpointError, Folder
+from rft_jax.checkpoint_health import CheckpointError
 from rft_jax.checkpoint_policy import kept
 from rft_jax.config import CheckpointConfig
+from rft_jax.folders import Folder
 from rft_jax.parallel.processes import is_main
 
 __all__ = [

@@ -15,15 +15,13 @@ import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from etils import epath
 
-logger = logging.getLogger(__name__)
+from rft_jax.folders import Folder, in_bucket
 
-Folder: TypeAlias = Path | epath.Path
-"""On a disk, or in a bucket as `gs://BUCKET/FOLDER`."""
+logger = logging.getLogger(__name__)
 
 RECORD = "files.json"
 
@@ -62,7 +60,7 @@ class Found(NamedTuple):
 def absolute(folder: Folder) -> epath.Path:
     """The folder with its full path, for a disk and for a bucket."""
     path = epath.Path(folder)
-    return path if _in_bucket(path) else path.absolute()
+    return path if in_bucket(path) else path.absolute()
 
 
 def steps(folder: Folder) -> list[int]:
@@ -74,7 +72,7 @@ def steps(folder: Folder) -> list[int]:
     if not path.is_dir():
         return []
     named = [inner for inner in path.iterdir() if _STEP.fullmatch(inner.name) and inner.is_dir()]
-    if _in_bucket(path):
+    if in_bucket(path):
         named = [inner for inner in named if (inner / _COMMITTED).exists()]
     return sorted(int(inner.name) for inner in named)
 
@@ -235,7 +233,7 @@ def _files(path: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def _facts(path: epath.Path) -> tuple[int, int | None]:
-    return path.stat().length, None if _in_bucket(path) else _crc32(path)
+    return path.stat().length, None if in_bucket(path) else _crc32(path)
 
 
 def _crc32(path: epath.Path) -> int:
@@ -244,7 +242,3 @@ def _crc32(path: epath.Path) -> int:
         while data := file.read(_AT_A_TIME):
             crc = zlib.crc32(data, crc)
     return crc
-
-
-def _in_bucket(path: epath.Path) -> bool:
-    return "://" in str(path)

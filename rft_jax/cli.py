@@ -18,6 +18,7 @@ from rft_jax import experiments, plan_options, run_options, scoring, scoring_opt
 from rft_jax.config import Config, ConfigError
 from rft_jax.experiments import Option, parse_options
 from rft_jax.fields import suggest
+from rft_jax.folders import Folder, folder_of, on_disk
 from rft_jax.options import Asking, ConvertOptions, EvaluateOptions, SampleOptions, VerifyOptions
 from rft_jax.plan_options import PlanOptions
 from rft_jax.provenance import check_same_config
@@ -170,7 +171,7 @@ def _plan(args: list[str]) -> int:
 def _report(args: list[str]) -> int:
     workdir, rest = _first(args, "report", "WORKDIR")
     _nothing_more(parse_options(rest), ())
-    _write_report(Path(workdir))
+    _write_report(folder_of(workdir))
     return 0
 
 
@@ -250,7 +251,7 @@ def _convert(args: list[str]) -> int:
     policy = policies.find(target)
     from rft_jax.converting_command import convert
 
-    done = convert(policy, Path(out), options)
+    done = convert(policy, on_disk(out, "OUT"), options)
     print(f"{done.parameters:,} parameters in {done.dtype}: {out}")
     return 0
 
@@ -290,7 +291,7 @@ def _select(experiment: Mapping[str, Config], only: Sequence[str]) -> list[str]:
     return [name for name in experiment if not only or name in only]
 
 
-def _claim(workdir: Path, path: Path) -> None:
+def _claim(workdir: Folder, path: Path) -> None:
     """ConfigError when the workdir cannot be this experiment's."""
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir {workdir} is a file: a folder is expected.")
@@ -307,7 +308,7 @@ def _claim(workdir: Path, path: Path) -> None:
         )
 
 
-def _write_report(workdir: Path) -> None:
+def _write_report(workdir: Folder) -> None:
     from rft_jax.report.html import write_report
     from rft_jax.report.tables import summary_table
 

@@ -16,12 +16,13 @@ from rft_jax.asking import Asked
 from rft_jax.config import ConfigError, EvaluationConfig
 from rft_jax.estimates import Estimate, estimates
 from rft_jax.evaluation import Outputs, draw, measure, write_rows
+from rft_jax.folders import write_atomically
 from rft_jax.options import EvaluateOptions, Judging
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.policies import Policy
 from rft_jax.policy_params import to_sample_from
 from rft_jax.progress import Progress
-from rft_jax.provenance import git_commit, versions, write_atomically
+from rft_jax.provenance import git_commit, versions
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.rollouts import Sampling, output_row, showing
 from rft_jax.verification.limits import Limits

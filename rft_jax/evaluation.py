@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rft_jax.batches import Params
 from rft_jax.config import EvaluationConfig
+from rft_jax.folders import Folder, make, write_atomically
 from rft_jax.keys import Purpose
 from rft_jax.parallel.processes import told_by_all
 from rft_jax.records import Question, Sample, Verdict
@@ -196,10 +195,7 @@ def evaluate(
     return measure(questions, outputs, sampling.verifier.name)
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Folder, rows: Sequence[dict[str, Any]]) -> None:
     """One JSON object per question, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    make(path.parent)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from rft_jax.folders import Folder
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
@@ -40,7 +41,7 @@ def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
     return line
 
 
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
+def numbered_lines(path: Folder) -> list[tuple[int, str]]:
     """(line number from 1, text) of a log's lines; blank lines are skipped.
 
     A last line without its newline that is no JSON is what a killed process leaves of a write: it
@@ -53,7 +54,7 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
 
 
-def read_jsonl(path: Path, fields: Fields) -> list[dict[str, Any]]:
+def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
     """All complete lines of a log, each with `fields`. Raises LogError for any damaged line."""
     return [parse_line(text, f"{path}:{number}", fields) for number, text in numbered_lines(path)]
 

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rft_jax import checkpoint, pool, refill, setup, supply
@@ -19,13 +18,13 @@ from rft_jax.checkpoint_policy import SaveClock
 from rft_jax.config import Config
 from rft_jax.data.questions import Position
 from rft_jax.evaluation import evaluate, write_rows
+from rft_jax.folders import Folder, write_atomically
 from rft_jax.layout import Layout
 from rft_jax.metrics import Kind, MetricsLog
 from rft_jax.models.adapters import join
 from rft_jax.parallel.processes import by_main, from_main, is_main, largest
 from rft_jax.profiling import Profiler, phase
 from rft_jax.progress import Progress
-from rft_jax.provenance import write_atomically
 from rft_jax.rollouts import Sampling
 from rft_jax.sampling.reshard import rollout_params
 from rft_jax.system import Compilations, peak_memory_bytes
@@ -69,7 +68,7 @@ class Run:
     stopped: the signal received so far, 0 for none, which all processes must ask for together."""
 
     config: Config
-    folder: Path
+    folder: Folder
     sampling: Sampling
     evaluator: VerifierPool
     questions: setup.Questions
@@ -272,6 +271,8 @@ def _save(this: Run, accuracy: float | None) -> float:
     began = time.perf_counter()
     this.sampling.at(f"checkpoint of step {this.step}")
     this.costs()
+    if this.log is not None:
+        this.log.settle()
     host: dict[str, Any] = {
         "position": asdict(this.position),
         "counters": asdict(this.counters),
@@ -286,4 +287,6 @@ def _save(this: Run, accuracy: float | None) -> float:
 
 def _finish(this: Run) -> None:
     """Mark the run as finished, in one atomic write."""
+    if this.log is not None:
+        this.log.settle()
     write_atomically(this.folder / "finished.json", json.dumps(this.costs()) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from rft_jax.folders import Folder, Mirror, make, write_atomically
 from rft_jax.jsonl import read_jsonl
 
 Kind = Literal["train", "validation", "test"]
@@ -27,7 +27,7 @@ class MetricsError(ValueError):
     """A metric cannot be logged. The message names it and says what was expected."""
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Folder) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a half-written last line is left out.
 
     Raises rft_jax.jsonl.LogError, naming file and line, for any other damage.
@@ -41,16 +41,19 @@ class MetricsLog:
     start_step: the step whose checkpoint the run starts from, 0 for none. Lines of later steps
     come from an attempt that was killed after that checkpoint and will be made again: they are
     dropped, in one atomic replacement of the file. For a log without holes a step's line must be
-    written before its checkpoint.
+    written, and settled, before its checkpoint.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+    def __init__(self, folder: Folder, start_step: int) -> None:
+        make(folder)
+        self._mirror = Mirror(folder)
+        path = self._mirror.fetch("metrics.jsonl")
         self._written = _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
         # purge_step: TensorBoard itself hides older events from that step on.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._board = SummaryWriter(
+            str(self._mirror.local / "tensorboard"), purge_step=start_step + 1
+        )
 
     def has(self, kind: Kind, step: int) -> bool:
         """True when that line is in the log, so that a resumed run need not make it again."""
@@ -81,11 +84,17 @@ class MetricsLog:
                 if number is not None:
                     self._board.add_scalar(f"{kind}/{tag}", number, step)
         self._board.flush()
+        self._mirror.copy_soon()
+
+    def settle(self) -> None:
+        """Returns when all lines are in FOLDER: in a bucket they arrive a little later."""
+        self._mirror.copy()
 
     def close(self) -> None:
         """Closes both logs."""
         self._file.close()
         self._board.close()
+        self._mirror.close()
 
 
 def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
@@ -95,12 +104,7 @@ def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
     kept = [line for line in read(path) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     if text != path.read_text(encoding="utf-8", errors="replace"):
-        draft = path.with_suffix(".jsonl.draft")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_atomically(path, text)
     return {(line["kind"], line["step"]) for line in kept}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rft_jax.config import Config, DataConfig
+from rft_jax.folders import folder_of
 from rft_jax.jsonl import read_jsonl
 from rft_jax.policies import Policy
 from rft_jax.pretrained.folder import read_json
@@ -207,7 +208,7 @@ def _base_model(policy: Policy) -> str | None:
         kind, _, target = start.partition(":")
         if kind == "random":
             return None
-        folder = folder.parent / target if kind == "run" else Path(target)
+        folder = folder.parent / target if kind == "run" else folder_of(target)
         if not (folder / FILE).is_file():
             return None
         start = load_config(folder).init_from

@@ -6,16 +6,17 @@ repository of the hub.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rft_jax import checkpoint_health, policy_files
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data import tokenizer as tokenizers
 from rft_jax.data.tokenizer import Tokenizer
+from rft_jax.folders import Folder, folder_of, in_bucket
 from rft_jax.pretrained.families import model_config
 from rft_jax.pretrained.folder import locate, raw_config, read_json
 from rft_jax.provenance import load_config
@@ -49,7 +50,7 @@ class Policy:
 
     name: str
     init_from: str
-    folder: Path
+    folder: Folder
     model: ModelConfig
     tokenizer: Tokenizer
     raw: Mapping[str, Any] | None
@@ -89,10 +90,10 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
     if target.startswith("hf:"):
         folder = locate(target.removeprefix("hf:"), weights=False)
         return _published(target, target, folder, compute_dtype)
-    folder, which = Path(target).expanduser(), ""
+    folder, which = folder_of(os.path.expanduser(target)), ""
     if not folder.exists() and _WHICH.search(target):
         start, _, which = target.rpartition("@")
-        folder = Path(start).expanduser()
+        folder = folder_of(os.path.expanduser(start))
     if not folder.is_dir():
         found = "a file" if folder.exists() else "missing"
         raise PolicyError(
@@ -108,11 +109,13 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
             f"{target}: {folder} is no run but a model in the Hugging Face format, which has no "
             f"steps: leave out @{which}."
         )
+    if in_bucket(folder):
+        raise PolicyError(f"{target}: a published model is read from a disk: copy it there.")
     return _published(target, f"hf:{folder}", folder, compute_dtype)
 
 
 def _published(
-    name: str, init_from: str, folder: Path, compute_dtype: ComputeDtype | None
+    name: str, init_from: str, folder: Folder, compute_dtype: ComputeDtype | None
 ) -> Policy:
     raw = raw_config(folder)
     if compute_dtype is None:
@@ -128,7 +131,7 @@ def _published(
     return Policy(name, init_from, folder, model, tokenizer, raw, None)
 
 
-def _run(name: str, folder: Path, compute_dtype: ComputeDtype | None, which: str) -> Policy:
+def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: str) -> Policy:
     config = load_config(folder)
     if not (folder / "finished.json").is_file():
         raise PolicyError(
@@ -153,7 +156,7 @@ def _run(name: str, folder: Path, compute_dtype: ComputeDtype | None, which: str
     return Policy(name, f"workdir:{folder}", folder, model, tokenizer, raw, config, step)
 
 
-def _step(checkpoints: Path, which: str) -> int:
+def _step(checkpoints: Folder, which: str) -> int:
     """The step that @STEP or @best means; PolicyError when it has no checkpoint."""
     if which == _BEST:
         return checkpoint_health.best(checkpoints)
@@ -166,7 +169,7 @@ def _step(checkpoints: Path, which: str) -> int:
     return int(which)
 
 
-def _only_run(workdir: Path) -> Path:
+def _only_run(workdir: Folder) -> Folder:
     """The run in a workdir that has one; PolicyError for none and for several."""
     runs = sorted(path.parent for path in workdir.glob(f"*/{_CONFIG}") if _is_run(path.parent))
     if len(runs) == 1:
@@ -189,7 +192,7 @@ def _only_run(workdir: Path) -> Path:
     )
 
 
-def _is_run(folder: Path) -> bool:
+def _is_run(folder: Folder) -> bool:
     """Whether config.json is that of a run; a published model's has another form."""
     content: dict[str, Any] = read_json(folder / _CONFIG)
     return isinstance(content.get("config"), Mapping) and "model_type" not in content

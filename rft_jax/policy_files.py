@@ -7,7 +7,6 @@ a published model, that model's config.json and generation_config.json.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rft_jax.config import Config
@@ -15,18 +14,18 @@ from rft_jax.data import tokenizer as tokenizers
 from rft_jax.data.sentencepiece_model import SentencePiece
 from rft_jax.data.tokenizer import Tokenizer
 from rft_jax.data.tokenizer_export import tokenizer_files
+from rft_jax.folders import Folder, folder_of, make, write_atomically
 from rft_jax.pretrained.folder import locate, raw_config, read_json
 from rft_jax.pretrained.raw_config import generation_config
-from rft_jax.provenance import write_atomically
 
 FOLDER = "policy"
 _CONFIG, _GENERATION, _MODEL = "config.json", "generation_config.json", "sentencepiece.model"
 
 
-def keep(config: Config, workdir: Path, run: Path, tokenizer: Tokenizer) -> None:
+def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> None:
     """Write RUN/policy; a resumed run writes the same again."""
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    make(folder)
     if isinstance(tokenizer, SentencePiece):
         files: dict[str, bytes] = {_MODEL: tokenizer.processor.serialized_model_proto()}
     else:
@@ -40,29 +39,29 @@ def keep(config: Config, workdir: Path, run: Path, tokenizer: Tokenizer) -> None
         write_atomically(folder / name, content)
 
 
-def _published(config: Config, workdir: Path) -> Path | None:
+def _published(config: Config, workdir: Folder) -> Folder | None:
     """The folder with config.json of the published model that a run goes back to, if it does."""
     kind, _, target = config.init_from.partition(":")
     if kind == "hf":
         return locate(target, weights=False)
-    folder = (workdir / target if kind == "run" else Path(target)) / FOLDER
+    folder = (workdir / target if kind == "run" else folder_of(target)) / FOLDER
     return folder if kind in ("run", "workdir") and (folder / _CONFIG).is_file() else None
 
 
-def load_tokenizer(run: Path) -> Tokenizer:
+def load_tokenizer(run: Folder) -> Tokenizer:
     """The tokenizer of a run, from RUN/policy. Raises TokenizerError when it is not there."""
     folder = run / FOLDER
     model = folder / _MODEL
     return tokenizers.load(model if model.is_file() else folder)
 
 
-def published_config(run: Path) -> dict[str, Any] | None:
+def published_config(run: Folder) -> dict[str, Any] | None:
     """config.json of the published model that a run goes back to; None where it does not."""
     folder = run / FOLDER
     return raw_config(folder) if (folder / _CONFIG).is_file() else None
 
 
-def generation_of(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_of(folder: Folder, tokenizer: Tokenizer) -> dict[str, Any]:
     """generation_config.json for a policy with this tokenizer: the one in `folder`, if there is
     one, with the tokenizer's special ids."""
     path = folder / _GENERATION

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from rft_jax.batches import Params
 from rft_jax.config import Config
 from rft_jax.data.prompts import check_lengths
 from rft_jax.data.questions import Position
+from rft_jax.folders import Folder
 from rft_jax.funnel import funnel
 from rft_jax.parallel.processes import from_main, meet
 from rft_jax.progress import Progress
@@ -34,7 +34,7 @@ def sample_pool(
     questions: Sequence[Question],
     config: Config,
     sampling: Sampling,
-    folder: Path,
+    folder: Folder,
     stopped: Callable[[], int],
 ) -> dict[str, float] | None:
     """Fill rollouts/ with RFT's pool from the frozen start; None when stopped before the end.
@@ -78,7 +78,7 @@ def _pool_questions(questions: Sequence[Question], config: Config) -> list[list[
 
 
 def _read_pool(
-    folder: Path, questions: Sequence[Question], config: Config
+    folder: Folder, questions: Sequence[Question], config: Config
 ) -> list[tuple[Question, Sample]]:
     """RFT's own pool, in the order in which its questions were asked, whoever wrote it."""
     meet(f"{folder.parent.name} pool is written")
@@ -91,7 +91,7 @@ def _read_pool(
 
 
 def sequences(
-    questions: Sequence[Question], config: Config, sampling: Sampling, folder: Path
+    questions: Sequence[Question], config: Config, sampling: Sampling, folder: Folder
 ) -> tuple[list[TrainingSequence], Facts]:
     """RFT's fixed set, from the log in `folder` or from pool.from_rollouts, and its funnel.
 

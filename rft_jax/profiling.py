@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, get_args
 
 import jax
 
+from rft_jax.folders import Folder, Mirror
 from rft_jax.steps import Steps
 
 Phase = Literal["sampling", "verifying", "updating", "evaluating", "checkpointing"]
@@ -43,8 +43,8 @@ def phase(name: Phase) -> jax.profiler.TraceAnnotation:
 class Profiler:
     """Starts the trace before the first step that it sees of `steps` and ends it after the last."""
 
-    def __init__(self, folder: Path, steps: Steps | None) -> None:
-        self._folder, self._steps = folder, steps
+    def __init__(self, folder: Folder, steps: Steps | None) -> None:
+        self._mirror, self._steps = Mirror(folder), steps
         self._traced: Steps | None = None
 
     @contextlib.contextmanager
@@ -69,7 +69,7 @@ class Profiler:
         options.raise_error_on_start_failure = True
         options.session_id = f"steps-{number}-{self._steps.last}"
         try:
-            jax.profiler.start_trace(self._folder, profiler_options=options)
+            jax.profiler.start_trace(self._mirror.local, profiler_options=options)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ProfileError(
@@ -84,11 +84,12 @@ class Profiler:
             return
         traced, self._traced = self._traced, None
         jax.profiler.stop_trace()
-        logger.info("trace of %s: %s", traced, self._folder)
+        self._mirror.copy()
+        logger.info("trace of %s: %s", traced, self._mirror.folder)
 
 
 @contextlib.contextmanager
-def open_profiler(folder: Path, steps: Steps | None, *, done: int) -> Iterator[Profiler]:
+def open_profiler(folder: Folder, steps: Steps | None, *, done: int) -> Iterator[Profiler]:
     """What traces `steps` of a run into FOLDER/profile; nothing with None. A trace that an error or
     a signal cuts short is written as far as it went.
 
@@ -107,7 +108,7 @@ def open_profiler(folder: Path, steps: Steps | None, *, done: int) -> Iterator[P
         profiler.close()
 
 
-def warn_of_done(folder: Path, steps: Steps | None, *, done: int) -> None:
+def warn_of_done(folder: Folder, steps: Steps | None, *, done: int) -> None:
     """Say which of `steps` a run has behind it already, when `done` of its steps are made."""
     if steps is None or steps.first > done:
         return

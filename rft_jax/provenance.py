@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rft_jax.config import Config, ConfigError
 from rft_jax.fields import build, flatten
+from rft_jax.folders import Folder, make, write_atomically
 
 FILE = "config.json"
 PACKAGES = (
@@ -50,7 +50,9 @@ class Commit(NamedTuple):
     dirty: bool
 
 
-def save_config(folder: Path, name: str, config: Config, *, device: str, num_devices: int) -> None:
+def save_config(
+    folder: Folder, name: str, config: Config, *, device: str, num_devices: int
+) -> None:
     """Write FOLDER/config.json for run `name`, atomically; a resumed run replaces it.
 
     device: the kind of device, as jax names it (`cpu`, `TPU v5 lite`); num_devices: of the mesh.
@@ -65,11 +67,11 @@ def save_config(folder: Path, name: str, config: Config, *, device: str, num_dev
         "device": device,
         "num_devices": num_devices,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     write_atomically(folder / FILE, json.dumps(content, indent=2) + "\n")
 
 
-def load_config(folder: Path) -> Config:
+def load_config(folder: Folder) -> Config:
     """The Config in FOLDER/config.json; ConfigError when there is none or it is damaged."""
     path = folder / FILE
     if not path.is_file():
@@ -94,7 +96,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return build(values)
 
 
-def check_same_config(folder: Path, config: Config) -> None:
+def check_same_config(folder: Folder, config: Config) -> None:
     """ConfigError when FOLDER belongs to a run with another config; FREE_FIELDS may differ.
 
     A folder without config.json belongs to no run and passes.
@@ -121,7 +123,7 @@ def check_same_config(folder: Path, config: Config) -> None:
     )
 
 
-def moved(folder: Path, config: Config, *, device: str, num_devices: int) -> str | None:
+def moved(folder: Folder, config: Config, *, device: str, num_devices: int) -> str | None:
     """What to warn of when the run in FOLDER goes on with another mesh or on other devices than
     config.json says; None when both are as they were, or there is no config.json.
 
@@ -164,14 +166,6 @@ def git_commit(folder: Path = Path(__file__).parent) -> Commit | None:
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None or status is None else Commit(commit, bool(status))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a kill at any instant leaves the old one or the new one whole."""
-    # The process id keeps the processes of a multi-host run off each other's file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 def _git(folder: Path, *args: str) -> str | None:

@@ -7,13 +7,12 @@ The log is data: RFT can be run from it (pool.from_rollouts), and the report bro
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
+from rft_jax.folders import Folder, folder_of, make, write_atomically
 from rft_jax.jsonl import LogError, numbered_lines, parse_line
 from rft_jax.records import Question, Sample, Verdict
 
@@ -43,7 +42,7 @@ class Writer(NamedTuple):
 _ALONE = Writer()
 
 
-def path_of(folder: Path, step: int, writer: Writer = _ALONE) -> Path:
+def path_of(folder: Folder, step: int, writer: Writer = _ALONE) -> Folder:
     """The file of one rollout, or a process's part of it."""
     name = f"step-{step:06d}"
     if writer.processes > 1:
@@ -54,9 +53,9 @@ def path_of(folder: Path, step: int, writer: Writer = _ALONE) -> Path:
 _NAME = re.compile(r"step-([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.jsonl")
 
 
-def _files(folder: Path, pattern: str) -> dict[int, list[Path]]:
+def _files(folder: Folder, pattern: str) -> dict[int, list[Folder]]:
     """The files of each rollout that is whole, by step, in the order of processes."""
-    sets: dict[tuple[int, int], list[Path]] = {}
+    sets: dict[tuple[int, int], list[Folder]] = {}
     for path in sorted(folder.glob(pattern)):
         if found := _NAME.fullmatch(path.name):
             sets.setdefault((int(found[1]), int(found[2] or 1)), []).append(path)
@@ -64,13 +63,13 @@ def _files(folder: Path, pattern: str) -> dict[int, list[Path]]:
     return dict(reversed(whole))  # of several sets of a step the one of fewest processes
 
 
-def is_whole(folder: Path, step: int) -> bool:
+def is_whole(folder: Folder, step: int) -> bool:
     """Whether all of a rollout is there."""
     return step in _files(folder, f"step-{step:06d}*.jsonl")
 
 
 def write(
-    folder: Path,
+    folder: Folder,
     step: int,
     samples: Iterable[Sample],
     questions: Sequence[Question],
@@ -82,23 +81,22 @@ def write(
 
     Process 0 removes what an attempt with another number of processes has left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     by_id = {question.id: question for question in questions}
     path = path_of(folder, step, writer)
     if writer.process == 0:
         mine = {path_of(folder, step, Writer(n, writer.processes)) for n in range(writer.processes)}
         for old in set(folder.glob(f"step-{step:06d}*.jsonl")) - mine:
             old.unlink()
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            question = by_id[sample.question_id]
-            facts = {"question": question.text, "answer": question.answer, "seed": seed}
-            file.write(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+    lines = []
+    for sample in samples:
+        question = by_id[sample.question_id]
+        facts = {"question": question.text, "answer": question.answer, "seed": seed}
+        lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines))
 
 
-def read_step(folder: Path, step: int) -> list[tuple[Question, Sample]]:
+def read_step(folder: Folder, step: int) -> list[tuple[Question, Sample]]:
     """One rollout's samples, each with its question, one process's after the other's.
 
     Raises LogError as `read` does.
@@ -107,7 +105,7 @@ def read_step(folder: Path, step: int) -> list[tuple[Question, Sample]]:
     return [pair for file in files for pair in read(file)]
 
 
-def read(path: Path) -> list[tuple[Question, Sample]]:
+def read(path: Folder) -> list[tuple[Question, Sample]]:
     """One rollout's samples, each with its question (without solution).
 
     Raises jsonl.LogError, naming file and line, for a damaged line.
@@ -156,7 +154,7 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """
     pairs: list[tuple[Question, Sample]] = []
     for folder in folders:
-        steps = _files(Path(folder), "step-*.jsonl")
+        steps = _files(folder_of(folder), "step-*.jsonl")
         if not steps:
             raise LogError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
         for step in sorted(steps):

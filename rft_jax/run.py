@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from rft_jax import checkpoint, checkpoint_health, policy_files, refill, setup
 from rft_jax.config import Config
 from rft_jax.data.questions import Position
+from rft_jax.folders import Folder
 from rft_jax.layout import fresh_state, make_layout
 from rft_jax.loop import Counters, Run, RunResult, loop
 from rft_jax.metrics import MetricsLog
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def run(
     name: str,
     experiment: Mapping[str, Config],
-    workdir: Path,
+    workdir: Folder,
     profile: Steps | None = None,
     at: Callable[[str], None] = nowhere,
 ) -> RunResult:
@@ -120,7 +120,7 @@ def run(
         return loop(this)
 
 
-def _keep_config(folder: Path, config: Config, num_devices: int, done: int) -> None:
+def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:
     """Write RUN/config.json; warn when a run with `done` steps behind it goes on elsewhere."""
     device = jax.devices()[0].device_kind
     change = moved(folder, config, device=device, num_devices=num_devices)

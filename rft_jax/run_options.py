@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from rft_jax.config import Config, ConfigError
 from rft_jax.experiments import Option, parse_options
+from rft_jax.folders import Folder, folder_of
 from rft_jax.parallel.watch import Limits
 from rft_jax.steps import Steps, parse_steps
 
@@ -21,7 +22,7 @@ class RunOptions(NamedTuple):
     """only: runs to carry out, empty for all; profile: steps to trace; limits: of the processes of
     a job; rest: the options that are fields of runs."""
 
-    workdir: Path
+    workdir: Folder
     only: tuple[str, ...]
     profile: Steps | None
     limits: Limits
@@ -33,7 +34,7 @@ def read(experiment: Path, args: Sequence[str], *, of_run: bool) -> RunOptions:
 
     of_run: whether all of OWN are among them, or --workdir alone and others are left in `rest`.
     """
-    workdir = Path("runs") / experiment.stem
+    workdir: Folder = Path("runs") / experiment.stem
     selected: tuple[str, ...] = ()
     profile: Steps | None = None
     limits = Limits()
@@ -43,12 +44,7 @@ def read(experiment: Path, args: Sequence[str], *, of_run: bool) -> RunOptions:
             if len(option.values) != 1 or not option.values[0]:
                 found = " ".join(option.values) or "none"
                 raise ConfigError(f"--workdir takes one folder, found {found}.")
-            if "://" in option.values[0]:
-                raise ConfigError(
-                    f"--workdir is {option.values[0]}: a folder is expected; mount the bucket "
-                    "(docs/launch.md)."
-                )
-            workdir = Path(option.values[0])
+            workdir = folder_of(option.values[0])
         elif option.name == "only" and of_run:
             if not option.values:
                 raise ConfigError("--only takes the names of runs, found none.")

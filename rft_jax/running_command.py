@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rft_jax import setup
-from rft_jax.config import Config, ConfigError
+from rft_jax.config import Config
+from rft_jax.folders import Folder, make, write_atomically, writing
 from rft_jax.job import joined
 from rft_jax.local_devices import keep_programs, split_cpu
 from rft_jax.parallel.mesh import make_mesh
 from rft_jax.parallel.processes import by_main, is_main
-from rft_jax.provenance import write_atomically
 from rft_jax.run import run
 from rft_jax.run_options import RunOptions
 
@@ -29,7 +29,7 @@ def carry_out(
     options: RunOptions,
     *,
     is_ours: Callable[[BaseException], bool],
-    report: Callable[[Path], None],
+    report: Callable[[Folder], None],
 ) -> int:
     """Carry out, or go on with, the selected runs; returns the exit status.
 
@@ -62,13 +62,9 @@ def carry_out(
     return 0
 
 
-def _save_experiment(workdir: Path, path: Path, experiment: Mapping[str, Config]) -> None:
+def _save_experiment(workdir: Folder, path: Path, experiment: Mapping[str, Config]) -> None:
     """WORKDIR/experiment.json: the file's name and the runs in order."""
     content = {"experiment": path.name, "runs": list(experiment)}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
+    with writing(workdir):
+        make(workdir)
         write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir {workdir}: cannot write here ({error.strerror}): use another --workdir."
-        ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -16,6 +15,7 @@ from rft_jax.data.prompts import check_lengths
 from rft_jax.data.sentencepiece_model import train
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizer import Tokenizer
+from rft_jax.folders import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
 from rft_jax.models.axes import logical_axes
 from rft_jax.models.transformer import abstract_params
@@ -34,19 +34,15 @@ class Questions:
     test: tuple[Question, ...]
 
 
-def make_folder(folder: Path) -> None:
-    """ConfigError when a run's folder cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
+def make_folder(folder: Folder) -> None:
+    """FolderError when a run's folder cannot be made or written to."""
+    with writing(folder):
+        make(folder)
+        if not in_bucket(folder) and not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot write here ({error.strerror}): use another --workdir."
-        ) from error
 
 
-def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
+def ensure_tokenizer(config: Config, workdir: Folder) -> Tokenizer:
     """The run's tokenizer: loaded from its path, or WORKDIR/tokenizer.model, trained if missing."""
     settings, path = config.tokenizer, tokenizer_path(config, workdir)
     if settings.path:
@@ -58,7 +54,6 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
             for text in (question.text, question.solution)
             if text
         ]
-        path.parent.mkdir(parents=True, exist_ok=True)
         train(texts, path, settings.vocab_size)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size != settings.vocab_size:
@@ -69,12 +64,12 @@ def ensure_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_path(config: Config, workdir: Path) -> Path:
+def tokenizer_path(config: Config, workdir: Folder) -> Folder:
     """The file or folder of a run's tokenizer; one that `hf:` names on the hub is downloaded."""
     path = config.tokenizer.path
     if path.startswith("hf:"):
         return locate(path.removeprefix("hf:"), weights=False)
-    return Path(path) if path else workdir / "tokenizer.model"
+    return folder_of(path) if path else workdir / "tokenizer.model"
 
 
 def vocab_size(model: ModelConfig, tokenizer: Tokenizer) -> int:
@@ -87,10 +82,10 @@ def vocab_size(model: ModelConfig, tokenizer: Tokenizer) -> int:
     return model.vocab_size or tokenizer.vocab_size
 
 
-def check_same_tokenizer(config: Config, workdir: Path) -> None:
+def check_same_tokenizer(config: Config, workdir: Folder) -> None:
     """ConfigError when the run that this one starts from has another tokenizer."""
     kind, _, target = config.init_from.partition(":")
-    start = workdir / target if kind == "run" else Path(target)
+    start = workdir / target if kind == "run" else folder_of(target)
     if kind not in ("run", "workdir") or not (start / "config.json").is_file():
         return
     old = tokenizer_path(load_config(start), start.parent)
@@ -103,7 +98,7 @@ def check_same_tokenizer(config: Config, workdir: Path) -> None:
         )
 
 
-def _content(tokenizer: Path) -> bytes:
+def _content(tokenizer: Folder) -> bytes:
     """What tells tokenizers apart: the pieces, in a file or a Hugging Face folder; of one that is
     gone, nothing."""
     files = (tokenizer, tokenizer / "tokenizer.json", tokenizer / "tokenizer.model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from rft_jax import checkpoint, importing, policy_files
 from rft_jax.batches import Params
 from rft_jax.config import Config, ConfigError, ModelConfig
+from rft_jax.folders import Folder, folder_of, write_atomically
 from rft_jax.keys import Purpose, run_key
 from rft_jax.layout import Layout, param_shapes, shardings
 from rft_jax.models import adapters, transformer
@@ -19,9 +19,9 @@ from rft_jax.pretrained.digests import check_record, written
 from rft_jax.pretrained.folder import locate, raw_config
 from rft_jax.pretrained.same import check_same, differences
 from rft_jax.pretrained.weights import check_values, open_weights
-from rft_jax.provenance import load_config, write_atomically
+from rft_jax.provenance import load_config
 
-RECORD = Path(policy_files.FOLDER) / "weights.json"
+RECORD = f"{policy_files.FOLDER}/weights.json"
 """Of a run of adapters: digests of the published weights that they stand on."""
 
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
@@ -34,7 +34,7 @@ class Start(NamedTuple):
     trained: Params
 
 
-def load_start(config: Config, workdir: Path, layout: Layout, run: Path | None = None) -> Start:
+def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | None = None) -> Start:
     """The policy that a run of these settings starts from, pi_sft, laid out.
 
     run: its folder, where a run of adapters keeps a record of the published weights they stand on,
@@ -56,9 +56,9 @@ def load_start(config: Config, workdir: Path, layout: Layout, run: Path | None =
 def load_policy(
     init_from: str,
     model: ModelConfig,
-    workdir: Path,
+    workdir: Folder,
     like: Params,
-    record: Path | None = None,
+    record: Folder | None = None,
     step: int | None = None,
 ) -> tuple[Params, Params]:
     """(parameters, laid out as `like`; adapters on them) of the policy that `run:NAME`,
@@ -79,10 +79,10 @@ def load_policy(
     return _restored(folder, like, step), {}
 
 
-def finished_run(init_from: str, workdir: Path) -> Path:
+def finished_run(init_from: str, workdir: Folder) -> Folder:
     """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
     kind, _, target = init_from.partition(":")
-    folder = workdir / target if kind == "run" else Path(target)
+    folder = workdir / target if kind == "run" else folder_of(target)
     if not (folder / "finished.json").is_file():
         name = f"run {target}" if kind == "run" else str(folder)
         raise ConfigError(
@@ -93,7 +93,7 @@ def finished_run(init_from: str, workdir: Path) -> Path:
 
 
 def _with_adapters_of(
-    folder: Path, theirs: Config, model: ModelConfig, like: Params, step: int | None
+    folder: Folder, theirs: Config, model: ModelConfig, like: Params, step: int | None
 ) -> tuple[Params, Params]:
     """From a run in `folder` that trained adapters, those of `step`."""
     base = _under_adapters(theirs, folder, model, like)
@@ -110,7 +110,7 @@ def _with_adapters_of(
     return merged(base, trained), {}
 
 
-def _under_adapters(theirs: Config, run: Path, model: ModelConfig, like: Params) -> Params:
+def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Params) -> Params:
     """What the adapters of a run stand on: they went on with those of the runs before it."""
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
@@ -134,7 +134,7 @@ def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
     return jax.jit(make, out_shardings=shardings(layout.trained))(key)
 
 
-def _restored(folder: Path, like: Params, step: int | None = None) -> Params:
+def _restored(folder: Folder, like: Params, step: int | None = None) -> Params:
     """The parameters of a run after `step`, None for the last, in the types of `like`."""
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), like
@@ -143,7 +143,7 @@ def _restored(folder: Path, like: Params, step: int | None = None) -> Params:
     return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, like)
 
 
-def _published(target: str, model: ModelConfig, like: Params, record: Path | None) -> Params:
+def _published(target: str, model: ModelConfig, like: Params, record: Folder | None) -> Params:
     """The parameters of a published model, checked on the host before any is put on a device.
 
     record: of the files they must be; written if it is not there yet.

@@ -6,7 +6,6 @@ Demonstrations and RFT's pool are fixed sets; Online RFT samples anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from rft_jax.batches import Params
 from rft_jax.config import Config
 from rft_jax.data.prompts import completion_tokens, prompt_tokens
 from rft_jax.data.questions import Position, take
+from rft_jax.folders import Folder
 from rft_jax.funnel import funnel
 from rft_jax.keys import Purpose
 from rft_jax.records import Decoded, Question, Sample, Verdict
@@ -234,7 +234,7 @@ def online(
     questions: Sequence[Question],
     config: Config,
     sampling: Sampling,
-    folder: Path,
+    folder: Folder,
 ) -> Supply:
     """Outputs of the current policy, sampled at each step and logged in `folder` (Online RFT).
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from rft_jax.config import ConfigError
 from rft_jax.experiments import Option, convert, primitive
 from rft_jax.fields import suggest
+from rft_jax.folders import on_disk
 
 Options = TypeVar("Options")
 
@@ -116,6 +117,9 @@ def _value(option: Option, hint: Any) -> Any:
         return True
     if hint is Path and option.values == ("",):
         option = option._replace(values=())
+    if hint is Path:
+        for value in option.values:
+            on_disk(value, written(option.name))
     named = option._replace(name=written(option.name).removeprefix("--"))
     return _fraction(named) if hint is Fraction else convert(named, hint)
 

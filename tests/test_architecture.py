@@ -14,7 +14,7 @@ import rft_jax
 ROOT = Path(rft_jax.__file__).parent
 
 RANKS = (
-    {"records", "sections", "keys"},
+    {"folders", "records", "sections", "keys"},
     {"sections_judging", "sections_model", "steps"},
     {"config"},
     {
@@ -49,9 +49,10 @@ one rank do not know each other."""
 
 WITHOUT_JAX = {
     "asking", "checkpoint_health", "checkpoint_policy", "config", "data", "experiments", "fields",
-    "funnel", "jsonl", "majority", "metrics", "model_card", "options", "plan_options", "policies",
-    "policy_files", "pretrained", "progress", "provenance", "records", "refill", "report",
-    "rollout_log", "run_options", "scoring", "scoring_options", "sections", "sections_judging",
+    "folders", "funnel", "jsonl", "majority", "metrics", "model_card", "options", "plan_options",
+    "policies", "policy_files", "pretrained", "progress", "provenance", "records", "refill",
+    "report", "rollout_log", "run_options", "scoring", "scoring_options", "sections",
+    "sections_judging",
     "sections_model", "signals", "statistics", "steps", "typed_options", "verification",
     "verifiers",
 }  # fmt: skip

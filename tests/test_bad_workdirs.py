@@ -120,7 +120,7 @@ def test_workdir_is_a_file(refusal: Refusal) -> None:
 
 def test_workdir_under_a_file(refusal: Refusal) -> None:
     assert refusal("--workdir", "study.py/work") == (
-        "--workdir study.py/work: cannot write here (Not a directory): use another --workdir."
+        "study.py/work: cannot write here (Not a directory): use another --workdir."
     )
 
 

@@ -100,9 +100,6 @@ def test_a_range_must_be_within_every_selected_run() -> None:
     )
 
 
-def test_a_bucket_is_no_folder() -> None:
-    with pytest.raises(ConfigError) as error:
-        run_options.read(FILE, ["--workdir", "gs://bucket/runs"], of_run=True)
-    assert str(error.value) == (
-        "--workdir is gs://bucket/runs: a folder is expected; mount the bucket (docs/launch.md)."
-    )
+def test_a_workdir_may_be_in_a_bucket() -> None:
+    found = run_options.read(FILE, ["--workdir", "gs://bucket/runs"], of_run=True)
+    assert str(found.workdir) == "gs://bucket/runs"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rft_jax.data.chat import ChatTemplate
 from rft_jax.data.tokenizer import TokenizerError
+from rft_jax.folders import Folder
 
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -36,13 +36,13 @@ class FolderSettings:
     roles: Mapping[str, NamedToken]
     added: Mapping[int, NamedToken]
     also_special: tuple[NamedToken, ...]
-    also_ends: tuple[tuple[Path, int], ...]
+    also_ends: tuple[tuple[Folder, int], ...]
     adds_bos: bool | None
     prefix_every_part: bool
     chat_template: ChatTemplate | None
 
 
-def read_settings(folder: Path) -> FolderSettings:
+def read_settings(folder: Folder) -> FolderSettings:
     """The settings of a folder; files that are not there say nothing.
 
     Raises TokenizerError for a file that is damaged.
@@ -87,7 +87,7 @@ def read_settings(folder: Path) -> FolderSettings:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Folder) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -101,21 +101,21 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _wrong(path: Path, field: str, found: object, expected: str) -> TokenizerError:
+def _wrong(path: Folder, field: str, found: object, expected: str) -> TokenizerError:
     return TokenizerError(
         f"{path}: {field} is {json.dumps(found)[:60]}, expected {expected}: mend the file or "
         "download it again."
     )
 
 
-def _mapping(config: Mapping[str, Any], field: str, path: Path) -> dict[str, Any]:
+def _mapping(config: Mapping[str, Any], field: str, path: Folder) -> dict[str, Any]:
     found = config.get(field) or {}
     if not isinstance(found, dict):
         raise _wrong(path, field, found, "an object")
     return found
 
 
-def _values(found: object, path: Path, field: str) -> Iterable[object]:
+def _values(found: object, path: Folder, field: str) -> Iterable[object]:
     if isinstance(found, dict):
         return found.values()
     if found is None or isinstance(found, list):
@@ -123,14 +123,14 @@ def _values(found: object, path: Path, field: str) -> Iterable[object]:
     raise _wrong(path, field, found, "a list")
 
 
-def _flag(config: Mapping[str, Any], field: str, path: Path) -> bool | None:
+def _flag(config: Mapping[str, Any], field: str, path: Folder) -> bool | None:
     found = config.get(field)
     if found is not None and not isinstance(found, bool):
         raise _wrong(path, field, found, "true or false")
     return found
 
 
-def _token(found: object, path: Path, field: str) -> NamedToken:
+def _token(found: object, path: Folder, field: str) -> NamedToken:
     """A token as text, or as an object with its text and flags."""
     if isinstance(found, str):
         return NamedToken(found, {})
@@ -139,7 +139,7 @@ def _token(found: object, path: Path, field: str) -> NamedToken:
     return NamedToken(found["content"], {f: bool(found[f]) for f in _FLAGS if f in found})
 
 
-def _number(found: object, path: Path, field: str) -> int:
+def _number(found: object, path: Folder, field: str) -> int:
     if isinstance(found, str) and found.isdecimal():
         return int(found)
     if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
@@ -147,14 +147,14 @@ def _number(found: object, path: Path, field: str) -> int:
     raise _wrong(path, field, found, "an id, 0 or more")
 
 
-def _ids(found: object, path: Path) -> list[int]:
+def _ids(found: object, path: Folder) -> list[int]:
     if found is None:
         return []
     values = found if isinstance(found, list) else [found]
     return [_number(value, path, "eos_token_id") for value in values]
 
 
-def _older_added_tokens(path: Path, special: set[str]) -> dict[int, NamedToken]:
+def _older_added_tokens(path: Folder, special: set[str]) -> dict[int, NamedToken]:
     return {
         _number(token, path, name): NamedToken(
             name, {"special": name in special, "normalized": name not in special}
@@ -163,7 +163,7 @@ def _older_added_tokens(path: Path, special: set[str]) -> dict[int, NamedToken]:
     }
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, Path]:
+def _chat_template(folder: Folder, config: Mapping[str, Any]) -> tuple[str | None, Folder]:
     """The template, of several named ones the default, and the file it stands in."""
     path = folder / "chat_template.jinja"
     if path.is_file():

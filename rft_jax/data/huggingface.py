@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -20,6 +19,7 @@ from rft_jax.data.tokenizer import (
     TokenizerError,
     check_round_trip,
 )
+from rft_jax.folders import Folder
 
 _RARE = "\U0001fad9"
 """A character that is too young and too rare for a piece of its own."""
@@ -44,7 +44,7 @@ class HuggingFace(Tokenizer):
         return self.backend.decode(ids, skip_special_tokens=False)
 
 
-def load_folder(folder: Path) -> HuggingFace:
+def load_folder(folder: Folder) -> HuggingFace:
     """The tokenizer of a folder: of its tokenizer.json, or else of SentencePiece's tokenizer.model.
 
     Special tokens, the chat template and whether BOS begins a text are what the folder's other JSON
@@ -95,9 +95,9 @@ def load_folder(folder: Path) -> HuggingFace:
     return tokenizer
 
 
-def _from_json(path: Path) -> tokenizers.Tokenizer:
+def _from_json(path: Folder) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise TokenizerError(
@@ -126,7 +126,7 @@ def _with_roles_of_model(settings: FolderSettings, spec: Any) -> FolderSettings:
     return replace(settings, roles=roles, added=added, chat_template=template)
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, settings: FolderSettings) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Folder, settings: FolderSettings) -> None:
     """Add the tokens that the other files name, and see to it that they have the ids they name."""
     for token, named in sorted(settings.added.items()):
         backend.add_tokens([tokenizers.AddedToken(named.name, **named.flags)])
@@ -144,7 +144,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, settings: FolderSet
 
 
 def _prefix_ids(
-    backend: tokenizers.Tokenizer, source: Path, settings: FolderSettings
+    backend: tokenizers.Tokenizer, source: Folder, settings: FolderSettings
 ) -> tuple[int, ...]:
     """What the post-processor puts in front; else BOS, where add_bos_token asks for it.
 
@@ -167,7 +167,7 @@ def _prefix_ids(
     return (token,)
 
 
-def _eos_ids(ids: Mapping[str, int], folder: Path, settings: FolderSettings) -> tuple[int, ...]:
+def _eos_ids(ids: Mapping[str, int], folder: Folder, settings: FolderSettings) -> tuple[int, ...]:
     found: list[int] = []
     eos = settings.roles.get("eos_token")
     if eos is not None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import sentencepiece
 
@@ -18,6 +15,7 @@ from rft_jax.data.tokenizer import (
     check_round_trip,
     check_utf8,
 )
+from rft_jax.folders import Folder, folder_of, make, write_atomically
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 """Special ids of the models trained here."""
@@ -64,7 +62,7 @@ class SentencePiece(Tokenizer):
         return self.processor.decode(ids)
 
 
-def load_model(path: Path) -> SentencePiece:
+def load_model(path: Folder) -> SentencePiece:
     """The tokenizer of a `.model` file. Raises TokenizerError when it cannot serve."""
     if path.suffix == ".json" and path.is_file():
         raise TokenizerError(
@@ -81,14 +79,14 @@ def load_model(path: Path) -> SentencePiece:
     return _tokenizer(path, model)
 
 
-def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePiece:
+def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> SentencePiece:
     """Train a tokenizer on texts, write it to `path` atomically, and return it.
 
     Byte-pair merges within words, digits apart, no normalisation, byte fallback. The same texts
     give the same file. Raises TokenizerError when the texts do not fill, or do not fit into,
     `vocab_size` pieces (256 byte pieces and 4 special ones among them).
     """
-    path = Path(path)
+    path = folder_of(path)
     corpus = list(texts)
     for text in corpus:
         check_utf8(path, text)
@@ -117,7 +115,8 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> SentencePi
     except RuntimeError as error:
         raise TokenizerError(f"{path}: {_training_failure(str(error), vocab_size)}") from None
     tokenizer = _tokenizer(path, model.getvalue())
-    _write_atomically(path, model.getvalue())
+    make(path.parent)
+    write_atomically(path, model.getvalue())
     return tokenizer
 
 
@@ -132,7 +131,7 @@ def _training_failure(message: str, vocab_size: int) -> str:
     return f"cannot train a tokenizer with {setting}: {' '.join(message.split())}"
 
 
-def _tokenizer(path: Path, model: bytes) -> SentencePiece:
+def _tokenizer(path: Folder, model: bytes) -> SentencePiece:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.load_from_serialized_proto(model)
@@ -167,17 +166,3 @@ def _tokenizer(path: Path, model: bytes) -> SentencePiece:
     )
     check_round_trip(tokenizer)
     return tokenizer
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rft_jax.data.chat import ChatTemplate
+from rft_jax.folders import Folder, folder_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a folder's tokenizer is read from: the first of them that is there."""
@@ -34,7 +34,7 @@ class Tokenizer(abc.ABC):
     characters without an id, if there is one; special: the ids that are no text, by their names.
     """
 
-    path: Path
+    path: Folder
     vocab_size: int
     prefix_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]
@@ -91,7 +91,7 @@ class Tokenizer(abc.ABC):
         """The text of ids in the vocabulary, none of them special."""
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(path: str | Folder) -> Tokenizer:
     """The tokenizer of a SentencePiece `.model` file, or of a folder in the Hugging Face format.
 
     decode(encode(text)) == text for every text that UTF-8 can hold, where the tokenizer is one of
@@ -104,7 +104,7 @@ def load(path: str | Path) -> Tokenizer:
     cannot serve.
     """
     # Imported here: both build on this file, and a run needs one.
-    path = Path(path)
+    path = folder_of(path)
     if path.is_dir():
         from rft_jax.data import huggingface
 
@@ -125,7 +125,7 @@ def check_round_trip(tokenizer: Tokenizer) -> None:
         )
 
 
-def check_utf8(path: Path, text: str) -> None:
+def check_utf8(path: Folder, text: str) -> None:
     """TokenizerError for half of a surrogate pair."""
     try:
         text.encode("utf-8")

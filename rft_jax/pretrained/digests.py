@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
+from rft_jax.folders import Folder
 from rft_jax.pretrained.folder import PretrainedError, read_json
 from rft_jax.pretrained.weights import Weights
 
@@ -20,7 +20,7 @@ def digests(weights: Weights) -> dict[str, str]:
     return found
 
 
-def check_record(weights: Weights, record: Path) -> None:
+def check_record(weights: Weights, record: Folder) -> None:
     """Raise PretrainedError when the files are not those of `record`."""
     if digests(weights) != read_json(record):
         raise PretrainedError(

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rft_jax.folders import Folder
+
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -101,7 +103,7 @@ def _downloading(target: str) -> Iterator[None]:
         ) from error
 
 
-def raw_config(folder: Path) -> dict[str, Any]:
+def raw_config(folder: Folder) -> dict[str, Any]:
     """config.json of a model's folder."""
     path = folder / "config.json"
     if not path.is_file():
@@ -111,7 +113,7 @@ def raw_config(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Folder) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))

@@ -6,9 +6,9 @@ import base64
 import json
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
+from rft_jax.folders import Folder, in_bucket, write_atomically
 from rft_jax.report.assets import SCRIPT, STYLE
 from rft_jax.report.palette import run_colour
 from rft_jax.report.runs import Run, is_number, load_outputs, load_runs
@@ -23,7 +23,7 @@ from rft_jax.report.tables import (
 )
 
 
-def write_report(workdir: Path) -> Path:
+def write_report(workdir: Folder) -> Folder:
     """Writes WORKDIR/plots/*.png and WORKDIR/report.html; the page's path.
 
     Raises ReportError where the workdir holds no run; a run that lacks something is shown with a
@@ -60,7 +60,7 @@ def write_report(workdir: Path) -> Path:
         f'<section id="{anchors[title]}"><h2>{title}</h2>\n{text}</section>\n'
         for title, text in sections.items()
     )
-    name = escape(workdir.resolve().name)
+    name = escape((workdir if in_bucket(workdir) else workdir.resolve()).name)
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -70,14 +70,12 @@ def write_report(workdir: Path) -> Path:
         f"<p>&nbsp;</p>{_script() if any(outputs.values()) else ''}</body></html>\n"
     )
     path = workdir / "report.html"
-    draft = workdir / "report.html.draft"
     # Sampled bytes may decode to half of a surrogate pair, which UTF-8 cannot hold.
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    draft.replace(path)  # a reader never meets half a page
+    write_atomically(path, page.encode("utf-8", errors="replace"))
     return path
 
 
-def _base64(path: Path) -> str:
+def _base64(path: Folder) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
 
 

@@ -6,13 +6,14 @@ are made without pyplot, so no window system and no global state takes part.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from rft_jax.folders import Folder, make, write_atomically
 from rft_jax.report.bars import funnel, lengths_by_verdict, pass_rates, time
 from rft_jax.report.curves import curves, pass_at_k_curves
 from rft_jax.report.palette import GRID, INK, MUTED
@@ -42,9 +43,9 @@ class Plot(NamedTuple):
     narrow: bool = False
 
 
-def draw_plots(runs: Sequence[Run], folder: Path) -> list[tuple[Plot, Path]]:
+def draw_plots(runs: Sequence[Run], folder: Folder) -> list[tuple[Plot, Folder]]:
     """Writes FOLDER/NAME.png for each plot that the runs have figures for; those, with paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     drawn = []
     for plot in PLOTS:
         with rc_context(_STYLE):
@@ -55,7 +56,9 @@ def draw_plots(runs: Sequence[Run], folder: Path) -> list[tuple[Plot, Path]]:
                 plot.title, x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=INK
             )
             path = folder / f"{plot.name}.png"
-            figure.savefig(path, dpi=150)
+            content = io.BytesIO()
+            figure.savefig(content, dpi=150)
+            write_atomically(path, content.getvalue())
             drawn.append((plot, path))
     return drawn
 

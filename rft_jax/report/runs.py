@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from rft_jax.folders import Folder
 from rft_jax.jsonl import Fields, LogError, numbered_lines, parse_line, read_jsonl
 
 OUTPUTS_SHOWN = 200
@@ -97,7 +97,7 @@ def is_number(line: dict[str, Any], name: str) -> bool:
     return isinstance(line.get(name), int | float)
 
 
-def load_runs(workdir: Path) -> list[Run]:
+def load_runs(workdir: Folder) -> list[Run]:
     """The runs of a workdir, in the order of WORKDIR/experiment.json or else by name.
 
     Raises ReportError where the folder or any run is missing, or experiment.json is damaged.
@@ -118,7 +118,7 @@ def load_runs(workdir: Path) -> list[Run]:
     return [_load_run(workdir / name) for name in names]
 
 
-def _experiment_order(workdir: Path) -> list[str]:
+def _experiment_order(workdir: Folder) -> list[str]:
     path = workdir / "experiment.json"
     if not path.exists():
         return []
@@ -134,7 +134,7 @@ def _experiment_order(workdir: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _load_run(folder: Path) -> Run:
+def _load_run(folder: Folder) -> Run:
     name, gaps = folder.name, []
     if not (folder / "config.json").exists():
         return Run(name, {}, (), {}, "", {}, (f"{name}: not started.",))
@@ -175,7 +175,7 @@ def _load_run(folder: Path) -> Run:
     return Run(name, info, tuple(metrics), final, split, questions, tuple(gaps))
 
 
-def _load_questions(path: Path) -> dict[int, dict[str, Any]]:
+def _load_questions(path: Folder) -> dict[int, dict[str, Any]]:
     """The lines of one evaluation by question id. Raises LogError for impossible counts too."""
     lines = read_jsonl(path, _QUESTION_FIELDS)
     for line in lines:
@@ -187,7 +187,7 @@ def _load_questions(path: Path) -> dict[int, dict[str, Any]]:
     return {line["question_id"]: line for line in lines}
 
 
-def load_outputs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def load_outputs(folder: Folder) -> tuple[list[dict[str, Any]], list[str]]:
     """Up to OUTPUTS_SHOWN sampled outputs of RUN/rollouts, and what could not be read.
 
     Spread evenly over the steps and within each step's file, whatever their verdicts, so that

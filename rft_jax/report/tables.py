@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rft_jax.folders import Folder
 from rft_jax.report.palette import PARTS
 from rft_jax.report.runs import Run, is_number, load_runs
 from rft_jax.statistics import PairedDifference, StatisticsError, paired_interval
@@ -27,7 +27,7 @@ class Table(NamedTuple):
     notes: tuple[str, ...]
 
 
-def summary_table(workdir: Path) -> str:
+def summary_table(workdir: Folder) -> str:
     """Results, paired differences and gaps of all runs, as plain text for a terminal.
 
     Raises ReportError where the workdir holds no run.

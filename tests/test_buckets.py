@@ -1,0 +1,199 @@
+"""Workdirs in a bucket, through the client and the HTTP of real ones: a server of this machine
+stands in for Google's."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tiny_experiment
+from gcp_storage_emulator.server import create_server
+from jobs import Study, of_all
+from killing import RUNS, newest
+
+from rft_jax import metrics, policies, rollout_log
+from rft_jax.cli import main
+from rft_jax.folders import Folder, Mirror, folder_of, in_bucket, write_atomically
+from rft_jax.policy_params import merged
+from rft_jax.provenance import load_config
+
+BUCKET = "gs://runs-of-tests"
+STEPS = 4
+OPTIONS = (
+    *of_all(f"steps={STEPS}", "evaluation.every_steps=2", "checkpoint.every_steps=2"),
+    *of_all("evaluation.samples_per_question=4"),
+    "--rft.pool.rollout_steps=2",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    # Of gcsfs and of TensorStore, which Orbax writes arrays with.
+    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, address)
+        server = create_server("127.0.0.1", port, True, default_bucket=BUCKET[5:])
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(tmp_path_factory.mktemp("study"), OPTIONS)
+
+
+def test_objects_are_there_whole_and_replaced() -> None:
+    path = folder_of(f"{BUCKET}/objects/facts.json")
+    assert in_bucket(path)
+    assert not path.exists()
+    for content in ("old", "new"):
+        write_atomically(path, content)
+        assert path.read_text() == content
+    assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
+
+
+def test_what_another_process_writes_is_seen(study: Study) -> None:
+    """Nobody's list of a folder is an old one."""
+    folder = folder_of(f"{BUCKET}/seen")
+    write_atomically(folder / "one", "1")
+    assert [path.name for path in folder.iterdir()] == ["one"]
+    code = (
+        "from rft_jax.folders import folder_of, write_atomically;"
+        f"write_atomically(folder_of('{BUCKET}/seen/two'), '2')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in folder.glob("t*")) == ["two"]
+
+
+def test_a_mirror_copies_what_has_changed() -> None:
+    folder = folder_of(f"{BUCKET}/mirror")
+    write_atomically(folder / "log", "1\n")
+    mirror = Mirror(folder)
+    path = mirror.fetch("log")
+    assert path.read_text() == "1\n"
+    (mirror.local / "inner").mkdir()
+    (mirror.local / "inner" / "other").write_text("a")
+    for number in range(2, 9):
+        with path.open("a") as file:
+            file.write(f"{number}\n")
+        mirror.copy_soon()
+    mirror.copy()
+    lines = "".join(f"{number}\n" for number in range(1, 9))
+    assert (folder / "log").read_text() == lines
+    assert (folder / "inner" / "other").read_text() == "a"
+    path.write_text("last")
+    mirror.close()
+    assert (folder / "log").read_text() == "last"
+    assert not mirror.local.exists()
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = "gs://no-such-bucket-here/work"
+    assert main(["run", str(study.file), "--workdir", workdir]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rft-jax: error: {workdir}: cannot write here (")
+
+
+# A whole study
+
+
+def carried_out(study: Study, workdir: Folder, processes: int) -> Folder:
+    with study.start(workdir, processes, 8 // processes) as job:  # type: ignore[arg-type]
+        job.finish()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def on_disk(study: Study) -> Folder:
+    return carried_out(study, study.folder / "whole", 2)
+
+
+def assert_the_same(ours: Folder, theirs: Folder) -> None:
+    """Parameters, moments, metrics, rollouts and evaluations, bit for bit."""
+    for run in RUNS:
+        one, other = newest(ours / run), newest(theirs / run)  # type: ignore[arg-type]
+        assert one[0] == other[0] == STEPS
+        assert one[2] == other[2]
+        assert [a.tobytes() for a in one[1]] == [a.tobytes() for a in other[1]], run
+        logs = [metrics.read(folder / run / "metrics.jsonl") for folder in (ours, theirs)]
+        assert tiny_experiment.lasting(logs[0]) == tiny_experiment.lasting(logs[1])
+        for kept in ("evaluation", *(["rollouts"] if run != "sft" else [])):
+            contents = [
+                {path.name: path.read_bytes() for path in (folder / run / kept).iterdir()}
+                for folder in (ours, theirs)
+            ]
+            assert contents[0] == contents[1], (run, kept)
+
+
+@pytest.mark.slow
+def test_a_job_computes_in_a_bucket_what_it_does_on_a_disk(
+    study: Study, on_disk: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = carried_out(study, folder_of(f"{BUCKET}/whole"), 2)
+    assert_the_same(workdir, on_disk)
+    named = {path.name for path in (workdir / "sft").iterdir()}
+    assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
+    assert b"<html" in (workdir / "report.html").read_bytes()
+    # What is there serves every command.
+    assert main(["report", str(workdir)]) == 0
+    assert f"report: {workdir}/report.html" in capsys.readouterr().out
+    assert load_config(workdir / "rft").init_from == "run:sft"
+    pairs = rollout_log.read_folders([f"{workdir}/online_rft/rollouts"])
+    assert len(pairs) == STEPS * 8 * 4
+    for which in ("", "@2"):
+        here = merged(policies.find(f"{workdir}/online_rft{which}"))
+        there = merged(policies.find(f"{on_disk}/online_rft{which}"))
+        np.testing.assert_array_equal(here["embedding"], there["embedding"])
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_from_the_bucket_alone(study: Study, on_disk: Folder) -> None:
+    """Each time on machines that have nothing of it; the newest checkpoint is damaged once."""
+    workdir = folder_of(f"{BUCKET}/killed")
+    for run, step in (("sft", 2), ("online_rft", 2)):
+        with study.start(workdir, 2, 4, "--lost-after", "5") as job:  # type: ignore[arg-type]
+            saved = workdir / run / "checkpoints" / str(step) / "commit_success.txt"
+            deadline = time.monotonic() + 600
+            while not saved.exists():
+                assert time.monotonic() < deadline, job.told()
+                assert job.processes[0].poll() is None, job.told()
+                time.sleep(0.05)
+            job.signal(0, signal.SIGKILL)
+            assert all(job.statuses())
+    folder = workdir / "online_rft" / "checkpoints"
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    (folder / str(steps[-1]) / "params" / "_METADATA").unlink()
+    with study.start(workdir, 2, 4) as job:  # type: ignore[arg-type]
+        job.finish()
+    assert "this checkpoint is damaged" in job.errors(0)
+    assert_the_same(workdir, on_disk)
+
+
+@pytest.mark.slow
+def test_an_output_of_a_command_is_on_a_disk(
+    study: Study, on_disk: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["convert", f"{on_disk}/sft", f"{BUCKET}/out"],
+        ["evaluate", f"{on_disk}/sft", "--questions", "arithmetic:test", "--out", f"{BUCKET}/out"],
+    ):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"is {BUCKET}/out: a place on a disk is expected; copy it afterwards.")
