@@ -42,8 +42,8 @@ GROWTH_OUTPUTS = 64
 @dataclass(frozen=True)
 class Case:
     """One plan. questions x samples a step; counted: nothing is compiled; fsdp: over so many
-    devices and nothing else, in place of a search; logits: at once in the update, 0 for those of
-    the experiment."""
+    devices and nothing else, without rematerialisation, in place of a search; logits: at once in
+    the update, 0 for those of the experiment."""
 
     name: str
     experiment: str
@@ -91,7 +91,10 @@ def make(case: Case) -> None:
     if case.fsdp:
         logits = run.update.logits_at_once * case.fsdp // rows
         sizes = {"mesh.data": 1, "mesh.fsdp": case.fsdp, "mesh.tensor": 1}
-        more = {"update.rows_per_microbatch": case.fsdp, "update.logits_at_once": logits}
+        more = {
+            "update.rows_per_microbatch": case.fsdp, "update.logits_at_once": logits,
+            "model.remat": "none",
+        }  # fmt: skip
         run = replace_fields(run, sizes | more)
     changes = SHAPES | {
         "rollout.questions_per_step": case.questions,

@@ -69,7 +69,7 @@ git fetch --quiet origin $(printf %q "$REVISION")
 git checkout --quiet --detach FETCH_HEAD
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
-python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.lock -e '.[tpu]'
+python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.lock -e '.[tpu,gcs]'
 END
 )
 

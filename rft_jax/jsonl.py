@@ -48,7 +48,7 @@ def numbered_lines(path: Folder) -> list[tuple[int, str]]:
     is left out.
     """
     # Not splitlines(): it also breaks at separators that JSON allows inside a string.
-    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    texts = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     if not _is_json(texts[-1]):
         texts.pop()
     return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]

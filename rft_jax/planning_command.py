@@ -7,19 +7,20 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from rft_jax.config import Config, ConfigError
+from rft_jax.folders import write_atomically
 from rft_jax.plan_options import PlanOptions
 from rft_jax.planning import advice, memory, search, tables, targets
 from rft_jax.planning.counted import Sets
 from rft_jax.planning.plan import Record, Supposed, plan
+from rft_jax.planning.search import Candidate
 from rft_jax.planning.step_costs import Lengths
 from rft_jax.planning.targets import Target
-from rft_jax.provenance import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ TPU_SETTINGS = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so others may compile beside
 }
 """Of the environment, where its user has not set them."""
+SPARE = 3
+"""Meshes of a search that are tried besides when the compiler needs too much for the best."""
 ADVICE = 6
 """Changes that are named at most."""
 
@@ -82,17 +85,32 @@ def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Rec
                 found = search.search(config, target, supposed(config, options))
                 rankings[name] = search.ranking(found, target)
                 print(tables.ranking(name, target.name, rankings[name]), end="\n\n", flush=True)
-                configs = [one.config for one in found[: options.compile]]
+                plans += _of_the_best(name, found, target, options)
             else:
-                configs = [config]
-            for one in configs:
-                plans.append(_plan(name, one, target, options))
+                plans.append(_plan(name, config, target, options))
                 print(tables.markdown(plans[-1]), end="\n\n", flush=True)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     if options.json is not None:
         _write(options.json, {"rankings": rankings, "plans": plans} | _versions())
     return plans
+
+
+def _of_the_best(
+    name: str, found: Sequence[Candidate], target: Target, options: PlanOptions
+) -> list[Record]:
+    """Plans of the best `options.compile` that fit. A compiler may need more than the count: then
+    the next one takes its place; after SPARE of these, or where none fits, all that was made."""
+    plans: list[Record] = []
+    wanted, fit = options.compile, 0
+    for one in found[: wanted + SPARE]:
+        made = _plan(name, one.config, target, options)
+        plans.append(made)
+        print(tables.markdown(made), end="\n\n", flush=True)
+        fit += made["memory"]["fits"]
+        if fit == wanted or (len(plans) >= wanted and not one.fits):
+            break
+    return [made for made in plans if made["memory"]["fits"]] or plans
 
 
 def _plan(name: str, config: Config, target: Target, options: PlanOptions) -> Record:

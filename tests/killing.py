@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tiny_experiment
 
-from rft_jax import metrics
+from rft_jax import checkpoint_health, metrics
 
 RUNS = ("sft", "rft", "online_rft")
 
@@ -42,7 +42,7 @@ def current(workdir: Path) -> Path | None:
 def newest(folder: Path) -> tuple[int, list[np.ndarray], Any]:
     """Step, arrays (parameters, then the optimizer's) and loop facts of the newest checkpoint."""
     steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
-    path = (folder / "checkpoints" / str(max(steps))).absolute()
+    path = checkpoint_health.absolute(folder / "checkpoints" / str(max(steps)))
     arrays: list[np.ndarray] = []
     for item in ("params", "training"):
         with ocp.PyTreeCheckpointer() as reader:

@@ -3,17 +3,22 @@ stands in for Google's."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_experiment
-from gcp_storage_emulator.server import create_server
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import HANDLERS, create_server
 from jobs import Study, of_all
 from killing import RUNS, newest
 
@@ -32,6 +37,17 @@ OPTIONS = (
 )
 
 
+def _download(request: Any, response: Any, storage: Any, *more: Any) -> None:
+    """With what TensorStore asks for: which generation of the object it is."""
+    _PLAIN_DOWNLOAD(request, response, storage, *more)
+    with contextlib.suppress(NotFound):
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = found["generation"]
+
+
+_PLAIN_DOWNLOAD = objects.download
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
     with socket.socket() as free:
@@ -39,10 +55,17 @@ def _server() -> Iterator[None]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     # Of gcsfs and of TensorStore, which Orbax writes arrays with.
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # of each miss
     names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setenv(name, address)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of bucket
+        patch.setattr(objects, "download", _download)
+        for _, of_path in HANDLERS:
+            for method, handler in of_path.items():
+                if handler is _PLAIN_DOWNLOAD:
+                    patch.setitem(of_path, method, _download)
         server = create_server("127.0.0.1", port, True, default_bucket=BUCKET[5:])
         server.start()
         try:

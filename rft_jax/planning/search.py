@@ -40,12 +40,16 @@ MARGIN = 0.95
 
 def search(config: Config, target: Target, supposed: Supposed) -> list[Candidate]:
     """All meshes over the target's devices, the best first, each with the rows of a micro-batch
-    that are best there. Where one does not fit, settings that change memory alone are changed for
-    it (advice.relieve)."""
+    and the rematerialisation that are best there. Where one does not fit, settings that change
+    memory alone are changed for it (advice.relieve)."""
     found = []
     for mesh in meshes(target.count):
         if advice.divides(config, mesh):
-            options = (_candidate(config, mesh, times, target, supposed) for times in ROWS)
+            options = (
+                _candidate(config, mesh, times, remat, target, supposed)
+                for times in ROWS
+                for remat in dict.fromkeys((config.model.remat, "none"))
+            )
             found.append(min(options, key=_rank))
     return sorted(found, key=_rank)
 
@@ -55,9 +59,12 @@ def _rank(one: Candidate) -> tuple[bool, float, float]:
 
 
 def _candidate(
-    config: Config, mesh: Shards, times: int, target: Target, supposed: Supposed
+    config: Config, mesh: Shards, times: int, remat: str, target: Target, supposed: Supposed
 ) -> Candidate:
     changed, changes = _on(config, mesh, times)
+    if remat != config.model.remat:  # what is kept is not computed again
+        changes["model.remat"] = remat
+        changed = replace_fields(changed, {"model.remat": remat})
     usable = MARGIN * target.memory
     if usable:
         changed, more = advice.relieve(changed, replace(target, memory=usable))

@@ -15,6 +15,7 @@ import jax
 import pytest
 import tiny_experiment
 
+from rft_jax import planning_command
 from rft_jax.cli import main
 from rft_jax.planning import targets
 
@@ -153,6 +154,40 @@ def test_a_search_ranks_and_plans_for_the_best(
     assert [one["fits"] for one in ranked] == sorted((one["fits"] for one in ranked), reverse=True)
     assert [plan["mesh"] for plan in content["plans"]] == [one["mesh"] for one in ranked[:2]]
     assert f"{len(ranked)} meshes by the count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fits", "compiled", "planned"),
+    [
+        ((True,), "1", [0]),
+        ((False, False, True), "1", [2]),
+        ((False, True, False, True), "2", [1, 3]),
+        ((False, False, False, False), "1", [0, 1, 2, 3]),
+    ],
+)
+def test_a_search_goes_on_where_the_compiler_needs_more_than_the_count(
+    fits: Sequence[bool],
+    compiled: str,
+    planned: Sequence[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = planning_command._plan
+    verdicts = iter(fits)
+
+    def plan(*arguments: Any) -> Any:
+        made = whole(*arguments)
+        return made | {"memory": made["memory"] | {"fits": next(verdicts)}}
+
+    monkeypatch.setattr(planning_command, "_plan", plan)
+    out = tmp_path / "plan.json"
+    command = ["plan", QWEN, "--device", "8xa100-80gb", "--only", "online_rft", "--search"]
+    status = main([*command, "--compile", compiled, "--json", str(out)])
+    assert status == (0 if any(fits) else 1)
+    content = json.loads(out.read_text(encoding="utf-8"))
+    ranked = [one["mesh"] for one in content["rankings"]["online_rft"]]
+    assert [plan["mesh"] for plan in content["plans"]] == [ranked[place] for place in planned]
+    assert next(verdicts, None) is None
 
 
 @pytest.mark.parametrize(
