@@ -31,9 +31,11 @@ from rft_jax.provenance import load_config
 BUCKET = "gs://runs-of-tests"
 STEPS = 4
 OPTIONS = (
-    *of_all(f"steps={STEPS}", "evaluation.every_steps=2", "checkpoint.every_steps=2"),
+    *of_all(f"steps={STEPS}", "evaluation.every_steps=2"),
+    *of_all("checkpoint.every_steps=2", runs=RUNS[:2]),
     *of_all("evaluation.samples_per_question=4"),
     "--rft.pool.rollout_steps=2",
+    "--online_rft.checkpoint.every_steps=1",
 )
 
 

@@ -1,4 +1,4 @@
-"""Meshes for a run, ranked by the count: those that fit first, then the fastest step."""
+"""Meshes for a run, ranked by the count: the fastest step of those that fit, then the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def search(config: Config, target: Target, supposed: Supposed) -> list[Candidate
 
 
 def _rank(one: Candidate) -> tuple[bool, float, float]:
-    return not one.fits, one.estimate.step, one.peak
+    """What does not fit by how much it lacks, whatever its speed."""
+    return not one.fits, one.estimate.step if one.fits else 0.0, one.peak
 
 
 def _candidate(

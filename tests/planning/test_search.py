@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from planned import config
 
+from rft_jax import experiments
 from rft_jax.config import MeshConfig
 from rft_jax.fields import replace_fields
-from rft_jax.planning import advice, search, targets
+from rft_jax.planning import advice, counted, search, targets
 from rft_jax.planning.counted import Sets
 from rft_jax.planning.memory import Shards
 from rft_jax.planning.plan import Supposed
@@ -93,3 +95,15 @@ def test_names_of_chips() -> None:
     assert targets.counted("8xa100-80gb").what == "8 x NVIDIA A100 80GB"
     assert targets.at_hand().count == 8
     assert targets.at_hand().chip is None
+
+
+def test_nothing_is_computed_again_where_there_is_memory_to_keep_it() -> None:
+    path = Path(__file__).parents[2] / "experiments" / "math_deepseekmath_7b.py"
+    full = experiments.load(path)["online_rft"]
+    assert full.model.remat == "full"
+    best = search.search(full, EIGHT, SUPPOSED)[0]
+    assert best.changes["model.remat"] == "none"
+    again = replace_fields(best.config, {"model.remat": "full"})
+    assert best.estimate.step < counted.estimate(again, EIGHT, *SUPPOSED).step
+    little = replace(EIGHT, memory=1.0)
+    assert {one.config.model.remat for one in search.search(full, little, SUPPOSED)} == {"full"}
