@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -32,6 +33,17 @@ class Candidate(NamedTuple):
 
 ROWS = (1, 2, 4, 8)
 """Times as many rows in a micro-batch are tried: fewer micro-batches gather weights less often."""
+LOGITS = (1, 4, 16)
+"""Times as many logits at once are tried: the output projection is then read, gathered and its
+gradient summed less often."""
+
+
+class Shapes(NamedTuple):
+    """Of the update, what is tried. rows, logits: times as many; remat: model.remat."""
+
+    rows: int
+    logits: int
+    remat: str
 
 
 MARGIN = 0.95
@@ -39,17 +51,15 @@ MARGIN = 0.95
 
 
 def search(config: Config, target: Target, supposed: Supposed) -> list[Candidate]:
-    """All meshes over the target's devices, the best first, each with the rows of a micro-batch
-    and the rematerialisation that are best there. Where one does not fit, settings that change
-    memory alone are changed for it (advice.relieve)."""
+    """All meshes over the target's devices, the best first, each with the rows of a micro-batch,
+    logits at once and rematerialisation that are best there. Where one does not fit, settings that
+    change memory alone are changed for it (advice.relieve)."""
+    remats = dict.fromkeys((config.model.remat, "none"))
+    shapes = [Shapes(*one) for one in itertools.product(ROWS, LOGITS, remats)]
     found = []
     for mesh in meshes(target.count):
         if advice.divides(config, mesh):
-            options = (
-                _candidate(config, mesh, times, remat, target, supposed)
-                for times in ROWS
-                for remat in dict.fromkeys((config.model.remat, "none"))
-            )
+            options = (_candidate(config, mesh, one, target, supposed) for one in shapes)
             found.append(min(options, key=_rank))
     return sorted(found, key=_rank)
 
@@ -60,12 +70,9 @@ def _rank(one: Candidate) -> tuple[bool, float, float]:
 
 
 def _candidate(
-    config: Config, mesh: Shards, times: int, remat: str, target: Target, supposed: Supposed
+    config: Config, mesh: Shards, shapes: Shapes, target: Target, supposed: Supposed
 ) -> Candidate:
-    changed, changes = _on(config, mesh, times)
-    if remat != config.model.remat:  # what is kept is not computed again
-        changes["model.remat"] = remat
-        changed = replace_fields(changed, {"model.remat": remat})
+    changed, changes = _on(config, mesh, shapes)
     usable = MARGIN * target.memory
     if usable:
         changed, more = advice.relieve(changed, replace(target, memory=usable))
@@ -83,16 +90,19 @@ def meshes(count: int) -> Iterator[Shards]:
                 yield Shards(data, fsdp, count // (data * fsdp))
 
 
-def _on(config: Config, mesh: Shards, times: int) -> tuple[Config, dict[str, Any]]:
-    """The run on a mesh: a micro-batch must have rows for all of it, and `times` as many; as many
+def _on(config: Config, mesh: Shards, shapes: Shapes) -> tuple[Config, dict[str, Any]]:
+    """The run on a mesh: a micro-batch must have rows for all of it; where those are more, as many
     logits at once on a device as before."""
     changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in mesh._asdict().items()}
     rows = config.update.rows_per_microbatch
     least = -(-rows // mesh.batch) * mesh.batch
-    if least * times != rows:
-        changes["update.rows_per_microbatch"] = least * times
-    if least != rows:
-        changes["update.logits_at_once"] = config.update.logits_at_once * least // rows
+    if least * shapes.rows != rows:
+        changes["update.rows_per_microbatch"] = least * shapes.rows
+    if least * shapes.logits != rows:
+        logits = config.update.logits_at_once * least // rows
+        changes["update.logits_at_once"] = logits * shapes.logits
+    if shapes.remat != config.model.remat:  # what is kept is not computed again
+        changes["model.remat"] = shapes.remat
     return replace_fields(config, changes), changes
 
 
