@@ -19,7 +19,7 @@ import tiny_experiment
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import HANDLERS, create_server
-from jobs import Study, of_all
+from jobs import WAIT_SECONDS, Study, of_all
 from killing import RUNS, newest
 
 from rft_jax import metrics, policies, rollout_log
@@ -136,66 +136,26 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert line.startswith(f"rft-jax: error: {workdir}: cannot write here (")
 
 
-# A whole study
+# A whole study, killed twice
 
 
-def carried_out(study: Study, workdir: Folder, processes: int) -> Folder:
-    with study.start(workdir, processes, 8 // processes) as job:  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def on_disk(study: Study) -> Folder:
+    workdir = study.folder / "whole"
+    with study.start(workdir, 2, 4) as job:
         job.finish()
     return workdir
 
 
 @pytest.fixture(scope="module")
-def on_disk(study: Study) -> Folder:
-    return carried_out(study, study.folder / "whole", 2)
-
-
-def assert_the_same(ours: Folder, theirs: Folder) -> None:
-    """Parameters, moments, metrics, rollouts and evaluations, bit for bit."""
-    for run in RUNS:
-        one, other = newest(ours / run), newest(theirs / run)  # type: ignore[arg-type]
-        assert one[0] == other[0] == STEPS
-        assert one[2] == other[2]
-        assert [a.tobytes() for a in one[1]] == [a.tobytes() for a in other[1]], run
-        logs = [metrics.read(folder / run / "metrics.jsonl") for folder in (ours, theirs)]
-        assert tiny_experiment.lasting(logs[0]) == tiny_experiment.lasting(logs[1])
-        for kept in ("evaluation", *(["rollouts"] if run != "sft" else [])):
-            contents = [
-                {path.name: path.read_bytes() for path in (folder / run / kept).iterdir()}
-                for folder in (ours, theirs)
-            ]
-            assert contents[0] == contents[1], (run, kept)
-
-
-@pytest.mark.slow
-def test_a_job_computes_in_a_bucket_what_it_does_on_a_disk(
-    study: Study, on_disk: Folder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    workdir = carried_out(study, folder_of(f"{BUCKET}/whole"), 2)
-    assert_the_same(workdir, on_disk)
-    named = {path.name for path in (workdir / "sft").iterdir()}
-    assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
-    assert b"<html" in (workdir / "report.html").read_bytes()
-    # What is there serves every command.
-    assert main(["report", str(workdir)]) == 0
-    assert f"report: {workdir}/report.html" in capsys.readouterr().out
-    assert load_config(workdir / "rft").init_from == "run:sft"
-    pairs = rollout_log.read_folders([f"{workdir}/online_rft/rollouts"])
-    assert len(pairs) == STEPS * 8 * 4
-    for which in ("", "@2"):
-        here = merged(policies.find(f"{workdir}/online_rft{which}"))
-        there = merged(policies.find(f"{on_disk}/online_rft{which}"))
-        np.testing.assert_array_equal(here["embedding"], there["embedding"])
-
-
-@pytest.mark.slow
-def test_a_killed_job_goes_on_from_the_bucket_alone(study: Study, on_disk: Folder) -> None:
-    """Each time on machines that have nothing of it; the newest checkpoint is damaged once."""
-    workdir = folder_of(f"{BUCKET}/killed")
-    for run, step in (("sft", 2), ("online_rft", 2)):
-        with study.start(workdir, 2, 4, "--lost-after", "5") as job:  # type: ignore[arg-type]
-            saved = workdir / run / "checkpoints" / str(step) / "commit_success.txt"
-            deadline = time.monotonic() + 600
+def killed(study: Study) -> Folder:
+    """A job goes on each time as on machines that have nothing of it; once its newest checkpoint
+    is damaged."""
+    workdir: Any = folder_of(f"{BUCKET}/killed")
+    for run in ("sft", "online_rft"):
+        with study.start(workdir, 2, 4, "--lost-after", "5") as job:
+            saved = workdir / run / "checkpoints" / "2" / "commit_success.txt"
+            deadline = time.monotonic() + WAIT_SECONDS
             while not saved.exists():
                 assert time.monotonic() < deadline, job.told()
                 assert job.processes[0].poll() is None, job.told()
@@ -203,17 +163,54 @@ def test_a_killed_job_goes_on_from_the_bucket_alone(study: Study, on_disk: Folde
             job.signal(0, signal.SIGKILL)
             assert all(job.statuses())
     folder = workdir / "online_rft" / "checkpoints"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    (folder / str(steps[-1]) / "params" / "_METADATA").unlink()
-    with study.start(workdir, 2, 4) as job:  # type: ignore[arg-type]
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    (folder / str(max(steps)) / "params" / "_METADATA").unlink()
+    with study.start(workdir, 2, 4) as job:
         job.finish()
     assert "this checkpoint is damaged" in job.errors(0)
-    assert_the_same(workdir, on_disk)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_a_bucket_ends_with_the_bits_of_one_on_a_disk(
+    killed: Any, on_disk: Any
+) -> None:
+    for run in RUNS:
+        ours, theirs = newest(killed / run), newest(on_disk / run)
+        assert ours[0] == theirs[0] == STEPS
+        assert ours[2] == theirs[2]
+        assert [a.tobytes() for a in ours[1]] == [a.tobytes() for a in theirs[1]], run
+        logs = [metrics.read(folder / run / "metrics.jsonl") for folder in (killed, on_disk)]
+        assert tiny_experiment.lasting(logs[0]) == tiny_experiment.lasting(logs[1])
+        for kept in ("evaluation", *(["rollouts"] if run != "sft" else [])):
+            contents = [
+                {path.name: path.read_bytes() for path in (folder / run / kept).iterdir()}
+                for folder in (killed, on_disk)
+            ]
+            assert contents[0] == contents[1], (run, kept)
+    named = {path.name for path in (killed / "sft").iterdir()}
+    assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
+    assert b"<html" in (killed / "report.html").read_bytes()
+
+
+@pytest.mark.slow
+def test_commands_read_a_bucket(
+    killed: Any, on_disk: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(killed)]) == 0
+    assert f"report: {killed}/report.html" in capsys.readouterr().out
+    assert load_config(killed / "rft").init_from == "run:sft"
+    pairs = rollout_log.read_folders([f"{killed}/online_rft/rollouts"])
+    assert len(pairs) == STEPS * 8 * 4
+    for which in ("", "@3"):
+        here = merged(policies.find(f"{killed}/online_rft{which}"))
+        there = merged(policies.find(f"{on_disk}/online_rft{which}"))
+        np.testing.assert_array_equal(here["embedding"], there["embedding"])
 
 
 @pytest.mark.slow
 def test_an_output_of_a_command_is_on_a_disk(
-    study: Study, on_disk: Folder, capsys: pytest.CaptureFixture[str]
+    on_disk: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (
         ["convert", f"{on_disk}/sft", f"{BUCKET}/out"],

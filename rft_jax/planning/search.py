@@ -64,9 +64,10 @@ def search(config: Config, target: Target, supposed: Supposed) -> list[Candidate
     return sorted(found, key=_rank)
 
 
-def _rank(one: Candidate) -> tuple[bool, float, float]:
-    """What does not fit by how much it lacks, whatever its speed."""
-    return not one.fits, one.estimate.step if one.fits else 0.0, one.peak
+def _rank(one: Candidate) -> tuple[bool, float, int, float]:
+    """What does not fit by how much it lacks, whatever its speed; of equals the fewest changes."""
+    first = one.estimate.step if one.fits else one.peak
+    return not one.fits, first, len(one.changes), one.peak
 
 
 def _candidate(
