@@ -151,7 +151,7 @@ def sample_outputs(
     decoded at a time, 0 for all.
     """
     mesh = sampling.mesh
-    rows = _rows(len(questions), questions_per_batch, mesh)
+    rows = rows_for(len(questions), questions_per_batch, batch_size_divisor(mesh))
     scalars = put(
         (
             run_key(seed=sampling.seed, purpose=purpose),
@@ -251,7 +251,7 @@ def rollout(
         questions,
         step=step,
         num_samples=num_samples,
-        rows=_rows(len(questions), questions_per_batch, sampling.mesh),
+        rows=rows_for(len(questions), questions_per_batch, batch_size_divisor(sampling.mesh)),
         mesh=sampling.mesh,
         width=sampling.data.max_completion_tokens,
         shares=shares,
@@ -282,10 +282,11 @@ def _decoded(
     )
 
 
-def _rows(count: int, questions_per_batch: int, mesh: Mesh) -> int:
-    """Rows of the batch that so many questions are in."""
-    multiple = math.lcm(questions_per_batch, batch_size_divisor(mesh))
-    return -(-count // multiple) * multiple
+def rows_for(count: int, questions_per_batch: int, shards: int) -> int:
+    """Rows of the batch that so many questions are in: whole batches, as many rows for each shard.
+    Those beyond the questions are fillers: they sample nothing, and take memory."""
+    rows = -(-count // questions_per_batch) * questions_per_batch
+    return -(-rows // shards) * shards
 
 
 def showing(progress: Progress) -> Callable[[Part], None]:

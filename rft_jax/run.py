@@ -57,6 +57,8 @@ def run(
     by_main(f"{name} has a folder", lambda: setup.make_folder(folder))
     mesh = make_mesh(config.mesh)
     setup.check_devices(config, mesh)
+    if is_main():
+        setup.warn_of_fillers(name, config, mesh)
     tokenizer = main_first(
         f"{name} has a tokenizer", lambda: setup.ensure_tokenizer(config, workdir)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from rft_jax.parallel.mesh import batch_size_divisor, param_shardings
 from rft_jax.pretrained.folder import locate
 from rft_jax.provenance import load_config
 from rft_jax.records import Question
+from rft_jax.rollouts import rows_for
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,20 @@ def check_devices(config: Config, mesh: Mesh) -> None:
     reason = kernels.cannot(kernel, config.model, slots, platform)
     if reason:
         raise ConfigError(f"model.attention is {kernel}: {reason}; leave it at auto.")
+
+
+def warn_of_fillers(name: str, config: Config, mesh: Mesh) -> None:
+    """Say so when the mesh leaves rows of each rollout of the run `name` empty."""
+    if config.rollout is None:
+        return
+    asked, shards = config.rollout.questions_per_step, batch_size_divisor(mesh)
+    rows = rows_for(asked, asked, shards)
+    if rows != asked:
+        logger.warning(
+            "%s: rollout.questions_per_step is %d and a rollout is split over mesh.data x "
+            "mesh.fsdp, %d: %d of %d rows stay empty; ask %d questions for as much memory.",
+            name, asked, shards, rows - asked, rows, rows,
+        )  # fmt: skip
 
 
 def _check_sizes(config: Config, mesh: Mesh) -> None:

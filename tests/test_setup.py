@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import reference_tokenizers
 import tiny_experiment
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rft_jax import setup
 from rft_jax.config import (
@@ -20,6 +22,7 @@ from rft_jax.data.chat import ChatTemplateError
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.sources import DataError
 from rft_jax.parallel.mesh import make_mesh
+from rft_jax.rollouts import rows_for
 
 
 @pytest.fixture
@@ -149,3 +152,37 @@ def test_prompts_fit_their_limit_exactly(source: str, tmp_path: Path) -> None:
     )
     tight = replace(config, data=replace(config.data, max_prompt_tokens=longest))
     assert setup.load_questions(tight, tokenizer).train == questions
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (8, []),
+        (
+            10,
+            [
+                "study: rollout.questions_per_step is 10 and a rollout is split over mesh.data x "
+                "mesh.fsdp, 8: 6 of 16 rows stay empty; ask 16 questions for as much memory."
+            ],
+        ),
+    ],
+)
+def test_rows_that_stay_empty_are_told(
+    asked: int, said: list[str], source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_experiment.online_rft(source)
+    assert config.rollout is not None
+    config = replace(config, rollout=replace(config.rollout, questions_per_step=asked))
+    setup.warn_of_fillers("study", config, make_mesh(MeshConfig()))
+    setup.warn_of_fillers("sft", tiny_experiment.sft(source), make_mesh(MeshConfig()))
+    assert [record.message for record in caplog.records] == said
+
+
+@given(count=st.integers(1, 200), batch=st.integers(1, 50), shards=st.integers(1, 16))
+def test_a_batch_has_rows_for_whole_batches_and_all_shards(
+    count: int, batch: int, shards: int
+) -> None:
+    rows = rows_for(count, batch, shards)
+    assert rows % shards == 0
+    whole = -(-count // batch) * batch
+    assert whole <= rows < whole + shards

@@ -9,7 +9,6 @@ it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from rft_jax.planning import memory, step_costs
 from rft_jax.planning.memory import Parts, Sampled, Shards
 from rft_jax.planning.step_costs import Cost, Lengths, Speeds
 from rft_jax.planning.targets import Target
+from rft_jax.rollouts import rows_for
 
 SHARES = {"weights": 0.5, "prefill": 0.4, "decode": 0.5, "update": 0.4}
 """Assumed: of the published rates, what each phase reaches."""
@@ -135,7 +135,8 @@ def evaluation_seconds(
         (sets.test, settings.test_samples_per_question, int(bool(config.data.test))),
     ):
         for samples in {1, count} - {0}:
-            block = math.lcm(memory.BATCHES_AT_ONCE * settings.questions_per_batch, of.batch)
+            together = memory.BATCHES_AT_ONCE * settings.questions_per_batch
+            block = rows_for(together, together, of.batch)
             work = Sampled(block, samples, settings.questions_per_batch * samples)
             for phase, cost in (
                 ("prefill", step_costs.prefill(config, of, work)),

@@ -21,7 +21,7 @@ from rft_jax.models import adapters, transformer
 from rft_jax.models.axes import AXES
 from rft_jax.parallel.mesh import RULES
 from rft_jax.planning.floors import BYTES
-from rft_jax.rollouts import BATCHES_AT_ONCE
+from rft_jax.rollouts import BATCHES_AT_ONCE, rows_for
 from rft_jax.sampling import sampler
 from rft_jax.sampling.slots import PREFILL_TOKENS
 from rft_jax.training.packing import num_microbatches
@@ -157,14 +157,17 @@ class Sampled(NamedTuple):
 def rollout(config: Config, of: Shards) -> Sampled:
     """The rollout of a step."""
     assert config.rollout is not None
-    multiple = math.lcm(config.rollout.questions_per_step, of.batch)
-    return Sampled(multiple, config.rollout.samples_per_question, config.rollout.slots)
+    settings = config.rollout
+    asked = settings.questions_per_step
+    rows = rows_for(asked, asked, of.batch)
+    return Sampled(rows, settings.samples_per_question, settings.slots)
 
 
 def evaluations(config: Config, of: Shards) -> list[Sampled]:
     """What evaluations sample, for sets of BATCHES_AT_ONCE batches of questions or more."""
     settings = config.evaluation
-    questions = math.lcm(BATCHES_AT_ONCE * settings.questions_per_batch, of.batch)
+    block = BATCHES_AT_ONCE * settings.questions_per_batch
+    questions = rows_for(block, block, of.batch)
     counts = {1}
     if settings.every_steps:
         counts.add(settings.samples_per_question)
