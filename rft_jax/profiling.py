@@ -43,8 +43,8 @@ def phase(name: Phase) -> jax.profiler.TraceAnnotation:
 class Profiler:
     """Starts the trace before the first step that it sees of `steps` and ends it after the last."""
 
-    def __init__(self, folder: Folder, steps: Steps | None) -> None:
-        self._mirror, self._steps = Mirror(folder), steps
+    def __init__(self, mirror: Mirror, steps: Steps | None) -> None:
+        self._mirror, self._steps = mirror, steps
         self._traced: Steps | None = None
 
     @contextlib.contextmanager
@@ -101,11 +101,12 @@ def open_profiler(folder: Folder, steps: Steps | None, *, done: int) -> Iterator
     own = folder / "profile"
     if jax.process_count() > 1:
         own = own / f"process-{jax.process_index():03d}"
-    profiler = Profiler(own, steps)
-    try:
-        yield profiler
-    finally:
-        profiler.close()
+    with contextlib.closing(Mirror(own)) as mirror:
+        profiler = Profiler(mirror, steps)
+        try:
+            yield profiler
+        finally:
+            profiler.close()
 
 
 def warn_of_done(folder: Folder, steps: Steps | None, *, done: int) -> None:

@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ from rft_jax import metrics, policies, rollout_log
 from rft_jax.cli import main
 from rft_jax.folders import Folder, Mirror, folder_of, in_bucket, write_atomically
 from rft_jax.policy_params import merged
+from rft_jax.profiling import open_profiler
 from rft_jax.provenance import load_config
+from rft_jax.steps import Steps
 
 BUCKET = "gs://runs-of-tests"
 STEPS = 4
@@ -125,6 +129,19 @@ def test_a_mirror_copies_what_has_changed() -> None:
     mirror.close()
     assert (folder / "log").read_text() == "last"
     assert not mirror.local.exists()
+
+
+def test_a_trace_is_copied_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, steps in (("traced", Steps(1, 1)), ("plain", None)):
+        folder = folder_of(f"{BUCKET}/{name}")
+        with open_profiler(folder, steps, done=0) as profiler, profiler.step(1):
+            pass
+        traces = list((folder / "profile").glob("plugins/profile/*/*.trace.json.gz"))
+        assert len(traces) == (steps is not None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
