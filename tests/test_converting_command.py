@@ -125,6 +125,7 @@ def check_same(target: Path, out: Path, caplog: pytest.LogCaptureFixture) -> Non
     np.testing.assert_allclose(ours, expected, atol=2e-5)
     # As it was trained, adapters beside their matrices.
     beside = jax.device_get(to_sample_from(policy, make_mesh(MeshConfig())))
+    beside["blocks"] = jax.tree.map(lambda *layers: np.stack(layers), *beside["blocks"])
     np.testing.assert_allclose(logits(beside, policy.model, ids), expected, atol=2e-4)
     if policy.data.prompt_format == "chat":
         messages = [
