@@ -41,17 +41,18 @@ def test_what_must_lie_on_a_disk_is_no_bucket() -> None:
     )
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_write_cut_short_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "facts.json"
     write_atomically(path, "old")
 
     def power_cut(self: Path, target: Path) -> Path:
-        raise OSError("power cut")
+        raise error("power cut")
 
     monkeypatch.setattr(Path, "replace", power_cut)
-    with pytest.raises(OSError, match="power cut"):
+    with pytest.raises(error, match="power cut"):
         write_atomically(path, b"new")
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"facts.json": "old"}
 

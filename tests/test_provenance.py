@@ -28,7 +28,6 @@ from rft_jax.provenance import (
     git_commit,
     load_config,
     save_config,
-    write_atomically,
 )
 
 
@@ -176,18 +175,3 @@ def test_git_commit_of_a_checkout(tmp_path: Path) -> None:
 def test_git_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
-
-
-def test_a_write_cut_short_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.json"
-    write_atomically(path, "old")
-
-    def killed(self: Path, target: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
