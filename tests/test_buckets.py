@@ -88,7 +88,7 @@ def test_objects_are_there_whole_and_replaced() -> None:
     path = folder_of(f"{BUCKET}/objects/facts.json")
     assert in_bucket(path)
     assert not path.exists()
-    for content in ("old", "new"):
+    for content in ("old", "new", "2" * 2**21, "8" * 2**23, "small"):
         write_atomically(path, content)
         assert path.read_text() == content
     assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
