@@ -217,7 +217,6 @@ def _step(this: Run, source: supply.Supply) -> dict[str, Any]:
         f"step {this.step + 1}",
     )
     updating = time.perf_counter()
-    this.sampling.at(f"update of step {this.step + 1}")
     with phase("updating"):
         facts |= _update(this, sequences) if sequences else {"objective/value": None}
     counters.updates += bool(sequences)

@@ -102,6 +102,7 @@ def run(
                 start.frozen,
                 # The update overwrites its state in place: the reference must be a copy.
                 jax.tree.map(jnp.copy, start.trained) if with_kl else None,
+                at,
             ),
             meter=meter(
                 config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size

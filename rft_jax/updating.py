@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -30,7 +30,8 @@ class UpdateError(ValueError):
 @dataclass(frozen=True)
 class Updating:
     """What stays the same from one update of a run to the next. vocab_size: rows of the embedding;
-    frozen: parameters under adapters; reference: pi_ref, None without a KL term."""
+    frozen: parameters under adapters; reference: pi_ref, None without a KL term; at: told where the
+    work is (parallel/watch.py)."""
 
     config: Config
     mesh: Mesh
@@ -38,6 +39,7 @@ class Updating:
     vocab_size: int
     frozen: Params
     reference: Params | None
+    at: Callable[[str], None]
 
 
 def packed(sequences: Sequence[TrainingSequence], config: Config) -> PackedBatch:
@@ -66,6 +68,7 @@ def make_update(
     Takes the arrays of `state`. Raises UpdateError when the gradient is not finite.
     """
     config, mesh = updating.config, updating.mesh
+    updating.at(f"update of step {step + 1}")
     shapes = config.update
     batch = packed(sequences, config)
     slots = int(batch.num_microbatches) * shapes.rows_per_microbatch * shapes.row_length
@@ -87,6 +90,8 @@ def make_update(
         chunk=max(1, shapes.logits_at_once // updating.vocab_size),
         mesh=mesh,
     )
+    # Who waits for the devices of another process is further than one that has not begun.
+    updating.at(f"result of the update of step {step + 1}")
     values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
     if not math.isfinite(values["gradient_norm"]):
         raise UpdateError(

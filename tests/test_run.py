@@ -384,3 +384,14 @@ def _no_leftovers(tmp_path: Path) -> Iterator[None]:
     """Files that are written whole leave no draft behind."""
     yield
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".part", ".draft", ".tmp")]
+
+
+def test_a_step_tells_where_it_is(study: Study, tmp_path: Path) -> None:
+    """Before and after each wait for other processes, so that the one behind can be named."""
+    places: list[str] = []
+    config = replace(study.online(steps=1), init_from=f"workdir:{study.workdir / 'sft'}")
+    loop.run("x", {"x": config}, tmp_path, at=places.append)
+    assert places == [
+        "start of x", "rollout of step 1", "verdicts of step 1", "exchange of step 1",
+        "update of step 1", "result of the update of step 1", "checkpoint of step 1",
+    ]  # fmt: skip
