@@ -11,10 +11,10 @@ quickstart: $(READY)
 	$(BIN)/rft-jax run experiments/arithmetic.py
 
 test: check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-fast: $(TEST_READY)
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(TEST_READY)
 	$(BIN)/ruff check --quiet

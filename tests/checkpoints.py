@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -80,13 +78,10 @@ def write_published(folder: Path, dtype: str = "float32") -> Path:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Around calls of cli.main: what it sets up for a process of its own is undone, and compiled
-    programs are not kept."""
+    """Around calls of cli.main: what it sets up for a process of its own is undone."""
     package, root = logging.getLogger("rft_jax"), logging.getLogger()
     level, handlers = package.level, [*root.handlers]
-    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    with mock.patch.dict(os.environ, dict.fromkeys(names, "")):
-        yield
+    yield
     package.setLevel(level)
     root.handlers[:] = handlers
 

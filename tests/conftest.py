@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 
 if "jax" in sys.modules:
     raise RuntimeError("jax is imported before tests/conftest.py could set it up: run pytest alone")
@@ -12,6 +16,8 @@ if "jax" in sys.modules:
 # The environment, so that processes which tests start have the same conditions.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# XLA makes the same programs; most time would go to machine code that runs faster.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -20,9 +26,15 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
 ).strip()
+# Each worker keeps the programs that it compiles, for its other tests and the processes they start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rft_jax-programs-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jaxtyping
+import pytest
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # A shell that puts a job in the background has it ignore Ctrl-C, and so would all it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,3 +45,21 @@ jaxtyping.install_import_hook("rft_jax", "typecheck.checked")
 # A first call compiles, which says nothing about the next.
 hypothesis.settings.register_profile("rft_jax", deadline=None)
 hypothesis.settings.load_profile("rft_jax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_of_other_files() -> Iterator[None]:
+    """Each program in memory is some nine mappings of the process, of which Linux allows 65,530."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
+FIRST = ("test_jobs.py", "test_resume.py", "test_buckets.py")
+"""Files that take minutes: at the end one worker would have to wait for another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """FIRST before the others, which keep their order."""
+    items.sort(key=lambda item: item.path.name not in FIRST)

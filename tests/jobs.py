@@ -148,9 +148,8 @@ class Study:
             name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
         } | {
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                "JAX_COMPILATION_CACHE_DIR", str(self.folder / "cache")
-            ),
+            # Not where tests keep theirs: a process that is killed may leave half a program.
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(TESTS),
             "TF_CPP_MIN_LOG_LEVEL": "1",

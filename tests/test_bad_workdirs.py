@@ -30,7 +30,6 @@ from rft_jax.provenance import save_config
 from rft_jax.records import Question, Sample, Verdict
 from rft_jax.training.optimizer import make_optimizer
 
-SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 HOST = {
     "position": {"epoch": 0, "index": 0},
     "counters": {
@@ -80,15 +79,11 @@ def _own_copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     package = logging.getLogger("rft_jax")
     level, handlers = package.level, [*logging.getLogger().handlers]
-    settings = {name: jax.config.values[name] for name in SETTINGS}
     yield
     package.setLevel(level)
     logging.getLogger().handlers[:] = handlers
-    for name, value in settings.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture

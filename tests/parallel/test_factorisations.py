@@ -45,9 +45,8 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 """Of log-probs and entropies in nats; of sums, relative to the largest number of their tensor."""
 LEARNING_RATE = 1e-2
-MOVED = 1e-2
-"""How far updated parameters may lie apart, in learning rates: AdamW's step divides a gradient by
-its own size, and so lends rounding errors of 1e-7 to gradients that are as small."""
+MOVED = 1e-3
+"""How far updated parameters may lie apart, in learning rates."""
 
 VOCAB, EOS, QUESTIONS, SAMPLES, NEW = 24, 2, 8, 2, 6
 TEMPERATURE = 0.9
@@ -90,14 +89,6 @@ def test_the_cases_are_all_there_are() -> None:
     assert {case.model.remat for case in CASES} == set(REMAT)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _plain_machine_code() -> Iterator[None]:
-    """XLA partitions programs as ever; most time would go to machine code that runs faster."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def judges() -> Iterator[VerifierPool]:
     with VerifierPool(VerifierSpec("hash"), Limits(workers=1, timeout_seconds=60.0)) as pool:
@@ -135,7 +126,9 @@ def recorded() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
 
 
-ADAMW = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1)
+# AdamW's step divides a gradient by its own size, and so makes much of the rounding errors of a
+# small one, which the second update's gradients would show. eps keeps it from that, below 1e-3.
+ADAMW = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1, eps=1e-3)
 OPTIMIZER = optax.chain(recorded(), make_optimizer(ADAMW, 2))
 
 
