@@ -140,6 +140,7 @@ def test_a_run_without_rollouts_is_planned_too(capsys: pytest.CaptureFixture[str
     assert "tokens/s" not in said
 
 
+@pytest.mark.slow
 def test_a_search_ranks_and_plans_for_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_search_ranks_and_plans_for_the_best(
     assert f"{len(ranked)} meshes by the count" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fits", "compiled", "planned"),
     [

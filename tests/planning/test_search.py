@@ -54,6 +54,7 @@ def test_a_microbatch_has_rows_for_all_of_the_mesh() -> None:
         assert one.changes.get("update.rows_per_microbatch", 2) == rows
 
 
+@pytest.mark.slow
 def test_what_fits_comes_before_what_is_fast() -> None:
     target = small(0.5)
     found = search.search(config(), target, SUPPOSED)
@@ -98,6 +99,7 @@ def test_names_of_chips() -> None:
     assert targets.at_hand().chip is None
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_again_where_there_is_memory_to_keep_it() -> None:
     path = Path(__file__).parents[2] / "experiments" / "gsm8k_qwen2.5_1.5b.py"
     full = replace_fields(experiments.load(path)["online_rft"], {"model.remat": "full"})

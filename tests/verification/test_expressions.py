@@ -59,6 +59,7 @@ def test_refuses(text: str) -> None:
     assert parse_expression(text) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
