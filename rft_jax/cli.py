@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -89,11 +91,19 @@ class _StderrHandler(logging.Handler):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command. Returns the exit status: 0; 2 for an error that the user can mend;
-    128 + the signal that stopped a run."""
+    128 + the signal that stopped a run, or SIGPIPE where a reader such as head had enough."""
     args = list(sys.argv[1:] if argv is None else argv)
     _configure_logging()
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # What is not written yet would be an error again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ValueError as error:
         if not _is_ours(error):
             raise
@@ -103,6 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         then = "nothing is written" if args[0] in _TYPED else "the same command goes on"
         print(f"rft-jax: interrupted; {then}.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _nobody_reads() -> bool:
+    """Whether it is stdout whose reader is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(args: list[str]) -> int:

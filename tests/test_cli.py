@@ -393,6 +393,21 @@ def test_help_and_errors_import_no_jax(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("args", [["--version"], ["run", "study.py", "--help"]])
+def test_a_reader_that_has_enough_is_no_error(args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "rft_jax", *args],
+            stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": TESTS},
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
 @pytest.mark.parametrize(
     "args", [["sample", "w/sft", "--questions", "jsonl:q", "--out", "o"], ["convert", "w", "out"]]
 )
