@@ -13,10 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from planned import MODEL, config
 
 from rft_jax.config import MeshConfig
-from rft_jax.planning import compiled, memory, programs, targets
+from rft_jax.planning import compiled, memory, opened, programs, targets
 from rft_jax.planning.compiled import Compiled, Exchange
 from rft_jax.planning.hlo import Collective
-from rft_jax.planning.memory import Shards
 from rft_jax.planning.programs import Setting
 
 
@@ -95,9 +94,14 @@ def test_exchanges_and_memory_are_linear_in_layers() -> None:
     assert found.scheduled == 42
 
 
-def test_a_program_that_does_not_fit_says_so() -> None:
+def test_a_program_that_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """An argument's bytes are known all the same."""
     of = setting(8, 1, 1)
-    program = programs.update(of)
-    assert compiled._arguments(program).needed == programs.local_bytes(program.arguments)
-    assert of.shards == Shards(8, 1, 1)
+    monkeypatch.setattr(opened, "compiled", lambda *_, **__: "no memory is left")
+    made = compiled.update(of, 2, 0.0)
+    assert made.short == "no memory is left"
+    assert made.memory.needed == programs.local_bytes(programs.update(of).arguments)
+    work = memory.rollout(of.config, of.shards)
+    made = compiled.decode(of, work, 0.0, whole=False)
+    assert made.short == "no memory is left"
+    assert made.memory.needed == programs.local_bytes(programs.decode(of, work).arguments)

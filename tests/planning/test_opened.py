@@ -48,3 +48,22 @@ def test_a_negative_time_is_none(
     assert opened.seconds(lambda x: x, (jnp.ones(3),)) == found
     monkeypatch.setattr(opened, "compiled", lambda *_: "no memory is left")
     assert opened.seconds(lambda x: x, (jnp.ones(3),)) == 0
+
+
+def test_memory_that_does_not_suffice_is_no_error() -> None:
+    """Any other error of the compiler is one."""
+
+    class Program:
+        def __init__(self, message: str) -> None:
+            self.message = message
+
+        def lower(self, *_: Any, **__: Any) -> Program:
+            return self
+
+        def compile(self) -> Any:
+            raise jax.errors.JaxRuntimeError(self.message)
+
+    short = "RESOURCE_EXHAUSTED: XLA:TPU ran out of memory. Used 20G of 16G.\nLargest: ..."
+    assert opened.compiled(Program(short), ()) == "XLA:TPU ran out of memory. Used 20G of 16G."
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        opened.compiled(Program("INTERNAL: a bug"), ())
