@@ -31,9 +31,9 @@ class FolderError(ValueError):
 def folder_of(text: str | os.PathLike[str]) -> Folder:
     """The folder, or file, of that name. Raises FolderError for a place that is neither."""
     name = os.fspath(text)
-    scheme, mark, _ = name.partition("://")
-    if not mark:
+    if _is_plain(name):
         return Path(name)
+    scheme = name.partition("://")[0]
     if scheme != "gs":
         raise FolderError(f"{name}: a folder on a disk or gs://BUCKET/FOLDER is expected.")
     if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
@@ -45,9 +45,13 @@ def folder_of(text: str | os.PathLike[str]) -> Folder:
     return epath.Path(name)
 
 
+def _is_plain(name: str) -> bool:
+    return "://" not in name and not name.startswith("gs:")  # a slash left out
+
+
 def on_disk(text: str, what: str) -> Path:
     """The folder or file of that name; FolderError when it is in a bucket. what: the option."""
-    if "://" in text:
+    if not _is_plain(text):
         raise FolderError(f"{what} is {text}: a place on a disk is expected; copy it afterwards.")
     return Path(text)
 

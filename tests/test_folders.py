@@ -10,14 +10,16 @@ import pytest
 from rft_jax.folders import FolderError, Mirror, folder_of, in_bucket, on_disk, write_atomically
 
 
-@pytest.mark.parametrize("name", ["runs/study", "/tmp/a b", ".", "gs:/no/bucket"])
+@pytest.mark.parametrize("name", ["runs/study", "/tmp/a b", ".", "gs/runs"])
 def test_a_name_is_a_place_on_the_disk(name: str) -> None:
     assert folder_of(name) == Path(name)
     assert not in_bucket(folder_of(name))
     assert on_disk(name, "--out") == Path(name)
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/runs", "http://host/runs", "hf://org/name", "://"])
+@pytest.mark.parametrize(
+    "name", ["s3://bucket/runs", "http://host/runs", "hf://org/name", "://", "gs:/bucket/runs"]
+)
 def test_other_places_are_refused(name: str) -> None:
     with pytest.raises(FolderError) as error:
         folder_of(name)
@@ -33,11 +35,12 @@ def test_a_bucket_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_what_must_lie_on_a_disk_is_no_bucket() -> None:
+@pytest.mark.parametrize("name", ["gs://bucket/out", "gs:/bucket/out"])
+def test_what_must_lie_on_a_disk_is_no_bucket(name: str) -> None:
     with pytest.raises(FolderError) as error:
-        on_disk("gs://bucket/out", "--out")
+        on_disk(name, "--out")
     assert str(error.value) == (
-        "--out is gs://bucket/out: a place on a disk is expected; copy it afterwards."
+        f"--out is {name}: a place on a disk is expected; copy it afterwards."
     )
 
 
