@@ -33,8 +33,7 @@ def folder_of(text: str | os.PathLike[str]) -> Folder:
     name = os.fspath(text)
     if _is_plain(name):
         return Path(name)
-    scheme = name.partition("://")[0]
-    if scheme != "gs":
+    if not name.startswith("gs://"):
         raise FolderError(f"{name}: a folder on a disk or gs://BUCKET/FOLDER is expected.")
     if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
         raise FolderError(f'{name}: a bucket needs gcsfs: pip install "rft_jax[gcs]".')
