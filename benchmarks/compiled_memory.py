@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rft_jax import experiments
-from rft_jax.config import Config, ConfigError
+from rft_jax.config import Config
+from rft_jax.config import experiment as experiments
+from rft_jax.errors import ConfigError
+from rft_jax.observe.hardware import GIB
 from rft_jax.planning import memory, programs, targets
-from rft_jax.planning.chips import GIB
 from rft_jax.planning.memory import Parts, Sampled
 from rft_jax.planning.programs import Program, Setting
 from rft_jax.planning.targets import Target

@@ -11,7 +11,7 @@ import argparse
 from benchmarks import cli, floors, gpu
 from benchmarks.contest import available_cores, contest
 from benchmarks.work import Task, Work
-from rft_jax.planning.floors import Cost, Rates
+from rft_jax.observe.flops import Cost, Rates
 
 CPU = ((Work(size="tiny"), Work(size="tiny")), (Work(size="small"), Work(size="small")))
 GPU = ((gpu.SAMPLING, gpu.TRAINING),)

@@ -1,6 +1,6 @@
 """The least work of the contest's jobs, counted, and the time it takes at given rates.
 
-Only what no implementation can avoid is counted (rft_jax/planning/floors.py), and bytes of
+Only what no implementation can avoid is counted (rft_jax/observe/flops.py), and bytes of
 optimizer state. A prompt is prefilled once, and its keys and values are read once per step for all
 samples of the question.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.work import SHAPES, Work
-from rft_jax.planning.floors import (
+from rft_jax.observe.flops import (
     BYTES,
     Cost,
     Rates,

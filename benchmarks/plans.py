@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rft_jax import experiments
-from rft_jax.fields import replace_fields
-from rft_jax.plan_options import PlanOptions
+from rft_jax.commands.plan_options import PlanOptions
+from rft_jax.config import experiment as experiments
+from rft_jax.config.serialize import replace_fields
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +74,7 @@ def path_of(case: Case) -> Path:
 
 def make(case: Case) -> None:
     """Search, compile and write a plan."""
-    from rft_jax.planning_command import plan_all
+    from rft_jax.commands.plan import plan_all
 
     run = experiments.load(ROOT / "experiments" / f"{case.experiment}.py")[RUN]
     rows = run.update.rows_per_microbatch
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="of what is there")
     given = parser.parse_args()
     if not given.tables:
-        from rft_jax.planning_command import keep_to_the_cpu
+        from rft_jax.commands.plan import keep_to_the_cpu
 
         keep_to_the_cpu()
         for case in CASES:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 
-from rft_jax.records import Judgement
+from rft_jax.types import Judgement
 from rft_jax.verification.rules import VerifierSpec, load_verifier
 
 _hash = load_verifier(VerifierSpec("hash"))

@@ -39,7 +39,7 @@ EXPERIMENT = """
 from dataclasses import replace
 
 from rft_jax.config import *
-from rft_jax.pretrained.families import model_of
+from rft_jax.hub.families import model_of
 
 START = "hf:{model}"
 sft = Config(
@@ -145,11 +145,11 @@ def load(folder: Path) -> dict[str, Any]:
     import jax
 
     from rft_jax.config import MeshConfig
-    from rft_jax.importing import load_params
-    from rft_jax.layout import param_shapes
-    from rft_jax.parallel.mesh import make_mesh
-    from rft_jax.pretrained.families import model_of
-    from rft_jax.pretrained.weights import check_values, open_weights
+    from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.hub.families import model_of
+    from rft_jax.hub.load import load_params
+    from rft_jax.hub.weights import check_values, open_weights
+    from rft_jax.training.state import param_shapes
 
     config = model_of(str(folder / "model"))
     mesh = make_mesh(MeshConfig(**MESH))
@@ -177,12 +177,12 @@ def compare(folder: Path) -> dict[str, Any]:
     import transformers
 
     from rft_jax.config import MeshConfig
-    from rft_jax.importing import load_params
-    from rft_jax.layout import param_shapes
+    from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.hub.families import model_of
+    from rft_jax.hub.load import load_params
+    from rft_jax.hub.weights import open_weights
     from rft_jax.models import transformer
-    from rft_jax.parallel.mesh import make_mesh
-    from rft_jax.pretrained.families import model_of
-    from rft_jax.pretrained.weights import open_weights
+    from rft_jax.training.state import param_shapes
 
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("error")

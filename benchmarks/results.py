@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks import floors
 from benchmarks.contest import Entry
 from benchmarks.work import Task
-from rft_jax.planning.floors import Rates
+from rft_jax.observe.flops import Rates
 
 MACHINE = "machine"
 """The contender that measures rates (machine.py)."""

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from rft_jax.records import Verdict
+from rft_jax.types import Verdict
 from rft_jax.verification import symbolic
 from rft_jax.verification.compare import NOT_UNDERSTOOD, compare
 

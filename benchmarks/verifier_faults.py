@@ -31,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import VerifierSpec

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.contest import available_cores
-from rft_jax.records import Judgement, Verdict
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import VerifierSpec

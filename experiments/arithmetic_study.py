@@ -32,11 +32,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from arithmetic import ONLINE_RFT, RFT, SFT
 
-from rft_jax import metrics
+from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.config import CheckpointConfig, Config, EvaluationConfig, PoolConfig
-from rft_jax.jsonl import read_jsonl
-from rft_jax.provenance import git_commit, versions
-from rft_jax.statistics import paired_interval
+from rft_jax.io.jsonl import read_jsonl
+from rft_jax.observe import log as metrics
+from rft_jax.observe.statistics import paired_interval
 
 SEEDS = (0, 1, 2)
 RATES = {"low": 1e-4, "high": 2e-4}
@@ -289,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.run:
-        from rft_jax.run import run
+        from rft_jax.runs.run import run
 
         run(arguments.run, experiment(), arguments.workdir)
         return

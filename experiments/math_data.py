@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rft_jax.provenance import write_atomically
-from rft_jax.records import Judgement, Verdict
-from rft_jax.verification.answers import boxed_answer
+from rft_jax.checkpoint.provenance import write_atomically
+from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.extract import boxed_answer
 from rft_jax.verification.rules import Verifier, VerifierSpec, load_verifier
 
 SPLITS = ("train", "test")

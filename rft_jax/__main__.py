@@ -2,7 +2,7 @@
 
 import sys
 
-from rft_jax.cli import main
+from rft_jax.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,12 +17,13 @@ import reference_tokenizers
 import tiny_experiment
 from policies import random_policy
 
-from rft_jax import checkpoint, policy_files, provenance
-from rft_jax.batches import Params, TrainState
-from rft_jax.cli import main
+from rft_jax.checkpoint import manager as checkpoint
+from rft_jax.checkpoint import policy_files, provenance
+from rft_jax.commands.main import main
 from rft_jax.config import Config
 from rft_jax.models import adapters
-from rft_jax.setup import ensure_tokenizer, vocab_size
+from rft_jax.runs.setup import ensure_tokenizer, vocab_size
+from rft_jax.types import Params, TrainState
 
 PUBLISHED_ROWS = 800
 """More than the published model's tokenizer has pieces."""

@@ -13,11 +13,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rft_jax import checkpoint, checkpoint_health
-from rft_jax.batches import TrainState
-from rft_jax.checkpoint import Saved
+from rft_jax.checkpoint import integrity as checkpoint_health
+from rft_jax.checkpoint import manager as checkpoint
+from rft_jax.checkpoint.manager import Saved
 from rft_jax.config import CheckpointConfig, MeshConfig
-from rft_jax.parallel.mesh import make_mesh
+from rft_jax.distributed.mesh import make_mesh
+from rft_jax.distributed.shards import abstract
+from rft_jax.types import TrainState
 
 
 def main(address: str, number: str, folder: Path) -> None:
@@ -43,7 +45,7 @@ def main(address: str, number: str, folder: Path) -> None:
             np.testing.assert_array_equal(shard.data, expected)
         assert int(found.optimizer[0].addressable_data(0)) == 10 * step
 
-    like = checkpoint.abstract(jax.eval_shape(make, jnp.int32(0)), where)
+    like = abstract(jax.eval_shape(make, jnp.int32(0)), where)
     config, first = CheckpointConfig(keep=1, keep_best=1), number == "0"
     with checkpoint.open_manager(folder, config) as manager:
         for step, accuracy in ((1, 0.1), (2, 0.5), (3, None), (4, 0.2)):

@@ -27,10 +27,10 @@ from rft_jax.config import (
     ObjectiveConfig,
     SelectionConfig,
 )
-from rft_jax.data.tokenizer import Tokenizer
-from rft_jax.parallel.mesh import make_mesh
-from rft_jax.records import Question, Sample, Verdict
-from rft_jax.rollouts import Sampling
+from rft_jax.data.tokenizers.base import Tokenizer
+from rft_jax.distributed.mesh import make_mesh
+from rft_jax.rollout.engine import Sampling
+from rft_jax.types import Question, Sample, Verdict
 from rft_jax.verification.pool import VerifierPool
 
 EOS, LIMIT, VOCABULARY = 0, 3, 3

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rft_jax import checkpoint
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
-from rft_jax.importing import load_params
+from rft_jax.distributed.mesh import param_shardings
+from rft_jax.distributed.shards import abstract
+from rft_jax.hub.families import model_of
+from rft_jax.hub.load import load_params
+from rft_jax.hub.weights import Weights, open_weights
 from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
-from rft_jax.parallel.mesh import param_shardings
-from rft_jax.pretrained.families import model_of
-from rft_jax.pretrained.weights import Weights, open_weights
+from rft_jax.types import Params
 
 
 def mesh_of(*sizes: int) -> Mesh:
@@ -31,7 +31,7 @@ def like(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
     """What an import is told to produce."""
     shapes = transformer.abstract_params(config=config, vocab_size=config.vocab_size)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
-    return checkpoint.abstract(shapes, param_shardings(mesh, shapes, logical_axes(shapes)))
+    return abstract(shapes, param_shardings(mesh, shapes, logical_axes(shapes)))
 
 
 def open_model(folder: Path) -> tuple[ModelConfig, Weights]:

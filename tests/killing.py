@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tiny_experiment
 
-from rft_jax import checkpoint_health, metrics
+from rft_jax.checkpoint import integrity as checkpoint_health
+from rft_jax.observe import log as metrics
 
 RUNS = ("sft", "rft", "online_rft")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 from imports import imported
 
-from rft_jax.exporting import save_pretrained
-from rft_jax.pretrained.folder import raw_config
+from rft_jax.hub.folder import raw_config
+from rft_jax.hub.save import save_pretrained
 
 
 def main(address: str, number: str, source: str, target: str) -> None:

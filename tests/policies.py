@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
 from rft_jax.models import transformer
+from rft_jax.types import Params
 
 
 def random_policy(config: ModelConfig, vocab_size: int, seed: int = 0) -> Params:

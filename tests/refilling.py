@@ -7,7 +7,7 @@ from dataclasses import replace
 from enumeration import config
 
 from rft_jax.config import Config, Denominator, RefillConfig, RolloutConfig, SelectionConfig
-from rft_jax.records import Sample, Verdict
+from rft_jax.types import Sample, Verdict
 
 YES, NO, OPEN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNDECIDED
 

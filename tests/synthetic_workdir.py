@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rft_jax.statistics import pass_at_k, pass_ks, standard_error
+from rft_jax.observe.statistics import pass_at_k, pass_ks, standard_error
 
 STEPS, EVERY, QUESTIONS, SAMPLES = 40, 10, 60, 8
 

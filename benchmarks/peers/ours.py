@@ -14,16 +14,16 @@ import numpy as np
 
 from benchmarks.protocol import Call, serve
 from benchmarks.work import Task, Work
-from rft_jax.batches import Completions, Params, Prompts
 from rft_jax.config import MeshConfig, ModelConfig, OptimizerConfig, UpdateConfig
+from rft_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from rft_jax.models import transformer
-from rft_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from rft_jax.sampling import logits as sampling_logits
-from rft_jax.sampling.reshard import rollout_params
-from rft_jax.sampling.sampler import sample
+from rft_jax.rollout import logits as sampling_logits
+from rft_jax.rollout.params import rollout_params
+from rft_jax.rollout.sampler import sample
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import init_state, update
+from rft_jax.types import Completions, Params, Prompts
 
 NEVER = -1
 """An end-of-sequence id that is never drawn: outputs stop at their forced lengths."""

@@ -14,12 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rft_jax.errors import ModelError
+
 if TYPE_CHECKING:
     import jinja2
-
-
-class ChatTemplateError(ValueError):
-    """A chat template is missing or cannot be rendered; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def render(template: ChatTemplate, *, system: str, user: str, date: str = "") ->
     """The text that asks the model for an answer to the user's message.
 
     system: the message before it; empty for none. date: what a template that asks for the date is
-    told, YYYY-MM-DD: the clock would give a resumed run other prompts. Raises ChatTemplateError for
+    told, YYYY-MM-DD: the clock would give a resumed run other prompts. Raises ModelError for
     a template that is no Jinja, that refuses the messages, or that reaches for what the sandbox
     does not give.
     """
@@ -54,18 +52,18 @@ def render(template: ChatTemplate, *, system: str, user: str, date: str = "") ->
             **template.names,
         )
     except jinja2.TemplateSyntaxError as error:
-        raise ChatTemplateError(
+        raise ModelError(
             f"{template.path}: line {error.lineno} of the chat template is no Jinja "
             f"({_line(error)}): download it again or mend it, or set data.prompt_format to text."
         ) from error
     except _NoDate as error:
-        raise ChatTemplateError(
+        raise ModelError(
             f"{template.path}: the chat template asks for the date: set data.date, which stays the "
             "same when a run is resumed."
         ) from error
     except Exception as error:  # whatever an operation of the template raises
         without = "leave data.system empty if it takes no system message, " if system else ""
-        raise ChatTemplateError(
+        raise ModelError(
             f"{template.path}: the chat template cannot be rendered ({_line(error)}): {without}"
             "mend it, or set data.prompt_format to text."
         ) from error

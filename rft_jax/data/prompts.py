@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rft_jax.data.chat import ChatTemplateError, render
-from rft_jax.data.sources import DataError
-from rft_jax.data.tokenizer import Tokenizer, shown
-from rft_jax.records import Question
-from rft_jax.sections import DataConfig
+from rft_jax.config.sections import DataConfig
+from rft_jax.data.chat import render
+from rft_jax.data.tokenizers.base import Tokenizer, shown
+from rft_jax.errors import DataError, ModelError
+from rft_jax.types import Question
 
 
 def prompt_tokens(question: str, data: DataConfig, tokenizer: Tokenizer) -> list[int]:
     """What is put before the model: data.prompt_template with `{question}` replaced (other braces
     mean nothing), behind the tokenizer's prefix or, as a user's message, in its chat template.
 
-    Raises ChatTemplateError for a template that is missing or cannot be rendered, and DataError for
+    Raises ModelError for a template that is missing or cannot be rendered, and DataError for
     a message that names a special token: in a chat it would be one.
     """
     text = data.prompt_template.replace("{question}", question, 1)
     if data.prompt_format == "text":
         return [*tokenizer.prefix_ids, *tokenizer.encode(text)]
     if tokenizer.chat_template is None:
-        raise ChatTemplateError(
+        raise ModelError(
             f"{tokenizer.path}: the tokenizer has no chat template, and data.prompt_format is "
             "chat: name a chat model's folder in tokenizer.path, or set data.prompt_format to text."
         )

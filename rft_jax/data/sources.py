@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rft_jax.records import Question
+from rft_jax.errors import DataError
+from rft_jax.types import Question
 
 OWN_DATA = "arithmetic_problems"
 """The TFDS data set that this project generates (arithmetic_builder.py)."""
@@ -21,10 +22,6 @@ OWN_DATA = "arithmetic_problems"
 _SOURCE = re.compile(r"(?P<kind>tfds|jsonl):(?P<target>.+?)(?P<slice>\[[^\[\]]*\])?")
 _SLICE = re.compile(r"\[(-?\d+)?:(-?\d+)?\]")
 _MARK = "####"
-
-
-class DataError(ValueError):
-    """A source, a row or a question cannot be used; the message names it and the remedy."""
 
 
 def load(source: str, data_dir: str = "") -> tuple[Question, ...]:

@@ -11,8 +11,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
+from rft_jax.types import Params
 
 ENDS = ("_a", "_b")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rft_jax.batches import Params
+from rft_jax.types import Params
 
 AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embedding",): ("vocab", "embed"),

@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from rft_jax.config import ModelConfig
+from rft_jax.distributed.mesh import partition
 from rft_jax.models.packed_attention import RESULTS, scaled
-from rft_jax.parallel.mesh import partition
 
 PackedAttention = Callable[[Array, Array, Array, Array], Array]
 """(queries [N, H, R, S], keys [K, H, R, S], values, segments [R, S]) -> [N, H, R, S]."""

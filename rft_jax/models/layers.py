@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
 from rft_jax.models.rope import Rotation, at_least_float32, rotate
+from rft_jax.types import Params
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(queries, keys, values) -> (mixed values shaped like queries, what the caller keeps)."""

@@ -19,15 +19,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
+from rft_jax.distributed.mesh import constrain
 from rft_jax.models import kernels
 from rft_jax.models.attention import KeyValues, capped, decode_attention, write_column
 from rft_jax.models.axes import AXES
 from rft_jax.models.layers import RMSNorm, block_of, init_block, normal
 from rft_jax.models.packed_attention import RESULTS, packed_attention
 from rft_jax.models.rope import Rotation, at_least_float32, frequencies, rotation
-from rft_jax.parallel.mesh import constrain
+from rft_jax.types import Params, Prompts
 
 
 def init(key: Key[Array, ""], *, config: ModelConfig, vocab_size: int) -> Params:

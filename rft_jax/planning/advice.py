@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from rft_jax.config import Config, ConfigError
-from rft_jax.fields import replace_fields
+from rft_jax.config import Config
+from rft_jax.config.serialize import replace_fields
+from rft_jax.errors import ConfigError
 from rft_jax.planning import counted, memory
 from rft_jax.planning.memory import Shards
 from rft_jax.planning.targets import Target

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rft_jax.parallel.mesh import batch_sharding
+from rft_jax.distributed.mesh import batch_sharding
 from rft_jax.planning import hlo, opened, programs
 from rft_jax.planning.hlo import Collective
 from rft_jax.planning.memory import Sampled

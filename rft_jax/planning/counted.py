@@ -17,7 +17,7 @@ from rft_jax.planning import memory, step_costs
 from rft_jax.planning.memory import Parts, Sampled, Shards
 from rft_jax.planning.step_costs import Cost, Lengths, Speeds
 from rft_jax.planning.targets import Target
-from rft_jax.rollouts import rows_for
+from rft_jax.rollout.engine import rows_for
 
 SHARES = {"weights": 0.5, "prefill": 0.4, "decode": 0.5, "update": 0.4}
 """Assumed: of the published rates, what each phase reaches."""

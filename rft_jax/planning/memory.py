@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rft_jax.config import Config, ConfigError, MeshConfig, ModelConfig
+from rft_jax.config import Config, MeshConfig, ModelConfig
+from rft_jax.distributed.mesh import RULES
+from rft_jax.errors import ConfigError
 from rft_jax.models import adapters, transformer
 from rft_jax.models.axes import AXES
-from rft_jax.parallel.mesh import RULES
-from rft_jax.planning.floors import BYTES
-from rft_jax.rollouts import BATCHES_AT_ONCE, rows_for
-from rft_jax.sampling import sampler
-from rft_jax.sampling.slots import PREFILL_TOKENS
+from rft_jax.observe.flops import BYTES
+from rft_jax.rollout import sampler
+from rft_jax.rollout.engine import BATCHES_AT_ONCE, rows_for
+from rft_jax.rollout.slots import PREFILL_TOKENS
 from rft_jax.training.packing import num_microbatches
 
 Parts = dict[str, float]

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rft_jax.config import Config
+from rft_jax.observe.flops import attention_flops
 from rft_jax.planning import compiled, counted, memory, programs, step_costs
 from rft_jax.planning.compiled import Compiled, Exchange
 from rft_jax.planning.counted import Sets
-from rft_jax.planning.floors import attention_flops
 from rft_jax.planning.memory import Parts, Shards
 from rft_jax.planning.opened import plausible
 from rft_jax.planning.programs import Setting

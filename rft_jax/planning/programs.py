@@ -17,19 +17,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rft_jax.batches import PackedBatch, Prompts
 from rft_jax.config import Config
+from rft_jax.distributed.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
 from rft_jax.keys import Purpose, run_key
-from rft_jax.layout import Layout, make_layout
 from rft_jax.models import kernels, transformer
-from rft_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
 from rft_jax.planning import memory
 from rft_jax.planning.memory import Sampled, Shards
 from rft_jax.planning.targets import Target
-from rft_jax.sampling import sampler
-from rft_jax.sampling.reshard import of_layer
+from rft_jax.rollout import sampler
+from rft_jax.rollout.params import of_layer
 from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.training.state import Layout, make_layout
+from rft_jax.types import PackedBatch, Prompts
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rft_jax.config import Config
-from rft_jax.fields import replace_fields
+from rft_jax.config.serialize import replace_fields
 from rft_jax.planning import advice, counted
 from rft_jax.planning.counted import Estimate
 from rft_jax.planning.memory import Shards

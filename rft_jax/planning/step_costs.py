@@ -12,10 +12,10 @@ import math
 from typing import NamedTuple
 
 from rft_jax.config import Config
+from rft_jax.observe.flops import BYTES, attention_flops, body_weights, head_weights, weights
 from rft_jax.planning import memory
-from rft_jax.planning.floors import BYTES, attention_flops, body_weights, head_weights, weights
 from rft_jax.planning.memory import FLOAT32, Sampled, Shards
-from rft_jax.sampling import sampler
+from rft_jax.rollout import sampler
 
 LOGIT_PASSES = 6
 """How often decoding and the update read or write each float32 logit."""

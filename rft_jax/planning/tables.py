@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rft_jax.planning.chips import GIB, GPU_SHARE
+from rft_jax.observe.hardware import GIB, GPU_SHARE
 from rft_jax.planning.counted import SHARES
 from rft_jax.planning.plan import SPLASH, Record
 from rft_jax.planning.targets import gib

@@ -17,8 +17,8 @@ from typing import Any
 
 import jax
 
-from rft_jax.config import ConfigError
-from rft_jax.planning.chips import CHIPS, GIB, Chip, of_kind
+from rft_jax.errors import ConfigError
+from rft_jax.observe.hardware import CHIPS, GIB, Chip, of_kind
 from rft_jax.planning.memory import Shards
 from rft_jax.planning.step_costs import Speeds
 

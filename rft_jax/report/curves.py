@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator, PercentFormatter
 
+from rft_jax.observe.statistics import pass_at_k, standard_error
 from rft_jax.report.palette import MUTED, WIDTH, run_colour, run_dash
 from rft_jax.report.runs import Run, is_number
 from rft_jax.report.tables import pass_curve
-from rft_jax.statistics import pass_at_k, standard_error
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from rft_jax.folders import Folder, in_bucket, write_atomically
+from rft_jax.io.paths import Folder, in_bucket, write_atomically
 from rft_jax.report.assets import SCRIPT, STYLE
 from rft_jax.report.palette import run_colour
 from rft_jax.report.runs import Run, is_number, load_outputs, load_runs
@@ -26,7 +26,7 @@ from rft_jax.report.tables import (
 def write_report(workdir: Folder) -> Folder:
     """Writes WORKDIR/plots/*.png and WORKDIR/report.html; the page's path.
 
-    Raises ReportError where the workdir holds no run; a run that lacks something is shown with a
+    Raises UserError where the workdir holds no run; a run that lacks something is shown with a
     sentence on what is missing.
     """
     from rft_jax.report.plots import draw_plots  # matplotlib takes a second to import

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from rft_jax.folders import Folder, make, write_atomically
+from rft_jax.io.paths import Folder, make, write_atomically
 from rft_jax.report.bars import funnel, lengths_by_verdict, pass_rates, time
 from rft_jax.report.curves import curves, pass_at_k_curves
 from rft_jax.report.palette import GRID, INK, MUTED

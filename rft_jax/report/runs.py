@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rft_jax.folders import Folder
-from rft_jax.jsonl import Fields, LogError, numbered_lines, parse_line, read_jsonl
+from rft_jax.errors import DataError, UserError
+from rft_jax.io.jsonl import Fields, numbered_lines, parse_line, read_jsonl
+from rft_jax.io.paths import Folder
 
 OUTPUTS_SHOWN = 200
 """Sampled outputs of a run that the report shows, spread evenly over its rollouts."""
@@ -32,10 +33,6 @@ _OUTPUT_FIELDS: Fields = {
     "question": str,
     "answer": str,
 }
-
-
-class ReportError(ValueError):
-    """There is nothing to report on. The message names the folder and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +97,10 @@ def is_number(line: dict[str, Any], name: str) -> bool:
 def load_runs(workdir: Folder) -> list[Run]:
     """The runs of a workdir, in the order of WORKDIR/experiment.json or else by name.
 
-    Raises ReportError where the folder or any run is missing, or experiment.json is damaged.
+    Raises UserError where the folder or any run is missing, or experiment.json is damaged.
     """
     if not workdir.is_dir():
-        raise ReportError(
+        raise UserError(
             f"{workdir} is not a folder: give the workdir of an experiment, such as runs/NAME."
         )
     found = sorted(path.parent.name for path in workdir.glob("*/config.json"))
@@ -111,7 +108,7 @@ def load_runs(workdir: Folder) -> list[Run]:
     # Runs that are not (or no longer) in the experiment file come last.
     names = [*order, *(name for name in found if name not in order)]
     if not found:
-        raise ReportError(
+        raise UserError(
             f"{workdir} holds no run (no RUN/config.json): run the experiment first, or name the "
             "workdir that it wrote to."
         )
@@ -127,7 +124,7 @@ def _experiment_order(workdir: Folder) -> list[str]:
     except (ValueError, KeyError, TypeError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ReportError(
+        raise UserError(
             f'{path} does not read {{"runs": [NAME, ...]}}: remove it (runs are then sorted by '
             "name) or run the experiment again."
         )
@@ -150,7 +147,7 @@ def _load_run(folder: Folder) -> Run:
     if (folder / "metrics.jsonl").exists():
         try:
             metrics = read_jsonl(folder / "metrics.jsonl", {"step": int, "kind": str})
-        except LogError as error:
+        except DataError as error:
             gaps.append(f"{name}: no metrics shown. {error}")
     else:
         gaps.append(f"{name}: no metrics.jsonl: no curves shown.")
@@ -170,17 +167,17 @@ def _load_run(folder: Folder) -> Run:
             questions = _load_questions(path)
         except FileNotFoundError:
             gaps.append(f"{name}: {path} is missing: no paired differences shown.")
-        except LogError as error:
+        except DataError as error:
             gaps.append(f"{name}: no paired differences shown. {error}")
     return Run(name, info, tuple(metrics), final, split, questions, tuple(gaps))
 
 
 def _load_questions(path: Folder) -> dict[int, dict[str, Any]]:
-    """The lines of one evaluation by question id. Raises LogError for impossible counts too."""
+    """The lines of one evaluation by question id. Raises DataError for impossible counts too."""
     lines = read_jsonl(path, _QUESTION_FIELDS)
     for line in lines:
         if not 0 <= line["num_correct"] <= line["num_samples"]:
-            raise LogError(
+            raise DataError(
                 f"{path}: question {line['question_id']} has {line['num_correct']} correct of "
                 f"{line['num_samples']} samples, expected no more than there are: remove the line."
             )
@@ -203,7 +200,7 @@ def load_outputs(folder: Folder) -> tuple[list[dict[str, Any]], list[str]]:
         chosen = _spread(texts, OUTPUTS_SHOWN // len(paths), number * 0.618 % 1.0)
         try:
             outputs += [parse_line(text, f"{path}:{at}", _OUTPUT_FIELDS) for at, text in chosen]
-        except LogError as error:
+        except DataError as error:
             gaps.append(f"{folder.name}: some sampled outputs are not shown. {error}")
     return outputs, gaps
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rft_jax.folders import Folder
+from rft_jax.errors import UserError
+from rft_jax.io.paths import Folder
+from rft_jax.observe.statistics import PairedDifference, paired_interval
 from rft_jax.report.palette import PARTS
 from rft_jax.report.runs import Run, is_number, load_runs
-from rft_jax.statistics import PairedDifference, StatisticsError, paired_interval
 
 BOOTSTRAP_SEED = 0
 NOTHING = "-"
@@ -30,7 +31,7 @@ class Table(NamedTuple):
 def summary_table(workdir: Folder) -> str:
     """Results, paired differences and gaps of all runs, as plain text for a terminal.
 
-    Raises ReportError where the workdir holds no run.
+    Raises UserError where the workdir holds no run.
     """
     runs = load_runs(workdir)
     tables = [results(runs), differences(runs)]
@@ -255,7 +256,7 @@ def _paired(
         return paired_interval(
             means(comparison.first), means(comparison.second), seed=BOOTSTRAP_SEED
         )
-    except StatisticsError:  # no question decided in both
+    except UserError:  # no question decided in both
         return None
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
 from rft_jax.models import transformer
+from rft_jax.types import Params
 
 
 def target_log_probs(

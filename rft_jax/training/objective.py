@@ -24,7 +24,7 @@ Deviations from the paper, each off or neutral by default, each the name of a te
  6. a k3 estimate of the KL to the run's start may be subtracted (eq. 4), over sampled outputs;
  7. AdamW with clipping takes the place of plain ascent;
  8. a step may sample until enough outputs are kept, and fill up with those of older policies
-    (refill; rft_jax/refill.py states what that biases).
+    (refill; rft_jax/training/batch_filling.py states what that biases).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def output_weights(
 
     question_ids: the question of each kept output; num_sampled: decided outputs, kept or not;
     num_questions: questions with a decided output, kept or not. Under refill both are what the
-    kept outputs stand for, and need not be whole (rft_jax/refill.py).
+    kept outputs stand for, and need not be whole (rft_jax/training/batch_filling.py).
     sampled: 1 / num_sampled, the unbiased estimate of eq. 11, in which rejected outputs count;
     accepted: 1 / kept, the mean over what is trained on;
     accepted_per_question: the mean over each question's kept outputs, then over all questions.

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from rft_jax.batches import Params
 from rft_jax.config import OptimizerConfig
+from rft_jax.types import Params
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rft_jax.batches import PackedBatch
+from rft_jax.types import PackedBatch
 
 
 class TrainingSequence(NamedTuple):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from rft_jax.config import SelectionConfig
-from rft_jax.records import Sample
+from rft_jax.types import Sample
 
 _DIGITS = frozenset("0123456789")
 _LEFT_SIDE = "".join(sorted(_DIGITS)) + "-+*/(). \t"

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from rft_jax.batches import PackedBatch, Params, TrainState
 from rft_jax.config import ModelConfig
 from rft_jax.models.adapters import join
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.objective import k3, objective
+from rft_jax.types import PackedBatch, Params, TrainState
 
 
 class UpdateMetrics(NamedTuple):

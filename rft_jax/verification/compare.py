@@ -10,11 +10,11 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
-from rft_jax.verification.answers import TWO_ANSWERS
-from rft_jax.verification.expressions import Expression, parse_expression, same
-from rft_jax.verification.numbers import Number, equal, parse_number
+from rft_jax.verification.exact.expressions import Expression, parse_expression, same
+from rft_jax.verification.exact.numbers import Number, equal, parse_number
+from rft_jax.verification.extract import TWO_ANSWERS
 
 NOT_A_NUMBER = "not a number"
 BAD_REFERENCE = "reference not understood"

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from rft_jax.errors import VerifierError
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.nursery_main import END, FORK, REQUEST
-from rft_jax.verification.rules import VerifierError, VerifierSpec
+from rft_jax.verification.rules import VerifierSpec
 from rft_jax.verification.worker import Ends
 
 CLOSE_SECONDS = 5.0

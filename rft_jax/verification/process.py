@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from rft_jax.errors import VerifierError
 from rft_jax.verification.nursery import Nursery
 from rft_jax.verification.nursery_main import STATUS
-from rft_jax.verification.rules import VerifierError
 from rft_jax.verification.worker import FRAME, IDLE, Ends, Verdicts
 
 START_SECONDS = 60.0

@@ -9,9 +9,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.errors import VerifierError
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
-from rft_jax.verification.answers import (
+from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
+from rft_jax.verification.equations import CHECKS, Check
+from rft_jax.verification.exact.numbers import parse_number
+from rft_jax.verification.extract import (
     EXTRACTIONS,
     UNREAD,
     AnswerError,
@@ -19,9 +23,6 @@ from rft_jax.verification.answers import (
     auto_answer,
     reference_answer,
 )
-from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
-from rft_jax.verification.equations import CHECKS, Check
-from rft_jax.verification.numbers import parse_number
 
 Verifier = Callable[[str, str], Judgement | bool]
 """(reference, output) -> verdict; True is CORRECT, False INCORRECT."""
@@ -35,10 +36,6 @@ TRUNCATED = "truncated"
 TOO_LONG = "too long"
 
 _UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
-
-
-class VerifierError(ValueError):
-    """A verifier cannot be used, or its workers cannot run."""
 
 
 class VerifierSpec(NamedTuple):

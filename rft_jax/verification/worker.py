@@ -18,10 +18,11 @@ import struct
 import time
 from typing import Any, BinaryIO, NamedTuple
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.errors import VerifierError
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import guard
 from rft_jax.verification.limits import Limits, ProcessorTime, limit_memory
-from rft_jax.verification.rules import Verifier, VerifierError, VerifierSpec, load_verifier
+from rft_jax.verification.rules import Verifier, VerifierSpec, load_verifier
 
 IDLE = -1
 """Value of the shared word while no item is at work."""

@@ -15,7 +15,7 @@ from benchmarks import floors
 from benchmarks.peers.ours import model_config
 from benchmarks.work import SHAPES, Shape, Work
 from rft_jax.models import transformer
-from rft_jax.planning import floors as counts
+from rft_jax.observe import flops as counts
 
 WORK = Work(size="tiny", prompts=3, samples=4, prompt_len=16, new_tokens=12, min_len=2, mean_len=5)
 

@@ -9,7 +9,8 @@ import reference_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_jax.data.chat import ChatTemplate, ChatTemplateError, render
+from rft_jax.data.chat import ChatTemplate, render
+from rft_jax.errors import ModelError
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -57,7 +58,7 @@ def test_the_text_is_that_of_transformers(name, system, user):
     expected = theirs(TEMPLATES[name], system, user)
     if expected is None:
         assert (name, bool(system)) == ("gemma", True)
-        with pytest.raises(ChatTemplateError, match="no system message here"):
+        with pytest.raises(ModelError, match="no system message here"):
             render(template(TEMPLATES[name]), system=system, user=user)
     else:
         today = datetime.now().date().isoformat()
@@ -69,7 +70,7 @@ def test_the_date_is_the_settings_and_not_the_clocks():
     """A resumed run must make the same prompts."""
     text = "{{ strftime_now('%d %b %Y') }}"
     assert render(template(text), system="", user="", date="2024-07-26") == "26 Jul 2024"
-    with pytest.raises(ChatTemplateError) as error:
+    with pytest.raises(ModelError) as error:
         render(template(text), system="", user="")
     assert str(error.value) == (
         "model/chat_template.jinja: the chat template asks for the date: set data.date, which "
@@ -135,7 +136,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_template_that_cannot_serve_is_one_line(case):
     text, system, message = REFUSED[case]
-    with pytest.raises(ChatTemplateError) as error:
+    with pytest.raises(ModelError) as error:
         render(template(text), system=system, user="1+1?")
     assert str(error.value).startswith(f"model/chat_template.jinja: {message}")
     assert "\n" not in str(error.value)

@@ -7,13 +7,12 @@ import reference_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_jax.data.chat import ChatTemplateError
+from rft_jax.config.sections import DataConfig
 from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
-from rft_jax.data.sentencepiece_model import train
-from rft_jax.data.sources import DataError
-from rft_jax.data.tokenizer import load
-from rft_jax.records import Question
-from rft_jax.sections import DataConfig
+from rft_jax.data.tokenizers.load import load
+from rft_jax.data.tokenizers.sentencepiece_model import train
+from rft_jax.errors import DataError, ModelError
+from rft_jax.types import Question
 
 DATA = DataConfig(train="a", validation="a", max_prompt_tokens=40, max_completion_tokens=40)
 CHAT = replace(DATA, prompt_format="chat", max_prompt_tokens=200)
@@ -92,7 +91,7 @@ def test_a_question_cannot_end_its_turn(qwen):
 
 
 def test_a_chat_needs_a_template(tokenizer):
-    with pytest.raises(ChatTemplateError) as error:
+    with pytest.raises(ModelError) as error:
         prompt_tokens("1+1?", CHAT, tokenizer)
     assert str(error.value) == (
         f"{tokenizer.path}: the tokenizer has no chat template, and data.prompt_format is chat: "
@@ -102,7 +101,7 @@ def test_a_chat_needs_a_template(tokenizer):
 
 def test_a_bad_template_is_found_with_the_lengths(tmp_path):
     folder = reference_tokenizers.gemma(tmp_path)
-    with pytest.raises(ChatTemplateError, match="no system message here"):
+    with pytest.raises(ModelError, match="no system message here"):
         check(load(folder), questions(), prompt_format="chat", system="Be brief.")
 
 

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 
 from rft_jax.data.arithmetic import SPLITS, Problem, splits
 from rft_jax.data.arithmetic_builder import ArithmeticProblems
-from rft_jax.data.sources import DataError, load
-from rft_jax.records import Question
+from rft_jax.data.sources import load
+from rft_jax.errors import DataError
+from rft_jax.types import Question
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 GOOD = {"question": "1+1?", "answer": "2"}
@@ -309,7 +310,8 @@ ALONE = """
 import socket, sys
 def refuse(*args, **kwargs): raise OSError("no network here")
 socket.socket.connect = socket.getaddrinfo = refuse
-from rft_jax.data import prompts, questions, sources, tokenizer
+from rft_jax.data import prompts, stream as questions, sources
+from rft_jax.data.tokenizers import load as tokenizer
 assert "tensorflow_datasets" not in sys.modules
 print(len(sources.load("tfds:arithmetic_problems/train", sys.argv[1])))
 print([name for name in ("tensorflow", "jax", "flax", "torch") if name in sys.modules])

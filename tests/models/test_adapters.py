@@ -13,10 +13,10 @@ import pytest
 import tiny
 from policies import random_policy
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig
+from rft_jax.config.model import LORA_TARGETS
 from rft_jax.models import adapters, transformer
-from rft_jax.sections_model import LORA_TARGETS
+from rft_jax.types import Params
 
 VOCAB = 20
 PLAIN = tiny.model(num_heads=4, num_kv_heads=2, qkv_bias=True)

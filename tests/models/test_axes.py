@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from rft_jax.config.model import LORA_TARGETS
+from rft_jax.distributed.mesh import RULES
 from rft_jax.models import transformer
 from rft_jax.models.axes import AXES, logical_axes
-from rft_jax.parallel.mesh import RULES
-from rft_jax.sections_model import LORA_TARGETS
 
 
 def _paths(tied: bool) -> dict[tuple[str, ...], tuple[int, ...]]:

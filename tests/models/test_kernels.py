@@ -18,10 +18,10 @@ import pytest
 import tiny
 
 from rft_jax.config import MeshConfig
+from rft_jax.distributed.mesh import batch_sharding, make_mesh, param_shardings
 from rft_jax.models import kernels, transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.models.packed_attention import packed_attention
-from rft_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 
 SLOTS = 256
 ATTENTIONS: dict[str, kernels.PackedAttention] = {

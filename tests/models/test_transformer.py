@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import random_policy
 
-from rft_jax.batches import Params, Prompts
 from rft_jax.config import ModelConfig
+from rft_jax.config.model import LORA_TARGETS
 from rft_jax.models import layers, transformer
 from rft_jax.models.attention import KeyValues
 from rft_jax.models.rope import frequencies, rotation
-from rft_jax.sections_model import LORA_TARGETS
+from rft_jax.types import Params, Prompts
 
 VOCAB = 20
 SLOTS = 16

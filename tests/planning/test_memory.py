@@ -17,22 +17,16 @@ from jax.sharding import Mesh
 from planned import ALONE, MODEL, config
 
 from benchmarks import compiled_memory
-from rft_jax.batches import Prompts
-from rft_jax.config import (
-    ConfigError,
-    MeshConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    UpdateConfig,
-)
+from rft_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, UpdateConfig
+from rft_jax.errors import ConfigError
 from rft_jax.keys import Purpose, run_key
-from rft_jax.layout import make_layout, param_shapes
 from rft_jax.models import adapters, transformer
 from rft_jax.planning import counted, memory, targets
 from rft_jax.planning.memory import Sampled, Shards
-from rft_jax.sampling import sampler
+from rft_jax.rollout import sampler
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.training.state import make_layout, param_shapes
+from rft_jax.types import Prompts
 
 MESHES = (ALONE, Shards(4, 1, 1), Shards(1, 8, 1), Shards(2, 2, 2))
 each_model = pytest.mark.parametrize("model", planned.MODELS.values(), ids=planned.MODELS)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from planned import config
 
-from rft_jax import experiments
 from rft_jax.config import MeshConfig
-from rft_jax.fields import replace_fields
+from rft_jax.config import experiment as experiments
+from rft_jax.config.serialize import replace_fields
 from rft_jax.planning import advice, counted, search, targets
 from rft_jax.planning.counted import Sets
 from rft_jax.planning.memory import Shards

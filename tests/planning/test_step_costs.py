@@ -11,7 +11,8 @@ from planned import ALONE, MODEL, MODELS, config
 from benchmarks.floors import prefill
 from benchmarks.work import SHAPES, Work
 from rft_jax.config import ModelConfig
-from rft_jax.planning import floors, step_costs, targets
+from rft_jax.observe import flops as floors
+from rft_jax.planning import step_costs, targets
 from rft_jax.planning.memory import Sampled, Shards
 from rft_jax.planning.step_costs import Cost, Lengths, Speeds
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from enumeration import LIMIT, OUTPUTS, PROMPTS, QUESTIONS, VOCABULARY
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig, OptimizerConfig
 from rft_jax.models import transformer
+from rft_jax.types import Params
 
 WIDTH = max(map(len, PROMPTS.values())) + LIMIT - 1
 """Slots that hold any prompt and output."""

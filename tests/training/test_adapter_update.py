@@ -13,15 +13,15 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 from policies import random_policy
 
-from rft_jax.batches import PackedBatch, Params
 from rft_jax.config import MeshConfig, OptimizerConfig
-from rft_jax.layout import make_layout, shardings
+from rft_jax.config.model import LORA_TARGETS
+from rft_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from rft_jax.models import adapters
-from rft_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from rft_jax.sections_model import LORA_TARGETS
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
+from rft_jax.training.state import make_layout, shardings
 from rft_jax.training.update import gradients, init_state, update
+from rft_jax.types import PackedBatch, Params
 
 pytestmark = pytest.mark.slow
 

@@ -37,15 +37,14 @@ from enumeration import (
     token_score,
 )
 
-from rft_jax.batches import PackedBatch, Prompts
 from rft_jax.config import Denominator, Method
 from rft_jax.data.prompts import prompt_tokens
-from rft_jax.records import Sample
-from rft_jax.sampling import sampler
-from rft_jax.supply import choose, demonstrations
+from rft_jax.rollout import sampler
+from rft_jax.runs.sources import choose, demonstrations
 from rft_jax.training.objective import k3, objective
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import gradients
+from rft_jax.types import PackedBatch, Prompts, Sample
 
 TOLERANCE = 1e-6
 DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")

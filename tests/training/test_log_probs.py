@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from rft_jax.batches import Params
 from rft_jax.models import transformer
 from rft_jax.training.log_probs import target_log_probs
+from rft_jax.types import Params
 
 MODEL = tiny.model(num_layers=1)
 ROWS, SLOTS, VOCABULARY = 2, 7, 11

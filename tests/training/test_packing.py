@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rft_jax.batches import PackedBatch
 from rft_jax.training.packing import TrainingSequence, num_microbatches, pack
+from rft_jax.types import PackedBatch
 
 ROWS = {"row_length": 12, "rows_per_microbatch": 2}
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.config import SelectionConfig
-from rft_jax.records import Sample, Verdict
 from rft_jax.training.selection import (
     capped,
     distinct,
@@ -18,6 +17,7 @@ from rft_jax.training.selection import (
     select,
     text_key,
 )
+from rft_jax.types import Sample, Verdict
 
 TEXTS = ["1+1=2", "1 + 1 = 2", "so 1+1=2", "none", "no  ne", "no ne", "", "2+1=3"]
 

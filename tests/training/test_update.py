@@ -17,12 +17,12 @@ import reference
 import tiny
 from enumeration import EOS, PROMPTS, VOCABULARY, relative_error
 
-from rft_jax.batches import Params
 from rft_jax.config import ModelConfig, OptimizerConfig
 from rft_jax.models import transformer
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import gradients, init_state, update
+from rft_jax.types import Params
 
 MODEL = tiny.model(num_layers=1, compute_dtype="float64")
 FLOAT32 = tiny.model(num_layers=1)

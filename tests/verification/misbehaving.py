@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.types import Judgement, Verdict
 
 NOT_A_FUNCTION = 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rft_jax.records import Judgement, Verdict
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification.compare import compare
 from rft_jax.verification.rules import VerifierSpec, load_verifier
 

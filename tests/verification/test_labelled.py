@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rft_jax.verification.expressions import parse_expression, same
+from rft_jax.verification.exact.expressions import parse_expression, same
 
 PAIRS = [
     json.loads(line)

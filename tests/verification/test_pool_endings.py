@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from rft_jax.records import Verdict
+from rft_jax.errors import VerifierError
+from rft_jax.types import Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierError, VerifierSpec
+from rft_jax.verification.rules import VerifierSpec
 
 
 def items_of(*outputs: str) -> list[Item]:
@@ -74,7 +75,7 @@ def test_a_bad_start_leaves_no_descriptor() -> None:
 
 _PARENT = """
 import sys, time
-from rft_jax.records import Verdict
+from rft_jax.types import Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import VerifierSpec

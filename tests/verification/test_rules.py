@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rft_jax.records import Judgement, Verdict
-from rft_jax.verification.answers import reference_answer
-from rft_jax.verification.rules import (
-    TRUNCATED,
-    VerifierError,
-    VerifierSpec,
-    is_parsed,
-    load_verifier,
-)
+from rft_jax.errors import VerifierError
+from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.extract import reference_answer
+from rft_jax.verification.rules import TRUNCATED, VerifierSpec, is_parsed, load_verifier
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 

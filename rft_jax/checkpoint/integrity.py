@@ -1,0 +1,241 @@
+"""Whether a checkpoint is whole, by a record of its files that is in it before it counts. No jax.
+
+STEP/files.json: {"accuracy": float | null, "files": {PATH: [bytes, crc32 | null]}}, paths within
+STEP. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is written,
+so a folder without one was never finished. crc32 is null in a bucket, whose store guards contents
+by itself; on a disk a flipped byte in a matrix would be restored without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from etils import epath
+
+from rft_jax.errors import CheckpointError
+from rft_jax.io.paths import Folder, in_bucket
+
+logger = logging.getLogger(__name__)
+
+RECORD = "files.json"
+
+_COMMITTED = "commit_success.txt"
+_CHANGING = ("_CHECKPOINT_METADATA", _COMMITTED)  # Orbax still writes them after the record
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_THREADS = 4  # a training host has other work
+_AT_A_TIME = 2**24  # bytes
+
+
+class Record(NamedTuple):
+    """files: (bytes, crc32 or None) by path; accuracy: greedy, on validation, at that step."""
+
+    files: dict[str, tuple[int, int | None]]
+    accuracy: float | None
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that is not whole, and why."""
+
+    step: int
+    reason: str
+
+
+class Found(NamedTuple):
+    """The newest whole checkpoint, None where there is none at all, and the damaged newer ones."""
+
+    step: int | None
+    damaged: tuple[Damaged, ...] = ()
+
+
+def absolute(folder: Folder) -> epath.Path:
+    """The folder with its full path, for a disk and for a bucket."""
+    path = epath.Path(folder)
+    return path if in_bucket(path) else path.absolute()
+
+
+def steps(folder: Folder) -> list[int]:
+    """The steps that have a checkpoint in `folder`, whole or damaged, in order.
+
+    Not those that Orbax never finished: it clears them away itself.
+    """
+    path = epath.Path(folder)
+    if not path.is_dir():
+        return []
+    named = [inner for inner in path.iterdir() if _STEP.fullmatch(inner.name) and inner.is_dir()]
+    if in_bucket(path):
+        named = [inner for inner in named if (inner / _COMMITTED).exists()]
+    return sorted(int(inner.name) for inner in named)
+
+
+def write_record(path: Folder, accuracy: float | None) -> None:
+    """Record the files of a checkpoint in the folder `path`, which nobody writes to any more.
+
+    accuracy: as in Record; one that is not finite is left out. Reads every file on a disk once.
+    """
+    path = epath.Path(path)
+    names = [name for name in _files(path) if name not in (*_CHANGING, RECORD)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        facts = list(pool.map(lambda name: _facts(path / name), names))
+    known = accuracy is not None and math.isfinite(accuracy)
+    content = {
+        "accuracy": accuracy if known else None,
+        "files": dict(zip(names, facts, strict=True)),
+    }
+    (path / RECORD).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def problem(path: Folder, part: str = "", *, contents: bool = True) -> str | None:
+    """What is wrong with the checkpoint in the folder `path`; None if it is whole.
+
+    part: look at this item of it alone, such as `params`; contents: read the files too, rather
+    than look at their sizes alone.
+    """
+    path = epath.Path(path)
+    try:
+        record = _read(path)
+    except FileNotFoundError:
+        return f"{RECORD} is missing: it is half written"
+    except (ValueError, OSError) as error:
+        return f"{RECORD} cannot be read: {error}"
+    inside = part and f"{part}/"
+    files = {name: facts for name, facts in record.files.items() if name.startswith(inside)}
+    if not files:
+        return f"{part} is missing"
+
+    def check(name: str) -> str | None:
+        size, crc = files[name]
+        try:
+            found = path.joinpath(name).stat().length
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+            if contents and crc is not None and _crc32(path / name) != crc:
+                return f"{name} holds other bytes than were written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return next((reason for reason in pool.map(check, sorted(files)) if reason), None)
+
+
+def newest_whole(folder: Folder) -> Found:
+    """The newest checkpoint in `folder` that is whole. Changes nothing.
+
+    Raises CheckpointError, naming all, when there are checkpoints and none is whole.
+    """
+    damaged: list[Damaged] = []
+    for step in reversed(steps(folder)):
+        reason = problem(epath.Path(folder) / str(step))
+        if reason is None:
+            return Found(step, tuple(damaged))
+        damaged.append(Damaged(step, reason))
+    if damaged:
+        listed = "; ".join(f"{step} ({reason})" for step, reason in damaged)
+        raise CheckpointError(
+            f"{folder}: no checkpoint here is whole: {listed}: bring the files back, or start over "
+            "with another --workdir."
+        )
+    return Found(None)
+
+
+def recover(folder: Folder) -> int | None:
+    """The step that a run with these checkpoints goes on from, None for its start.
+
+    Damaged checkpoints that are newer are warned of and renamed, so that their steps can be saved
+    again. To be called by one process, before any opens the folder. Raises as newest_whole does.
+    """
+    found = newest_whole(folder)
+    for step, reason in found.damaged:
+        kept_as = set_aside(folder, step)
+        logger.warning(
+            "%s: this checkpoint is damaged (%s): it is kept as %s, and the run goes on from step "
+            "%d",
+            epath.Path(folder) / str(step), reason, kept_as.name, found.step,
+        )  # fmt: skip
+    return found.step
+
+
+def set_aside(folder: Folder, step: int) -> epath.Path:
+    """Rename the checkpoint of a step to `damaged-STEP`, or `damaged-STEP-2` and on."""
+    path = epath.Path(folder)
+    aside, number = path / f"damaged-{step}", 1
+    while aside.exists():
+        number += 1
+        aside = path / f"damaged-{step}-{number}"
+    return path.joinpath(str(step)).rename(aside)
+
+
+def accuracies(folder: Folder) -> dict[int, float]:
+    """By step, of the checkpoints in `folder` that were evaluated and have a readable record."""
+    found: dict[int, float] = {}
+    for step in steps(folder):
+        try:
+            accuracy = _read(epath.Path(folder) / str(step)).accuracy
+        except (ValueError, OSError):
+            continue  # damaged, which shows when it is to be restored
+        if accuracy is not None:
+            found[step] = accuracy
+    return found
+
+
+def best(folder: Folder) -> int:
+    """The step of the checkpoint with the highest accuracy, the latest of several.
+
+    Raises CheckpointError when none has one.
+    """
+    known = accuracies(folder)
+    if not known:
+        raise CheckpointError(
+            f"{folder}: no checkpoint here was evaluated: set evaluation.every_steps and "
+            "checkpoint.keep_best in the run that makes them, or name one by its step."
+        )
+    return max(known, key=lambda step: (known[step], step))
+
+
+def _read(path: epath.Path) -> Record:
+    """The record of a checkpoint; ValueError when it is damaged, OSError when it is not there."""
+    content = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError("it holds no files")
+    files: dict[str, tuple[int, int | None]] = {}
+    for name, facts in content["files"].items():
+        match facts:
+            case [int(size), int() | None as crc]:
+                files[name] = (size, crc)
+            case _:
+                raise ValueError(f"{name} is {facts}, expected a size and a crc32")
+    accuracy = content.get("accuracy")
+    if not isinstance(accuracy, int | float | None):
+        raise ValueError(f"accuracy is {accuracy!r}, expected a number")
+    return Record(files, accuracy)
+
+
+def _files(path: epath.Path, prefix: str = "") -> Iterator[str]:
+    """The files in a folder and the folders in it, by their path in it."""
+    for inner in sorted(path.iterdir(), key=lambda inner: inner.name):
+        name = f"{prefix}{inner.name}"
+        if inner.is_dir():
+            yield from _files(inner, f"{name}/")
+        else:
+            yield name
+
+
+def _facts(path: epath.Path) -> tuple[int, int | None]:
+    return path.stat().length, None if in_bucket(path) else _crc32(path)
+
+
+def _crc32(path: epath.Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(_AT_A_TIME):
+            crc = zlib.crc32(data, crc)
+    return crc

@@ -1,0 +1,220 @@
+"""Saving and restoring the whole state of the loop with Orbax: asynchronous and atomic."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from rft_jax.checkpoint import integrity as health
+from rft_jax.checkpoint.clock import kept
+from rft_jax.config import CheckpointConfig
+from rft_jax.distributed.collectives import is_main
+from rft_jax.errors import CheckpointError
+from rft_jax.io.paths import Folder
+from rft_jax.types import Params, TrainState
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Saved",
+    "open_manager",
+    "restore",
+    "restore_params",
+    "save",
+]
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds. host: JSON facts of the loop (stream position, counters)."""
+
+    state: TrainState
+    host: dict[str, Any]
+
+
+class Checkpoints(ocp.CheckpointManager):
+    """Orbax's manager for one run: it keeps what `config` says, and before a checkpoint counts as
+    finished, its record is in it (rft_jax/checkpoint/integrity.py)."""
+
+    def __init__(self, folder: epath.Path, config: CheckpointConfig) -> None:
+        self.accuracies = health.accuracies(folder)
+        """By step; with those of earlier processes, so that the best stay the best."""
+        self.writing: tuple[int, float | None] = (0, None)
+        """Step and accuracy of the last checkpoint begun."""
+        self._folder, self._config = folder, config
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            cleanup_tmp_directories=True,
+            preservation_policy=self,
+            # Process 0 calls it when all have written, before the folder gets its final name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
+        )
+        super().__init__(folder, options=options)
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: ocp.checkpoint_managers.PreservationContext,
+    ) -> list[bool]:
+        """Which checkpoints stay, as Orbax asks a preservation policy."""
+        chosen = kept([one.step for one in checkpoints], self.accuracies, self._config)
+        return [one.step in chosen for one in checkpoints]
+
+    def _record(self) -> None:
+        step, accuracy = self.writing
+        unfinished = f"{step}{ocp.path.atomicity.TMP_DIR_SUFFIX}"  # in a bucket, its final name
+        (path,) = (
+            one
+            for one in self._folder.iterdir()
+            if one.name == str(step) or one.name.startswith(unfinished)
+        )
+        health.write_record(path, accuracy)
+
+
+@contextlib.contextmanager
+def open_manager(folder: Folder, config: CheckpointConfig) -> Iterator[Checkpoints]:
+    """The checkpoints of one run, in `folder`; leaving the context waits for running saves."""
+    # Orbax says each save and restore in several lines; the loop says it once.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    manager = Checkpoints(health.absolute(folder), config)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None = None) -> None:
+    """Start saving; the arrays are copied before this returns, the writing goes on behind it.
+
+    Parameters stand apart from the optimizer's state, so that another run can start from them.
+    accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
+    """
+    manager.wait_until_finished()  # with the checkpoint before, whose record is of its own step
+    manager.writing = (step, accuracy)
+    if accuracy is not None and math.isfinite(accuracy):
+        manager.accuracies[step] = accuracy
+    begun = manager.save(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(saved.state.params),
+            training=ocp.args.StandardSave(saved.state._replace(params=None)._asdict()),
+            host=ocp.args.JsonSave(saved.host),
+        ),
+    )
+    if not begun:
+        raise CheckpointError(
+            f"{manager.directory}: step {step} is not saved, since there is a checkpoint of step "
+            f"{manager.latest_step()}: remove what is newer than the step to go on from."
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Makes what Orbax raises for a damaged checkpoint, of many types, one CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise _refusal(path, f"cannot be read ({type(error).__name__}: {reason[:200]})") from error
+
+
+def _refusal(path: epath.Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: this checkpoint {what}; remove that folder to go on from the one before it, or "
+        "start over with another --workdir."
+    )
+
+
+def _check_whole(path: epath.Path, part: str = "") -> None:
+    """CheckpointError for a damaged checkpoint; one process reads its files for all."""
+    reason = health.problem(path, part, contents=is_main())
+    if reason is not None:
+        raise _refusal(path, f"is damaged ({reason})")
+
+
+def _check_shapes(path: epath.Path, like: Params) -> None:
+    """CheckpointError when the parameters saved in `path` have other names or shapes than `like`.
+
+    Orbax finds this too, but only amid reading, in many words and for the first array alone.
+    """
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        tree = handler.metadata(path / "params").tree
+    saved, wanted = _shapes(tree), _shapes(like)
+    for name in sorted(saved | wanted):
+        found, expected = saved.get(name, "missing"), wanted.get(name, "none")
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: parameter {name} is {found} in this checkpoint and {expected} under "
+                "model.* and the tokenizer of this run: use the settings it was made with, or "
+                "another checkpoint."
+            )
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {".".join(str(part.key) for part in path): leaf.shape for path, leaf in leaves}
+
+
+def restore(
+    manager: Checkpoints, like: TrainState, step: int | None = None
+) -> tuple[int, Saved] | None:
+    """A checkpoint and its step, laid out as `like` (arrays or ShapeDtypeStructs with shardings,
+    on any mesh); None when there is none.
+
+    step: one that checkpoint_health.recover found whole, the same in every process; None for the
+    newest, which is checked. Raises CheckpointError when it is damaged or of another shape.
+    """
+    newest = manager.latest_step() if step is None else step
+    if newest is None:
+        return None
+    path = health.absolute(manager.directory) / str(newest)
+    if step is None:
+        _check_whole(path)
+    with _reading(path):
+        _check_shapes(path, like.params)
+        read = manager.restore(
+            newest,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                training=ocp.args.StandardRestore(like._replace(params=None)._asdict()),
+                host=ocp.args.JsonRestore(),
+            ),
+        )
+    state = TrainState(
+        step=read["training"]["step"],
+        params=read["params"],
+        optimizer=read["training"]["optimizer"],
+    )
+    return newest, Saved(state, read["host"])
+
+
+def restore_params(folder: Folder, like: Params, step: int | None = None) -> Params:
+    """The parameters of the checkpoint of `step`, None for the newest, laid out as `like`: on any
+    mesh, and rounded to its types.
+
+    Changes nothing in `folder`. Raises CheckpointError when there is no such checkpoint, or when it
+    is damaged or of another shape: never is another one taken in its place.
+    """
+    folder = health.absolute(folder)
+    steps = health.steps(folder)
+    if not steps:
+        raise CheckpointError(f"{folder}: no checkpoint here; finish the run that makes it.")
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step} here, but of {', '.join(map(str, steps))}."
+        )
+    path = folder / str(max(steps) if step is None else step)
+    _check_whole(path, "params")
+    with _reading(path):
+        _check_shapes(path, like)
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            return handler.restore(path / "params", args=ocp.args.StandardRestore(like))

@@ -1,0 +1,134 @@
+"""What a policy is asked: questions, prompts and their shapes, from a command's options, the
+policy's run, or defaults for published models. No jax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rft_jax.checkpoint.policy import TEMPLATES, Policy
+from rft_jax.commands.options import Asking
+from rft_jax.config import DataConfig, MeshConfig
+from rft_jax.data import sources
+from rft_jax.data.chat import render
+from rft_jax.data.prompts import prompt_tokens
+from rft_jax.data.tokenizers.base import Tokenizer
+from rft_jax.errors import ConfigError, DataError, ModelError
+from rft_jax.types import Question
+
+QUESTIONS_PER_BATCH = 64
+"""Of a published model."""
+
+_OPTIONS = {
+    "prompt_format": "--prompt-format",
+    "prompt_template": "--prompt-template",
+    "system": "--system",
+    "date": "--date",
+}
+"""Options by the fields of DataConfig that they set."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions with everything that decides how they are put, all of it checked.
+
+    data: prompts, and the lengths that the shapes have.
+    """
+
+    source: str
+    questions: tuple[Question, ...]
+    data: DataConfig
+    mesh: MeshConfig
+    seed: int
+    questions_per_batch: int
+
+
+def ask(asking: Asking, policy: Policy) -> Asked:
+    """Load the questions and make every prompt; logs the format, and the first prompt.
+
+    Raises DataError, ModelError and ConfigError for what does not fit.
+    """
+    run, tokenizer = policy.config, policy.tokenizer
+    with _naming_options():
+        data = _prompting(asking, policy)
+    questions = sources.load(asking.questions, data.data_dir)
+    with _naming_options():
+        lengths = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
+    longest = max(lengths)
+    if asking.max_prompt_tokens is not None and longest > asking.max_prompt_tokens:
+        raise ConfigError(
+            f"--max-prompt-tokens is {asking.max_prompt_tokens} and the prompt of question "
+            f"{questions[lengths.index(longest)].id} has {longest} tokens: set it to {longest} or "
+            "more, or leave it out."
+        )
+    data = replace(data, max_prompt_tokens=asking.max_prompt_tokens or longest)
+    logger.info("prompt format: %s", data.prompt_format)
+    logger.info("first prompt, %d tokens: %r", lengths[0], _text(questions[0], data, tokenizer))
+    needed = longest + data.max_completion_tokens
+    if policy.max_positions is not None and needed > policy.max_positions:
+        logger.warning(
+            "%s is made for texts of up to %d tokens; the longest prompt and output have %d",
+            policy.name, policy.max_positions, needed,
+        )  # fmt: skip
+    mesh = run.mesh if run else MeshConfig()
+    size = run.evaluation.questions_per_batch if run else QUESTIONS_PER_BATCH
+    seed = asking.seed if asking.seed is not None else run.seed if run else 0
+    return Asked(
+        source=asking.questions,
+        questions=questions,
+        data=data,
+        mesh=MeshConfig(*asking.mesh) if asking.mesh else mesh,
+        seed=seed,
+        questions_per_batch=asking.questions_per_batch or size,
+    )
+
+
+def _prompting(asking: Asking, policy: Policy) -> DataConfig:
+    """How questions are put. max_prompt_tokens: not known yet."""
+    own = policy.data
+    prompt_format = asking.prompt_format or own.prompt_format
+    if prompt_format != own.prompt_format:
+        # Those of the other format would not fit.
+        template = TEMPLATES[prompt_format]
+        own = replace(own, prompt_format="text", prompt_template=template, system="", date="")
+    return DataConfig(
+        train="",
+        validation="",
+        test=asking.questions,
+        data_dir=_given(asking.data_dir, own.data_dir),
+        prompt_format=prompt_format,
+        prompt_template=_given(asking.prompt_template, own.prompt_template),
+        system=_given(asking.system, own.system),
+        date=_given(asking.date, own.date),
+        max_completion_tokens=asking.max_new_tokens or own.max_completion_tokens,
+    )
+
+
+@contextlib.contextmanager
+def _naming_options() -> Iterator[None]:
+    """Has errors about fields of DataConfig name the options that set them."""
+    try:
+        yield
+    except (ConfigError, ModelError, DataError) as error:
+        fields = rf"\bdata\.({'|'.join(_OPTIONS)})\b"
+        said = re.sub(fields, lambda found: _OPTIONS[found[1]], str(error))
+        raise type(error)(said) from error
+
+
+def _given(value: str | None, otherwise: str) -> str:
+    return otherwise if value is None else value
+
+
+def _text(question: Question, data: DataConfig, tokenizer: Tokenizer) -> str:
+    """A prompt as a person reads it, names of special tokens included."""
+    text = data.prompt_template.replace("{question}", question.text, 1)
+    if data.prompt_format == "text":
+        return "".join(tokenizer.special[token] for token in tokenizer.prefix_ids) + text
+    assert tokenizer.chat_template is not None
+    return render(tokenizer.chat_template, system=data.system, user=text, date=data.date)

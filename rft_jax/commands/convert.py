@@ -1,0 +1,76 @@
+"""`rft-jax convert`: a policy as a model in the Hugging Face format, with tokenizer and card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint.policy import Policy
+from rft_jax.checkpoint.policy_params import merged
+from rft_jax.commands.model_card import model_card
+from rft_jax.commands.options import ConvertOptions
+from rft_jax.data.tokenizers.export import tokenizer_files
+from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
+from rft_jax.errors import UserError
+from rft_jax.hub.raw_config import raw_config_of
+from rft_jax.hub.save import Dtype, require_fresh, save_pretrained
+
+
+class Converted(NamedTuple):
+    """What was written. parameters: their number."""
+
+    parameters: int
+    dtype: Dtype
+
+
+def convert(policy: Policy, out: Path, options: ConvertOptions) -> Converted:
+    """Write the policy into the new folder `out`, which appears whole or not at all.
+
+    The host holds one file of weights at a time. Raises UserError for a folder that cannot be
+    written and a tokenizer that would be misread, ModelError for a folder that holds something
+    and a model that the format cannot express.
+    """
+    require_fresh(out)
+    dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
+    dtype = options.dtype or dtype
+    tokenizer, model = policy.tokenizer, policy.model.without_adapters()
+    kept = policy.folder / policy_files.FOLDER if policy.config else policy.folder
+    raw = policy.raw
+    if raw is None:
+        assert policy.config is not None, "a published model has a config.json"
+        data = policy.config.data
+        raw = raw_config_of(
+            model,
+            max_positions=data.max_prompt_tokens + data.max_completion_tokens,
+            eos_ids=tokenizer.eos_ids,
+            bos_id=tokenizer.prefix_ids[0] if tokenizer.prefix_ids else None,
+            pad_id=tokenizer.pad_id,
+        )
+    if raw["model_type"] == "qwen2" and isinstance(tokenizer, SentencePiece):
+        raise UserError(
+            f"{policy.name}: it is written as qwen2, of which transformers reads no SentencePiece "
+            "tokenizer: train it from the published model's tokenizer, or without model.qkv_bias."
+        )
+    generation = policy_files.generation_of(kept, tokenizer)
+    files = tokenizer_files(tokenizer) | {
+        "generation_config.json": (json.dumps(generation, indent=2) + "\n").encode(),
+        "README.md": model_card(policy, out.name).encode(),
+    }
+    params = merged(policy)
+    try:
+        save_pretrained(
+            params,
+            model,
+            out,
+            raw=raw,
+            dtype=dtype,
+            files=files,
+            max_shard_bytes=int(options.max_shard_gb * 10**9),
+        )
+    except OSError as error:
+        raise UserError(f"{out}: cannot write here ({error.strerror}).") from error
+    return Converted(sum(leaf.size for leaf in jax.tree.leaves(params)), dtype)

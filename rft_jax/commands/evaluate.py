@@ -1,0 +1,229 @@
+"""`rft-jax evaluate`: a policy on a set of questions, with intervals, and every output kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from rft_jax.checkpoint.policy import Policy
+from rft_jax.checkpoint.policy_params import to_sample_from
+from rft_jax.checkpoint.provenance import git_commit, versions
+from rft_jax.commands import verify_options as scoring_options
+from rft_jax.commands.ask import Asked
+from rft_jax.commands.options import EvaluateOptions, Judging
+from rft_jax.config import EvaluationConfig
+from rft_jax.distributed.mesh import make_mesh
+from rft_jax.errors import ConfigError, UserError
+from rft_jax.evaluation.estimates import Estimate, estimates
+from rft_jax.evaluation.evaluate import Outputs, draw, measure, write_rows
+from rft_jax.io.paths import write_atomically
+from rft_jax.observe.progress import Progress
+from rft_jax.rollout.engine import Sampling, output_row, showing
+from rft_jax.types import Question, Sample, Verdict
+from rft_jax.verification.limits import Limits
+from rft_jax.verification.open import evaluation_spec, limits_of, training_spec
+from rft_jax.verification.pool import VerifierPool
+from rft_jax.verification.rules import VerifierSpec
+
+METRICS, QUESTIONS, OUTPUTS = "metrics.json", "questions.jsonl", "outputs.jsonl"
+"""What the folder gets. The first is written last."""
+
+
+class Evaluated(NamedTuple):
+    """estimates: rates with their intervals; metrics: these and whatever else was measured."""
+
+    estimates: dict[str, Estimate]
+    metrics: dict[str, float | None]
+
+
+def evaluate(policy: Policy, asked: Asked, options: EvaluateOptions) -> Evaluated:
+    """Evaluate, and write the results to the folder `options.out`.
+
+    With a run's own settings the numbers are those that its evaluation logged. Raises UserError
+    for a folder that holds results or cannot be written, VerifierError when the verifier cannot
+    run, ConfigError for options that do nothing.
+    """
+    _claim(options.out)
+    drawing = _drawing(policy, asked, options)
+    spec, limits = _verifier(policy, options.judging)
+    num_samples = drawing.test_samples_per_question
+    mesh = make_mesh(asked.mesh)
+    total = len(asked.questions) * (1 + num_samples)
+    with VerifierPool(spec, limits) as verifier:
+        sampling = Sampling(policy.model, asked.data, mesh, policy.tokenizer, verifier, asked.seed)
+        params = to_sample_from(policy, mesh)
+        with Progress(total, 0, f"evaluate {policy.name}", unit="output") as progress:
+            outputs = draw(
+                params,
+                asked.questions,
+                sampling,
+                drawing,
+                num_samples=num_samples,
+                on_part=showing(progress),
+            )
+    metrics, rows = measure(asked.questions, outputs, spec.name)
+    found = estimates(outputs, spec.name)
+    metrics |= {name: one.value for name, one in found.items()}
+    if outputs.sampled is not None:
+        metrics["sampled/undecided"] = _undecided(outputs.sampled.samples)
+    content = {
+        "checkpoint": policy.name,
+        "questions": asked.source,
+        "num_questions": len(asked.questions),
+        "metrics": {name: _number(value) for name, value in metrics.items()},
+        "intervals_95": {name: [one.low, one.high] for name, one in found.items()},
+        "settings": _settings(policy, asked, drawing, spec, limits),
+        **_origin(mesh.size),
+    }
+    try:
+        write_rows(options.out / OUTPUTS, _output_rows(asked.questions, outputs))
+        write_rows(options.out / QUESTIONS, _question_rows(asked.questions, rows))
+        write_atomically(options.out / METRICS, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise _cannot_write(options.out, error) from error
+    return Evaluated(found, metrics)
+
+
+def table(evaluated: Evaluated) -> str:
+    """The rates with their intervals in Markdown, and the other figures below."""
+    lines = ["| measure | % | 95 % interval | questions |", "|---|---|---|---|"]
+    for name, (value, low, high, questions) in evaluated.estimates.items():
+        shown = name.replace("greedy/", "greedy ").replace("_at/", "@")
+        interval = "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        rate = "-" if value is None else f"{100 * value:.1f}"
+        lines.append(f"| {shown} | {rate} | {interval} | {questions:,} |")
+    metrics = {name: value for name, value in evaluated.metrics.items() if value is not None}
+    undecided = max(metrics["greedy/undecided"], metrics.get("sampled/undecided", 0.0))
+    return "\n".join(
+        [
+            *lines,
+            f"\nentropy: {metrics['policy/entropy']:.3f} nats a token; "
+            f"length: {metrics['lengths/mean']:.1f} tokens; "
+            f"truncated: {metrics['lengths/truncated']:.1%}; undecided: {undecided:.1%}",
+        ]
+    )
+
+
+def _claim(folder: Path) -> None:
+    """UserError for a folder that holds results or cannot be made."""
+    for name in (METRICS, QUESTIONS, OUTPUTS):
+        if (folder / name).exists():
+            raise UserError(
+                f"--out {folder} holds {name}, and nothing is written over: name another folder."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--out {folder}: cannot write here ({error.strerror}).")
+
+
+def _drawing(policy: Policy, asked: Asked, options: EvaluateOptions) -> EvaluationConfig:
+    """How many outputs are drawn, and how."""
+    of_run = policy.config.evaluation if policy.config else EvaluationConfig()
+    samples = of_run.test_samples_per_question if options.samples is None else options.samples
+    if not samples and options.temperature is not None:
+        raise ConfigError("--temperature does nothing without samples: give --samples or leave it.")
+    return EvaluationConfig(
+        test_samples_per_question=samples,
+        temperature=options.temperature or of_run.temperature,
+        questions_per_batch=asked.questions_per_batch,
+    )
+
+
+def _verifier(policy: Policy, judging: Judging) -> tuple[VerifierSpec, Limits]:
+    """The verifier of the run's evaluations, or the default one, but for what is given."""
+    run = policy.config
+    if run is None:
+        spec, limits = scoring_options.judge(judging)
+    else:
+        of_run = evaluation_spec(run) or training_spec(run)
+        spec, limits = scoring_options.override(of_run, limits_of(run), judging)
+    for name in ("comparison", "tolerance"):
+        if ":" in spec.name and getattr(judging, name) is not None:
+            raise ConfigError(
+                f"--{name} does nothing beside the rule {spec.name}, which compares by itself: "
+                "leave it out."
+            )
+    return spec, limits
+
+
+def _settings(
+    policy: Policy, asked: Asked, drawing: EvaluationConfig, spec: VerifierSpec, limits: Limits
+) -> dict[str, Any]:
+    """Everything that the numbers depend on."""
+    data = asked.data
+    samples = drawing.test_samples_per_question
+    return {
+        "samples": samples,
+        "temperature": drawing.temperature if samples else None,
+        "seed": asked.seed,
+        "prompt_format": data.prompt_format,
+        "prompt_template": data.prompt_template,
+        "system": data.system,
+        "date": data.date,
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "max_new_tokens": data.max_completion_tokens,
+        "questions_per_batch": asked.questions_per_batch,
+        "compute_dtype": policy.model.compute_dtype,
+        "mesh": asdict(asked.mesh),
+        "data_dir": data.data_dir,
+        "rule": spec.name,
+        "comparison": spec.comparison,
+        "checks": list(spec.checks),
+        "tolerance": str(spec.tolerance),
+        "workers": limits.workers,
+        "timeout_seconds": limits.timeout_seconds,
+    }
+
+
+def _origin(num_devices: int) -> dict[str, Any]:
+    commit = git_commit()
+    return {
+        "versions": versions(),
+        "git_commit": commit.commit if commit else None,
+        "dirty": commit.dirty if commit else None,
+        "device": jax.devices()[0].device_kind,
+        "num_devices": num_devices,
+    }
+
+
+def _question_rows(
+    questions: Sequence[Question], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    return [
+        {**row, "question": question.text, "reference": question.answer}
+        for question, row in zip(questions, rows, strict=True)
+    ]
+
+
+def _output_rows(questions: Sequence[Question], outputs: Outputs) -> list[dict[str, Any]]:
+    """The greedy outputs in order, then the sampled ones."""
+    rows = []
+    for greedy, drawn in ((True, outputs.greedy), (False, outputs.sampled)):
+        samples = drawn.samples if drawn else []
+        size = len(samples) // len(questions)
+        rows += [
+            output_row(questions[number // size], sample)
+            | {"greedy": greedy, "verdict": sample.verdict.value, "reason": sample.reason}
+            for number, sample in enumerate(samples)
+        ]
+    return rows
+
+
+def _undecided(samples: Sequence[Sample]) -> float:
+    return sum(sample.verdict is Verdict.UNDECIDED for sample in samples) / len(samples)
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or math.isnan(value) else value

@@ -1,0 +1,217 @@
+"""The model card of a policy that goes out: what it is, where it comes from, how it did. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rft_jax.checkpoint.policy import Policy
+from rft_jax.checkpoint.provenance import FILE, load_config, versions
+from rft_jax.config import Config, DataConfig
+from rft_jax.hub.folder import read_json
+from rft_jax.io.jsonl import read_jsonl
+from rft_jax.io.paths import folder_of
+
+METHODS = {
+    "sft": "supervised fine-tuning on demonstrations",
+    "rft": "rejection-sampling fine-tuning (RFT), on outputs of the frozen start that reach the "
+    "reference answer",
+    "online_rft": "online rejection-sampling fine-tuning (Online RFT), on outputs of the current "
+    "policy, sampled anew at every step, that reach the reference answer",
+}
+ERRORS = {"greedy/accuracy": "greedy/standard_error", "pass_at/1": "sampled/standard_error"}
+"""Measures whose standard error over questions is logged, and its name."""
+
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(@[^@\s]+)?")
+
+
+def model_card(policy: Policy, name: str) -> str:
+    """README.md: YAML that the hub reads, then Markdown. name: of the folder that it lies in.
+
+    Raises DataError for a damaged log of the run.
+    """
+    run, base = policy.config, _base_model(policy)
+    if run is not None:
+        about = _about_run(policy, run, base)
+    else:
+        version = versions()["rft_jax"]
+        about = [
+            f"The weights of `{policy.name}`, written by rft_jax {version}; not trained there."
+        ]
+    use = _use(policy.data, name)
+    return "\n".join([*_front_matter(run, base), f"# {name}", "", *about, "", *use, ""])
+
+
+def _front_matter(run: Config | None, base: str | None) -> list[str]:
+    tags = ["rft_jax"]
+    if run is not None:
+        tags += [run.method.replace("_", "-"), *(["lora"] if run.model.lora_rank else [])]
+    return [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        *([f"base_model: {base}"] if base else []),
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+        "",
+    ]
+
+
+def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
+    folder = policy.folder
+    settings = json.dumps(dataclasses.asdict(run), indent=2, ensure_ascii=False)
+    results = _results(folder)
+    return [
+        f"A language model trained with rft_jax: {METHODS[run.method]}.",
+        "",
+        *_table(("", "what"), _facts(policy.step, run, base, read_json(folder / FILE))),
+        "",
+        "<details><summary>All settings</summary>\n",
+        f"```json\n{settings}\n```\n",
+        "</details>",
+        *(["", "## Results", "", *results] if results else []),
+    ]
+
+
+def _facts(
+    step: int | None, run: Config, base: str | None, info: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    model, data, judged = run.model, run.data, run.verification
+    trained = "all parameters"
+    if model.lora_rank:
+        trained = (
+            f"adapters (LoRA) of rank {model.lora_rank} and alpha {model.lora_alpha:g} on "
+            f"{', '.join(model.lora_targets)}, merged into these weights"
+        )
+    commit = f", commit {info['git_commit']}" if info.get("git_commit") else ""
+    facts = {
+        "method": f"{run.method}, {run.steps:,} steps",
+        "checkpoint": "" if step is None else f"of step {step:,}",
+        "start": f"`{run.init_from}`" + (f", which goes back to {base}" if base else ""),
+        "trained": trained,
+        "training data": f"`{data.train}`",
+        "validation data": f"`{data.validation}`",
+        "test data": f"`{data.test}`" if data.test else "",
+        "verifier": "" if run.method == "sft" else f"{judged.verifier}, {judged.comparison}",
+        "made by": f"rft_jax {info['versions']['rft_jax']}{commit}"
+        + (" and changes to it" if info.get("dirty") else ""),
+        "devices": f"{info['num_devices']} x {info['device']}",
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _results(folder: Path) -> list[str]:
+    """A row for each evaluation that the run logged; nothing where there is none."""
+    path = folder / "metrics.jsonl"
+    logged = read_jsonl(path, {"step": int, "kind": str}) if path.is_file() else []
+    lines = [line for line in logged if line["kind"] in ("validation", "test")]
+    if not lines:
+        return []
+    names = dict.fromkeys(
+        name
+        for start in ("greedy/accuracy", "pass_at/", "maj_at/")
+        for line in lines
+        for name in line
+        if name.startswith(start)
+    )
+    header = ("questions", "step", *(_heading(name) for name in names), "entropy")
+    rows = [
+        (
+            line["kind"],
+            f"{line['step']:,}",
+            *(_percent(line, name) for name in names),
+            _shown(line.get("policy/entropy"), ".3f"),
+        )
+        for line in lines
+    ]
+    note = "± is one standard error over questions; entropy in nats a token."
+    return [*_table(header, rows), "", note]
+
+
+def _heading(name: str) -> str:
+    return name.replace("greedy/", "greedy ").replace("_at/", "@") + " %"
+
+
+def _percent(line: Mapping[str, Any], name: str) -> str:
+    value, error = line.get(name), line.get(ERRORS.get(name, ""))
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _use(data: DataConfig, name: str) -> list[str]:
+    """How to load it and ask it a question as it was asked in training."""
+    quoted = functools.partial(json.dumps, ensure_ascii=False)
+    prompt = f'{quoted(data.prompt_template)}.replace("{{question}}", question)'
+    if data.prompt_format == "chat":
+        system = f'    {{"role": "system", "content": {quoted(data.system)}}},'
+        user = f'    {{"role": "user", "content": {prompt}}},'
+        ask = ["messages = [", *([system] if data.system else []), user, "]"]
+        tokens = [
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+        ]
+        vllm = "chat(messages"
+    else:
+        ask = [f"prompt = {prompt}"]
+        tokens = ['inputs = tokenizer(prompt, return_tensors="pt")']
+        vllm = "generate(prompt"
+    longest = data.max_completion_tokens
+    return [
+        "## Use",
+        "",
+        "With transformers:\n\n```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted(name)})",
+        f'model = AutoModelForCausalLM.from_pretrained({quoted(name)}, dtype="auto")',
+        'question = "..."',
+        *ask,
+        *tokens,
+        'length = inputs["input_ids"].shape[1]',
+        f"output = model.generate(**inputs, max_new_tokens={longest}, do_sample=False)",
+        "print(tokenizer.decode(output[0, length:], skip_special_tokens=True))",
+        "```",
+        "",
+        "With vLLM:\n\n```python",
+        "from vllm import LLM, SamplingParams",
+        "",
+        f"llm = LLM({quoted(name)})",
+        'question = "..."',
+        *ask,
+        f"settings = SamplingParams(temperature=0.0, max_tokens={longest})",
+        f"print(llm.{vllm}, settings)[0].outputs[0].text)",
+        "```",
+    ]
+
+
+def _base_model(policy: Policy) -> str | None:
+    """ORG/NAME of the hub that the policy is or goes back to, as far as that can still be found."""
+    start, folder = policy.init_from, policy.folder
+    while not start.startswith("hf:"):
+        kind, _, target = start.partition(":")
+        if kind == "random":
+            return None
+        folder = folder.parent / target if kind == "run" else folder_of(target)
+        if not (folder / FILE).is_file():
+            return None
+        start = load_config(folder).init_from
+    target = start.removeprefix("hf:")
+    found = _REPOSITORY.fullmatch(target)
+    return found[1] if found and not Path(target).expanduser().exists() else None

@@ -1,0 +1,160 @@
+"""`rft-jax plan`: whether runs fit a target, and how long they take there, before any is run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from rft_jax.commands.plan_options import PlanOptions
+from rft_jax.config import Config
+from rft_jax.errors import ConfigError
+from rft_jax.io.paths import write_atomically
+from rft_jax.planning import advice, memory, search, tables, targets
+from rft_jax.planning.counted import Sets
+from rft_jax.planning.plan import Record, Supposed, plan
+from rft_jax.planning.search import Candidate
+from rft_jax.planning.step_costs import Lengths
+from rft_jax.planning.targets import Target
+
+logger = logging.getLogger(__name__)
+
+TPU_SETTINGS = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is opened, so others may compile beside
+}
+"""Of the environment, where its user has not set them."""
+SPARE = 3
+"""Meshes of a search that are tried besides when the compiler needs too much for the best."""
+ADVICE = 6
+"""Changes that are named at most."""
+
+
+def target_of(options: PlanOptions) -> Target:
+    """What the options ask a plan for. Raises ConfigError."""
+    if options.device:
+        return targets.counted(options.device)
+    if options.topology and options.counted:
+        return targets.slice_of(options.topology)
+    if options.topology:
+        return targets.described(options.topology)
+    return targets.at_hand()
+
+
+def keep_to_the_cpu() -> None:
+    """Have jax look for no other device. Must come before anything else that uses jax."""
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in TPU_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def supposed(config: Config, options: PlanOptions) -> Supposed:
+    """What the options suppose of a run."""
+    prompt = options.mean_prompt_tokens or config.data.max_prompt_tokens / 3
+    output = options.mean_output_tokens or config.data.max_completion_tokens / 2
+    for name, mean, longest in (
+        ("prompt", prompt, config.data.max_prompt_tokens),
+        ("output", output, config.data.max_completion_tokens),
+    ):
+        if mean > longest:
+            raise ConfigError(
+                f"--mean-{name}-tokens is {mean:g}, and the longest have {longest}: it cannot be "
+                "more."
+            )
+    lengths = Lengths(prompt, output, options.pass_rate)
+    return Supposed(lengths, Sets(options.validation_questions, options.test_questions))
+
+
+def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Record]:
+    """The plans of an experiment's runs, each printed once it is made; of a search its ranking and
+    the plans of the best. Writes options.json. Raises ConfigError."""
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {options.json}: there is no such folder.")
+    target = target_of(options)
+    rankings: dict[str, list[Record]] = {}
+    plans: list[Record] = []
+    for name, config in experiment.items():
+        try:
+            if options.search:
+                found = search.search(config, target, supposed(config, options))
+                rankings[name] = search.ranking(found, target)
+                print(tables.ranking(name, target.name, rankings[name]), end="\n\n", flush=True)
+                plans += _of_the_best(name, found, target, options)
+            else:
+                plans.append(_plan(name, config, target, options))
+                print(tables.markdown(plans[-1]), end="\n\n", flush=True)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if options.json is not None:
+        _write(options.json, {"rankings": rankings, "plans": plans} | _versions())
+    return plans
+
+
+def _of_the_best(
+    name: str, found: Sequence[Candidate], target: Target, options: PlanOptions
+) -> list[Record]:
+    """Plans of the best `options.compile` that fit. A compiler may need more than the count: then
+    the next one takes its place; after SPARE of these, or where none fits, all that was made."""
+    plans: list[Record] = []
+    wanted, fit = options.compile, 0
+    for one in found[: wanted + SPARE]:
+        made = _plan(name, one.config, target, options)
+        plans.append(made)
+        print(tables.markdown(made), end="\n\n", flush=True)
+        fit += made["memory"]["fits"]
+        if fit == wanted or (len(plans) >= wanted and not one.fits):
+            break
+    return [made for made in plans if made["memory"]["fits"]] or plans
+
+
+def _plan(name: str, config: Config, target: Target, options: PlanOptions) -> Record:
+    _check(config, target)
+    logger.info("%s: planning for %s", name, target.name)
+    made = plan(name, config, target, supposed(config, options), whole=options.whole)
+    if made["memory"]["fits"]:
+        return made
+    found = advice.advise(config, target)[:ADVICE]
+    return made | {"advice": [one._asdict() for one in found]}
+
+
+def _check(config: Config, target: Target) -> None:
+    """Raises ConfigError where a run's shapes do not fit its mesh."""
+    of = memory.shards(config.mesh, target.count)
+    undivided = memory.undivided(memory.policy(config).params, of)
+    if undivided:
+        raise ConfigError(
+            f"mesh is {tables.mesh_text(of._asdict())}, which does not split parameter "
+            f"{undivided[0]} evenly: choose another mesh, or --search for one."
+        )
+    rows = config.update.rows_per_microbatch
+    if rows % of.batch:
+        multiple = math.lcm(rows, of.batch)
+        raise ConfigError(
+            f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x "
+            f"mesh.fsdp, {of.batch}, such as {multiple}; --search does so by itself."
+        )
+
+
+def _versions() -> Record:
+    names = ("rft_jax", "jax", "jaxlib", "libtpu")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": found}
+
+
+def _write(path: Path, content: Record) -> None:
+    try:
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot write there ({error.strerror}).") from error

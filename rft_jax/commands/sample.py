@@ -1,0 +1,89 @@
+"""`rft-jax sample`: outputs of a policy, one row each, in a file that `rft-jax verify` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from rft_jax.checkpoint.policy import Policy
+from rft_jax.checkpoint.policy_params import to_sample_from
+from rft_jax.commands.ask import Asked
+from rft_jax.commands.options import SampleOptions
+from rft_jax.distributed.mesh import make_mesh
+from rft_jax.errors import UserError
+from rft_jax.keys import Purpose
+from rft_jax.observe.progress import Progress
+from rft_jax.rollout.engine import Draft, Sampling, blocks, output_row, sample_outputs, showing
+
+
+class Sampled(NamedTuple):
+    """What was written."""
+
+    outputs: int
+    tokens: int
+    truncated: int
+
+
+def sample(policy: Policy, asked: Asked, options: SampleOptions) -> Sampled:
+    """Sample and write `options.out`, in order of question and sample, whole or not at all.
+
+    The random numbers are those of an evaluation: they depend on the seed, the question's id and
+    the sample's index. Raises UserError for a file that cannot be written or is there already.
+    """
+    samples, temperature = options.samples, 0.0
+    if not options.greedy:
+        of_run = policy.config.evaluation.temperature if policy.config else 1.0
+        temperature = options.temperature or of_run
+    total, tokens, truncated = len(asked.questions) * samples, 0, 0
+    with _new_file(options.out) as file:
+        mesh = make_mesh(asked.mesh)
+        sampling = Sampling(policy.model, asked.data, mesh, policy.tokenizer, None, asked.seed)
+        params = to_sample_from(policy, mesh)
+        with Progress(total, 0, f"sample {policy.name}", unit="output") as progress:
+            on_part = showing(progress)
+            for block in blocks(asked.questions, asked.questions_per_batch):
+                drafts: dict[int, Draft] = {}
+                for part in sample_outputs(
+                    params,
+                    block.questions,
+                    sampling,
+                    step=0,
+                    num_samples=samples,
+                    temperature=temperature,
+                    purpose=Purpose.EVALUATION,
+                    questions_per_batch=block.multiple,
+                    num_slots=asked.questions_per_batch * samples,
+                ):
+                    drafts |= part.drafts
+                    on_part(part)
+                for number in range(len(drafts)):
+                    draft = drafts[number]
+                    row = output_row(block.questions[number // samples], draft)
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    tokens += len(draft.tokens)
+                    truncated += not draft.finished
+    return Sampled(total, tokens, truncated)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """A file beside `path` to write into, which takes its name in the end or vanishes."""
+    if path.exists():
+        raise UserError(
+            f"--out {path} is there already, and nothing is written over: name another file."
+        )
+    part = path.with_name(path.name + ".part")
+    try:
+        file = part.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot write here ({error.strerror}).") from error
+    try:
+        with file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

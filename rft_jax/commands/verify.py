@@ -1,0 +1,141 @@
+"""`rft-jax verify`: score a file of outputs, one verdict a row. Imports no jax."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rft_jax.errors import DataError
+from rft_jax.observe.progress import Progress
+from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.limits import Limits
+from rft_jax.verification.pool import Item, VerifierPool
+from rft_jax.verification.rules import VerifierSpec
+
+ROWS_AT_ONCE = 4096
+"""Rows sent to the workers together; two such blocks are in memory."""
+
+
+class Scores(NamedTuple):
+    """counts: rows by (verdict, reason); skipped: malformed rows, which have no row in the output
+    and were passed over because that was asked for."""
+
+    counts: Counter[tuple[str, str]]
+    skipped: int
+
+
+def score_file(
+    path: Path, out: Path, spec: VerifierSpec, limits: Limits, *, skip_bad: bool
+) -> Scores:
+    """Write the rows of `path` (JSONL with `reference` and `output`) to `out` in order, each with
+    `verdict` and `reason` added.
+
+    The whole input is checked first, and `out` appears complete or not at all. Raises DataError
+    for an unusable file or row, VerifierError when the verifier cannot run.
+    """
+    if out.exists() and path.exists() and out.samefile(path):
+        raise DataError(f"--out is {out}, the file that is read: name another.")
+    total, skipped = _checked(path, skip_bad)
+    counts: Counter[tuple[str, str]] = Counter()
+    part = out.with_name(out.name + ".part")
+    try:
+        with (
+            part.open("w", encoding="utf-8") as file,
+            VerifierPool(spec, limits) as pool,
+            Progress(total, 0, f"verify {path.name}", unit="row") as progress,
+        ):
+            for row, judgement in _judged(path, pool):
+                row |= {"verdict": judgement.verdict.value, "reason": judgement.reason}
+                file.write(json.dumps(row) + "\n")
+                counts[row["verdict"], row["reason"]] += 1
+                done = counts.total()
+                if done % ROWS_AT_ONCE == 0 or done == total:
+                    progress.update(done)
+        os.replace(part, out)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot write here ({error.strerror}).") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return Scores(counts, skipped)
+
+
+def table(scores: Scores) -> str:
+    """Rows by verdict and reason, the most frequent first, in Markdown."""
+    total = scores.counts.total()
+    lines = ["| verdict | reason | rows | share |", "|---|---|---|---|"]
+    order = [verdict.value for verdict in Verdict]
+    for (verdict, reason), count in sorted(
+        scores.counts.items(), key=lambda item: (order.index(item[0][0]), -item[1], item[0][1])
+    ):
+        lines.append(f"| {verdict} | {reason} | {count:,} | {count / total:.1%} |")
+    decided = {v: sum(n for (w, _), n in scores.counts.items() if w == v) for v in order}
+    known = decided["correct"] + decided["incorrect"]
+    rate = f"{decided['correct'] / known:.1%}" if known else "none decided"
+    lines.append(f"\n{total:,} rows; correct among decided: {rate}")
+    if scores.skipped:
+        lines.append(f"{scores.skipped:,} malformed rows skipped")
+    return "\n".join(lines)
+
+
+def _judged(path: Path, pool: VerifierPool) -> Iterator[tuple[dict[str, Any], Judgement]]:
+    """Rows with their judgements, in order; one block is judged while the next is read."""
+    rows = _good_rows(path)
+    waiting: list[tuple[list[dict[str, Any]], Future[list[Judgement]]]] = []
+    while block := list(islice(rows, ROWS_AT_ONCE)):
+        items = [Item(row["reference"], row["output"], True) for row in block]
+        waiting.append((block, pool.submit(items)))
+        if len(waiting) > 1:
+            done, future = waiting.pop(0)
+            yield from zip(done, future.result(), strict=True)
+    for done, future in waiting:
+        yield from zip(done, future.result(), strict=True)
+
+
+def _checked(path: Path, skip_bad: bool) -> tuple[int, int]:
+    """(good rows, malformed rows); DataError for the first malformed one unless skip_bad."""
+    good = bad = 0
+    for number, row in _rows(path):
+        if isinstance(row, dict):
+            good += 1
+        elif skip_bad:
+            bad += 1
+        else:
+            raise DataError(f"{path}:{number}: {row}: mend the row, or pass --skip-bad.")
+    if not good:
+        raise DataError(f"{path}: there is no row to verify.")
+    return good, bad
+
+
+def _good_rows(path: Path) -> Iterator[dict[str, Any]]:
+    return (row for _, row in _rows(path) if isinstance(row, dict))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number from 1, the row or what is wrong with it); blank lines are no rows."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _row(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _row(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"the row is no JSON ({error})"
+    if not isinstance(row, dict):
+        return f"the row is a JSON {type(row).__name__}, not an object"
+    for name in ("reference", "output"):
+        if not isinstance(row.get(name), str):
+            found = type(row[name]).__name__ if name in row else "missing"
+            return f"field {name!r} must be text, it is {found}"
+    return row

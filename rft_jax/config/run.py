@@ -1,0 +1,205 @@
+"""Every setting of a run, typed and frozen. Imports no jax.
+
+A run is one `Config`; an experiment is an ordered dict of named runs (see experiments/). Sections
+that a method does not use are None and refused when given: a setting either acts or is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rft_jax.config.model import ModelConfig
+from rft_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    Denominator,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PoolConfig,
+    RefillConfig,
+    RolloutConfig,
+    SelectionConfig,
+    TokenizerConfig,
+    UpdateConfig,
+    require,
+)
+from rft_jax.config.verification import EvaluationConfig, VerificationConfig
+from rft_jax.errors import ConfigError
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "Denominator",
+    "EvaluationConfig",
+    "Experiment",
+    "MeshConfig",
+    "Method",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PoolConfig",
+    "RefillConfig",
+    "RolloutConfig",
+    "SelectionConfig",
+    "TokenizerConfig",
+    "UpdateConfig",
+    "VerificationConfig",
+]
+
+Method = Literal["sft", "rft", "online_rft"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: a method (source of samples x gradient coefficient), its data, policy and update."""
+
+    method: Method
+    """sft: demonstrations; rft: accepted outputs of the frozen start; online_rft: accepted
+    outputs of the current policy (DeepSeekMath, section 5.2)."""
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    steps: int
+    """Updates of the parameters."""
+    seed: int = 0
+    """Fixes initialisation, order of questions and every sampled token."""
+    init_from: str = "random"
+    """`random`, `run:NAME` (the final checkpoint of an earlier run of this experiment),
+    `workdir:PATH` (the folder of a finished run elsewhere) or `hf:PATH_OR_REPO` (a published model
+    in Hugging Face's format: a folder, or ORG/NAME[@REVISION] of the hub)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rollout: RolloutConfig | None = None
+    pool: PoolConfig | None = None
+    selection: SelectionConfig | None = None
+    refill: RefillConfig | None = None
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    verification: VerificationConfig = field(default_factory=VerificationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
+        require(
+            0 <= self.seed < 2**31, f"seed is {self.seed}: it must lie between 0 and 2147483647."
+        )
+        kind, _, target = self.init_from.partition(":")
+        require(
+            self.init_from == "random" or (kind in ("run", "workdir", "hf") and bool(target)),
+            f"init_from is {self.init_from!r}: it must be random, run:NAME, workdir:PATH or "
+            "hf:PATH_OR_REPO.",
+        )
+        require(
+            self.init_from != "random" or not self.model.lora_rank,
+            f"model.lora_rank is {self.model.lora_rank} and init_from is random: adapters need a "
+            "model to adapt; name it as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+        )
+        self._check_sections()
+        longest = self.data.max_prompt_tokens + self.data.max_completion_tokens
+        require(
+            self.update.row_length >= longest,
+            f"update.row_length is {self.update.row_length}: a row must hold the longest prompt "
+            f"and output, data.max_prompt_tokens + data.max_completion_tokens = {longest}.",
+        )
+        require(
+            self.optimizer.warmup_steps < self.steps or self.optimizer.warmup_steps == 0,
+            f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: it must be below steps, "
+            f"{self.steps}.",
+        )
+
+    def _check_sections(self) -> None:
+        require(
+            self.verification.verifier != "random" or bool(self.evaluation.verifier),
+            "verification.verifier is 'random': name the rule that evaluates as "
+            "evaluation.verifier.",
+        )
+        samples = self.method != "sft"
+        from_log = self.pool is not None and bool(self.pool.from_rollouts)
+        needs = {
+            "rollout": samples and not from_log,
+            "pool": self.method == "rft",
+            "selection": samples,
+        }
+        for name, needed in needs.items():
+            given = getattr(self, name) is not None
+            why = " from a rollout log" if name == "rollout" and from_log else ""
+            require(given or not needed, f"{name} is missing: method {self.method} needs it.")
+            require(
+                needed or not given,
+                f"{name} does nothing under method {self.method}{why}: remove it.",
+            )
+        online = self.method == "online_rft"
+        require(
+            online == (self.update.sequences_per_step == 0),
+            f"update.sequences_per_step is {self.update.sequences_per_step}: it must be 0 for "
+            "online_rft (the rollout decides) and at least 1 for sft and rft.",
+        )
+        require(
+            online or self.objective.kl_coefficient == 0,
+            f"objective.kl_coefficient acts on the policy's own samples: it must be 0 under method "
+            f"{self.method}.",
+        )
+        require(
+            not samples or self.init_from != "random",
+            f"init_from is random: method {self.method} starts from a supervised model; name it "
+            "as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+        )
+        if self.refill is not None:
+            self._check_refill(self.refill)
+        if self.checkpoint.keep_best:
+            self._check_best()
+
+    def _check_best(self) -> None:
+        best, saved = self.checkpoint.keep_best, self.checkpoint.every_steps
+        evaluated = self.evaluation.every_steps
+        require(
+            0 < evaluated <= self.steps,
+            f"checkpoint.keep_best is {best} and no step is evaluated, as evaluation.every_steps "
+            f"is {evaluated} and steps is {self.steps}: evaluate, or remove checkpoint.keep_best.",
+        )
+        require(
+            evaluated % saved == 0,
+            f"checkpoint.keep_best is {best} and not every step that is evaluated is saved: "
+            f"evaluation.every_steps, {evaluated}, must be a multiple of checkpoint.every_steps, "
+            f"{saved}.",
+        )
+
+    def _check_refill(self, refill: RefillConfig) -> None:
+        require(
+            self.method == "online_rft",
+            f"refill does nothing under method {self.method}: remove it.",
+        )
+        assert self.rollout is not None
+        assert self.selection is not None
+        require(
+            self.objective.kl_coefficient == 0,
+            f"objective.kl_coefficient is {self.objective.kl_coefficient}: the KL is over every "
+            "output of the policy, and refill keeps accepted ones: set it to 0 or remove refill.",
+        )
+        of_question = self.rollout.samples_per_question
+        one_round = self.rollout.questions_per_step * of_question
+        rounds = max(refill.max_sampled // one_round, 1)
+        require(
+            refill.max_sampled == rounds * one_round,
+            f"refill.max_sampled is {refill.max_sampled}: it must be a multiple of one round, "
+            f"rollout.questions_per_step x rollout.samples_per_question = {one_round}, such as "
+            f"{rounds * one_round}.",
+        )
+        kept_of_question = min(self.selection.max_per_question or of_question, of_question)
+        most = rounds * self.rollout.questions_per_step * kept_of_question
+        require(
+            refill.accepted <= most,
+            f"refill.accepted is {refill.accepted}: of refill.max_sampled = {refill.max_sampled} "
+            f"outputs, {kept_of_question} of each question, at most {most} are kept: lower it or "
+            "raise refill.max_sampled.",
+        )
+
+
+Experiment = Mapping[str, Config]
+"""Named runs in the order they are carried out; what `experiment()` returns."""

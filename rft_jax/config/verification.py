@@ -1,0 +1,107 @@
+"""The sections of a run's settings that say how outputs are judged (see sections.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rft_jax.config.sections import at_least, require
+
+
+@dataclass(frozen=True)
+class VerificationConfig:
+    """How I(o) is decided."""
+
+    verifier: str = "auto"
+    """A built-in rule: `hash` (the last `####` line), `boxed` (the last `\\boxed{}`), `tagged`
+    (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: verdicts by lot); or
+    a function of yours as `module:function`."""
+    comparison: Literal["exact", "math"] = "exact"
+    """How answers are compared: exactly, or also by math-verify where that cannot decide."""
+    checks: tuple[str, ...] = ()
+    """What a correct output must pass besides: `equations` (every `<<a=b>>` holds exactly),
+    `ends_with_answer`, or functions of yours as `module:function`."""
+    random_rate: float = 0.5
+    """Share of outputs that the verifier `random` accepts."""
+    canary: Literal["solutions", "answers", "off"] = "solutions"
+    """What the verifier is tried on before the first step: the data's own solutions (where there
+    are none, answers in the rule's form), answers in the rule's form, or nothing."""
+    workers: int = 2
+    """Verifier processes."""
+    timeout_seconds: float = 10.0
+    """Time one output may take; past it the verdict is undecided."""
+    memory_mb: int = 2048
+    """Memory that a verifier process may add to what it starts with, in MiB; an output that asks
+    for more is undecided."""
+    max_characters: int = 200_000
+    """Longest output that is judged; a longer one is undecided."""
+    warn_undecided: float = 0.05
+    """Share of undecided outputs in a step above which a warning is logged."""
+    stop_undecided: float = 1.0
+    """Share of undecided outputs in a step above which the run stops; 1 for never."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "workers", "memory_mb", "max_characters")
+        require(
+            self.timeout_seconds > 0,
+            f"verification.timeout_seconds is {self.timeout_seconds}: it must be positive.",
+        )
+        for name in ("warn_undecided", "stop_undecided", "random_rate"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"verification.{name} is {value}: it must lie in [0, 1].")
+        require(
+            self.verifier != "lenient_last_number",
+            "verification.verifier is 'lenient_last_number', which accepts guesses: it is for "
+            "evaluation only (evaluation.verifier); choose auto, hash, boxed or tagged.",
+        )
+        if self.verifier == "random" or ":" in self.verifier:
+            require(
+                self.comparison == "exact",
+                f"verification.comparison does nothing beside verifier {self.verifier!r}, which "
+                "compares by itself: remove it.",
+            )
+        require(
+            self.verifier == "random" or self.random_rate == 0.5,
+            "verification.random_rate does nothing but for the verifier 'random': remove it.",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation: greedy accuracy, pass@k and maj@k."""
+
+    every_steps: int = 0
+    """Evaluate on data.validation every so many steps, and before the first; 0 for never."""
+    num_questions: int = 0
+    """Use the first so many validation questions; 0 for all. The test set is always used whole."""
+    samples_per_question: int = 0
+    """Outputs per question for pass@k and maj@k on validation; 0 for greedy only."""
+    test_samples_per_question: int = 0
+    """The same on the test set."""
+    temperature: float = 1.0
+    """Temperature of those samples."""
+    questions_per_batch: int = 64
+    """Questions whose outputs are decoded at a time; one that ends makes room for the next."""
+    verifier: str = ""
+    """Verifier of the evaluation, compared as verification.comparison says: a name as in
+    verification.verifier, or `lenient_last_number`; empty for verification.verifier."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.verifier != "random",
+            "evaluation.verifier is 'random': an evaluation by lot says nothing; name a rule.",
+        )
+        at_least(
+            0,
+            self,
+            "every_steps",
+            "num_questions",
+            "samples_per_question",
+            "test_samples_per_question",
+        )
+        at_least(1, self, "questions_per_batch")
+        require(
+            self.temperature > 0,
+            f"evaluation.temperature is {self.temperature}: it must be positive (greedy accuracy "
+            "is always measured).",
+        )

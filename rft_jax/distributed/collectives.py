@@ -1,0 +1,162 @@
+"""The processes of a job: joining it, and what they tell each other.
+
+All processes run the same program. What they decide together they decide from the same facts: these
+are gathered here, or process 0 says them. Arrays on devices are not the business of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax._src import clusters, distributed  # the one way to the store, and to ask without joining
+from jax.experimental import multihost_utils
+from jaxtyping import Int, Shaped
+
+from rft_jax.errors import ConfigError
+
+_LONGEST_WAIT = 7 * 24 * 3600 * 1000
+"""Milliseconds. It is `watch.py` that ends a job whose processes wait in vain."""
+_JOIN_WITHIN = 600
+"""Seconds that processes may start apart."""
+
+T = TypeVar("T")
+
+
+def is_main() -> bool:
+    """True in the one process that writes what a person reads."""
+    return jax.process_index() == 0
+
+
+def join(lost_after: float) -> bool:
+    """Join the job that this process was started in, if it was; whether there are others.
+
+    A TPU slice, SLURM, Open MPI and Kubernetes say so themselves (jax.distributed); elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. lost_after: seconds, see
+    watch.py. Must come before anything that makes jax look for devices. Raises ConfigError for a
+    job that is not described whole, RuntimeError when the others do not come.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address and not _in_cluster():
+        return False
+    # It would take SIGTERM for itself; signals are this package's (signals.py).
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES") if address else None,
+            process_id=_number("JAX_PROCESS_ID") if address else None,
+            initialization_timeout=_JOIN_WITHIN,
+            # In reserve: watch.py says which process is lost, and before that.
+            heartbeat_timeout_seconds=int(2 * lost_after) + 30,
+            shutdown_timeout_seconds=int(lost_after) + 10,
+        )
+    except ValueError as error:
+        where = f"JAX_COORDINATOR_ADDRESS is {address}" if address else "a job of jax.distributed"
+        raise ConfigError(
+            f"{where}: this process cannot join it ({' '.join(str(error).split())[:300]}); set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the same number of "
+            "processes in all of them."
+        ) from error
+    return bool(distributed.global_state.num_processes > 1)
+
+
+def _in_cluster() -> bool:
+    """Whether jax would find out by itself which job this is, and of which there may be others."""
+    if os.environ.get("SLURM_NTASKS") == "1":
+        return False  # jax would give the one task one of its GPUs
+    kinds = clusters.ClusterEnv._cluster_types
+    with warnings.catch_warnings():
+        # In a container of Kubernetes that is of no such job it would name a package to install.
+        warnings.simplefilter("ignore")
+        return any(not kind.opt_in_only_method and kind.is_env_present() for kind in kinds)
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"{name} is {text!r}: a number is expected.")
+    return int(text)
+
+
+def store() -> Any:
+    """The job's store of keys and values: the client of jax.distributed. Only in a job of several
+    processes."""
+    return distributed.global_state.client
+
+
+def gather(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "processes ..."]:
+    """The values of every process, of one shape in all of them. Every process must call it."""
+    if jax.process_count() == 1:
+        return values[None]
+    # As bytes: devices have no float64.
+    content = np.ascontiguousarray(values)
+    found = multihost_utils.process_allgather(content.reshape(-1).view(np.uint8))
+    return np.asarray(found).view(content.dtype).reshape(-1, *values.shape)
+
+
+def largest(value: int) -> int:
+    """The largest of the numbers that the processes have. Every process must call it."""
+    if jax.process_count() == 1:
+        return value
+    numbers: Int[np.ndarray, "processes 1"] = gather(np.array([value], np.int64))
+    return int(numbers.max())
+
+
+def from_main(what: str, make: Callable[[], T]) -> T:
+    """What process 0 makes, a JSON value, in every process. what: unlike that of any other call."""
+    if jax.process_count() == 1:
+        return make()
+    key = f"rft_jax/said/{what}"
+    if is_main():
+        value = make()
+        store().key_value_set(key, json.dumps(value))
+        return value
+    told: T = json.loads(store().blocking_key_value_get(key, _LONGEST_WAIT))
+    return told
+
+
+def told_by_all(own: T) -> list[T]:
+    """A JSON value of every process, in their order. Every process must call it."""
+    if jax.process_count() == 1:
+        return [own]
+    content = json.dumps(own).encode()
+    lengths = gather(np.array(len(content), np.int64)).tolist()
+    # To a power of two: each size is a program of its own.
+    padded = np.zeros(1 << max(lengths).bit_length(), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    texts = [bytes(row[:length]) for row, length in zip(gather(padded), lengths, strict=True)]
+    return [json.loads(text) for text in texts]
+
+
+def by_main(what: str, work: Callable[[], object]) -> None:
+    """Have process 0 do something, such as writing a file, that the others wait for."""
+
+    def done() -> bool:
+        work()
+        return True
+
+    from_main(what, done)
+
+
+def main_first(what: str, make: Callable[[], T]) -> T:
+    """What each process makes for itself, the others once process 0 has: it leaves files that they
+    find. what: unlike that of any other call."""
+    if not is_main():
+        meet(what)
+        return make()
+    value = make()
+    meet(what)
+    return value
+
+
+def meet(what: str) -> None:
+    """Wait until every process has come here. what: unlike that of any other call."""
+    if jax.process_count() > 1:
+        store().wait_at_barrier(f"rft_jax/met/{what}", _LONGEST_WAIT)

@@ -1,0 +1,28 @@
+"""What a user can fix: one class, and the few that some caller handles apart from the others.
+
+A message names the thing, says what was found, what was expected, and the remedy.
+"""
+
+
+class UserError(ValueError):
+    """The work cannot be done as asked; the command line prints the message and ends with 2."""
+
+
+class ConfigError(UserError):
+    """A setting, an option or an experiment file is wrong."""
+
+
+class DataError(UserError):
+    """A file of questions, outputs or metrics cannot be read."""
+
+
+class ModelError(UserError):
+    """A published model, its tokenizer or its chat template cannot serve."""
+
+
+class VerifierError(UserError):
+    """A verifier cannot be loaded, or its worker cannot be started."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint, or the host state in it, is not one this run can resume from."""

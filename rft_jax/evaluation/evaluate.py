@@ -1,0 +1,200 @@
+"""Held-out evaluation: greedy accuracy, unbiased pass@k, maj@k, entropy and diversity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rft_jax.config import EvaluationConfig
+from rft_jax.distributed.collectives import told_by_all
+from rft_jax.io.paths import Folder, make, write_atomically
+from rft_jax.keys import Purpose
+from rft_jax.observe.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
+from rft_jax.rollout.engine import Part, Rollout, Sampling, blocks, rollout
+from rft_jax.training.selection import distinct
+from rft_jax.types import Params, Question, Sample, Verdict
+from rft_jax.verification.rules import vote
+
+
+class Evaluation(NamedTuple):
+    """Metrics by name, and one row of facts per question."""
+
+    metrics: dict[str, float | None]
+    rows: list[dict[str, Any]]
+
+
+class Outputs(NamedTuple):
+    """Verified outputs of the same questions: one of each, and G of each or none at all."""
+
+    greedy: Rollout
+    sampled: Rollout | None
+
+    @property
+    def groups(self) -> list[list[Sample]]:
+        """The sampled outputs of each question."""
+        samples = self.sampled.samples if self.sampled else []
+        size = len(samples) // len(self.greedy.samples)
+        return [samples[first : first + size] for first in range(0, len(samples), size or 1)]
+
+
+def correct(sample: Sample) -> bool | None:
+    """Whether an output is correct; None where that is undecided."""
+    return None if sample.verdict is Verdict.UNDECIDED else sample.accepted
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def votes(samples: Sequence[Sample], rule: str) -> tuple[list[Any], list[bool | None]]:
+    """(what each output votes for, its verdict), as maj@k takes them. rule: the verifier's name."""
+    answers = [vote(rule, sample.text) if sample.finished else None for sample in samples]
+    return answers, [correct(sample) for sample in samples]
+
+
+def _sampled_row(samples: Sequence[Sample], rule: str) -> dict[str, Any]:
+    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+    accepted = [sample for sample in decided if sample.accepted]
+    return {
+        "num_samples": len(decided),
+        "num_correct": len(accepted),
+        "num_distinct_correct": len(distinct(accepted, "equations")),
+        "majority_correct": majority_at_k(*votes(samples, rule)),
+    }
+
+
+def _sampled_metrics(rows: Sequence[dict[str, Any]], num_samples: int) -> dict[str, float | None]:
+    """pass@k over the questions with at least k decided outputs, maj@K, diversity."""
+    metrics: dict[str, float | None] = {}
+    n = np.array([row["num_samples"] for row in rows])
+    c = np.array([row["num_correct"] for row in rows])
+    for k in pass_ks(num_samples):
+        enough = n >= k
+        known = enough.any()
+        metrics[f"pass_at/{k}"] = (
+            float(pass_at_k(n[enough], c[enough], k).mean()) if known else None
+        )
+    decided = n > 0
+    metrics["sampled/standard_error"] = standard_error(c[decided] / n[decided])
+    metrics[f"maj_at/{num_samples}"] = _mean([row["majority_correct"] for row in rows])
+    metrics["questions/distinct_correct"] = _mean([row["num_distinct_correct"] for row in rows])
+    return metrics
+
+
+def draw(
+    params: Params,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    config: EvaluationConfig,
+    *,
+    num_samples: int,
+    on_part: Callable[[Part], None] | None = None,
+) -> Outputs:
+    """Greedy and, with num_samples > 0, sampled outputs for every question, verified.
+
+    The random numbers depend on seed, question and sample index, not on the training step, so two
+    policies are compared on common random numbers.
+    """
+
+    def outputs(count: int, temperature: float) -> Rollout:
+        drawn = [
+            rollout(
+                params,
+                block.questions,
+                sampling,
+                step=0,
+                num_samples=count,
+                temperature=temperature,
+                purpose=Purpose.EVALUATION,
+                questions_per_batch=block.multiple,
+                num_slots=config.questions_per_batch * count,
+                on_part=on_part,
+            )
+            for block in blocks(questions, config.questions_per_batch)
+        ]
+        return _joined(drawn)
+
+    return Outputs(
+        greedy=outputs(1, 0.0),
+        sampled=outputs(num_samples, config.temperature) if num_samples else None,
+    )
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    return Rollout(
+        samples=[sample for part in parts for sample in part.samples],
+        own=[sample for part in parts for sample in part.own],
+        entropies=np.concatenate([part.entropies for part in parts]),
+        seconds_sampling=sum(part.seconds_sampling for part in parts),
+        seconds_verifying=sum(part.seconds_verifying for part in parts),
+        seconds_verifying_hidden=sum(part.seconds_verifying_hidden for part in parts),
+        decoded=tuple(one for part in parts for one in part.decoded),
+    )
+
+
+def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[dict[str, Any]]:
+    """The facts of every question. Each process makes the rows of those whose outputs it has."""
+    own = {sample.question_id for sample in outputs.greedy.own}
+    rows: list[dict[str, Any]] = []
+    groups = outputs.groups
+    for number, (question, greedy) in enumerate(
+        zip(questions, outputs.greedy.samples, strict=True)
+    ):
+        if question.id not in own:
+            continue
+        row = {
+            "question_id": question.id,
+            "greedy_correct": correct(greedy),
+            "greedy_text": greedy.text,
+        }
+        sampled = _sampled_row(groups[number], rule) if groups else {}
+        rows.append(row | sampled)
+    told = {row["question_id"]: row for part in told_by_all(rows) for row in part}
+    return [told[question.id] for question in questions]
+
+
+def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evaluation:
+    """What the outputs of the questions say. rule: the verifier's name, by which outputs vote.
+
+    Undecided outputs are left out of every rate. Policy entropy is that of the sampled outputs, in
+    nats per token (of the greedy ones without).
+    """
+    greedy, sampled = outputs
+    verdicts = [correct(sample) for sample in greedy.samples]
+    rows = _rows(questions, outputs, rule)
+    metrics: dict[str, float | None] = {
+        "greedy/accuracy": _mean(verdicts),
+        "greedy/standard_error": standard_error(verdicts),
+        "greedy/undecided": float(np.mean([verdict is None for verdict in verdicts])),
+    }
+    shown = sampled or greedy
+    if sampled is not None:
+        metrics |= _sampled_metrics(rows, len(outputs.groups[0]))
+    metrics["policy/entropy"] = float(shown.entropies.mean())
+    metrics["lengths/mean"] = float(np.mean([sample.num_tokens for sample in shown.samples]))
+    metrics["lengths/truncated"] = float(np.mean([not s.finished for s in shown.samples]))
+    return Evaluation(metrics, rows)
+
+
+def evaluate(
+    params: Params,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    config: EvaluationConfig,
+    *,
+    num_samples: int,
+) -> Evaluation:
+    """Draw outputs for every question, and measure them."""
+    assert sampling.verifier is not None, "an evaluation verifies"
+    outputs = draw(params, questions, sampling, config, num_samples=num_samples)
+    return measure(questions, outputs, sampling.verifier.name)
+
+
+def write_rows(path: Folder, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object per question, whole or not at all."""
+    make(path.parent)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

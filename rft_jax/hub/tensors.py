@@ -1,0 +1,189 @@
+"""Safetensors files: what a folder holds, by their headers, and any part of a tensor.
+
+Everything here runs on the host, so that damaged files are found before any work on a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from rft_jax.errors import ModelError
+from rft_jax.hub.folder import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+"""Types of weights that can be read, by their names in a header."""
+
+# The exponent's bits: all are set in infinities and NaN alone.
+_EXPONENT: dict[str, tuple[Any, int]] = {
+    "float32": (np.uint32, 0x7F800000),
+    "bfloat16": (np.uint16, 0x7F80),
+    "float16": (np.uint16, 0x7C00),
+}
+
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+_PIECE_BYTES = 2**24
+
+_REMEDY = "copy or download it again, or use a model from before it diverged"
+
+
+class Header(NamedTuple):
+    """What is known of a tensor without reading it. dtype: as the file names it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The file by the safetensors library. Raises ModelError for one that is damaged.
+
+    Opened for one tensor at a time: pages of a mapping that stays count as memory in use.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as content:
+            pointer = content.read(64).startswith(b"version https://git-lfs")
+        reason = "it is a pointer of git-lfs" if pointer else " ".join(str(error).split())
+        remedy = "run `git lfs pull` there" if pointer else "copy or download it again"
+        raise ModelError(f"{file}: cannot be read as safetensors ({reason}): {remedy}.") from error
+
+
+def headers(folder: Path) -> dict[str, Header]:
+    """All tensors of a folder, from model.safetensors or the shards that its index names.
+
+    Raises ModelError for a file that is missing or damaged, and for an index that does not
+    agree with its shards.
+    """
+    index = folder / INDEX
+    single = folder / SINGLE
+    if not index.is_file():
+        if not single.is_file():
+            raise _no_weights(folder)
+        return _headers_of(single)
+    if single.is_file():
+        raise ModelError(
+            f"{folder}: both {SINGLE} and {INDEX} are here, and may differ: remove one."
+        )
+    files = _weight_map(index)
+    found: dict[str, Header] = {}
+    for file in sorted(set(files.values())):
+        path = folder / file
+        if not path.is_file():
+            raise ModelError(
+                f"{index}: it names {file}, which is missing: copy or download that file."
+            )
+        for name, header in _headers_of(path).items():
+            if files.get(name) != file:
+                raise ModelError(
+                    f"{index}: {file} holds tensor {name}, and the index places it in "
+                    f"{files.get(name, 'no file')}: copy or download the folder again."
+                )
+            found[name] = header
+    for name, file in files.items():
+        if name not in found:
+            raise ModelError(
+                f"{index}: tensor {name} is not in {file}, where the index places it: copy or "
+                "download the folder again."
+            )
+    return found
+
+
+def _headers_of(file: Path) -> dict[str, Header]:
+    with _opened(file) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: Header(file, part.get_dtype(), tuple(part.get_shape()))
+            for name, part in slices.items()
+        }
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ModelError(
+            f"{index}: it has no weight_map of tensors to files: copy or download it again."
+        )
+    for file in files.values():
+        if Path(file).name != file:
+            raise ModelError(
+                f"{index}: it names {file}, and files beside it alone are read: copy or download "
+                "it again."
+            )
+    return files
+
+
+def _no_weights(folder: Path) -> ModelError:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    held = f" but {pickles[0]}, a pickle, which can run any code" if pickles else ""
+    return ModelError(
+        f"{folder}: there is no {SINGLE} or {INDEX} here{held}: take a revision that has them, or "
+        "convert the model once by save_pretrained of transformers and name the new folder."
+    )
+
+
+def read(
+    header: Header, name: str, rows: slice = slice(None), columns: slice = slice(None)
+) -> np.ndarray:
+    """A part of a tensor of one or two axes, in the file's type; nothing else is read."""
+    where = (rows, columns)[: len(header.shape)]
+    with _opened(header.file) as opened:
+        return opened.get_slice(name)[where if len(where) > 1 else rows]
+
+
+def check_finite(held: Mapping[str, Header]) -> None:
+    """Raise ModelError, naming tensor and file, for the first NaN or infinity there is.
+
+    Reads everything, in pieces of 16 MiB.
+    """
+    for name, header in held.items():
+        for first, piece in _pieces(header, name):
+            require_finite(piece, f"{header.file}: tensor {name}", _REMEDY, first)
+
+
+def _pieces(header: Header, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, rows) of a tensor."""
+    row = math.prod(header.shape[1:]) * np.dtype(DTYPES[header.dtype]).itemsize
+    count = max(1, _PIECE_BYTES // max(row, 1))
+    with _opened(header.file) as opened:
+        part = opened.get_slice(name)
+        for first in range(0, header.shape[0], count):
+            yield first, part[first : min(first + count, header.shape[0])]
+
+
+def require_finite(values: np.ndarray, what: str, remedy: str, first_row: int = 0) -> None:
+    """Raise ModelError when a value is NaN or infinite.
+
+    what: tensor and file, for the message; first_row: what the first row of `values` is in the
+    tensor.
+    """
+    unsigned, mask = _EXPONENT[values.dtype.name]
+    bits = values.view(unsigned) & unsigned(mask)
+    if bits.size and bits.max() == mask:
+        where = np.unravel_index(np.argmax(bits), bits.shape)
+        shown = [int(where[0]) + first_row, *map(int, where[1:])]
+        raise ModelError(
+            f"{what} is {values[where]} at {shown}, and finite numbers are expected: {remedy}."
+        )
+
+
+def same_bits(one: Header, name: str, other: Header, other_name: str) -> bool:
+    """Whether two tensors are of one type and shape, and hold the same bits."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    pairs = zip(_pieces(one, name), _pieces(other, other_name), strict=True)
+    return all(a.tobytes() == b.tobytes() for (_, a), (_, b) in pairs)

@@ -1,0 +1,68 @@
+"""Reads logs of one JSON object a line, as a run writes them. Imports no jax."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rft_jax.errors import DataError
+from rft_jax.io.paths import Folder
+
+Fields = Mapping[str, type | tuple[type, ...]]
+"""Names that every line must have, with the types allowed for each."""
+
+
+def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
+    """One line as a dict that has `fields`. where: `FILE:LINE`, for the message of a DataError."""
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: {_excerpt(text)} is not JSON ({error.msg}): remove the line."
+        ) from error
+    if not isinstance(line, dict):
+        raise DataError(f"{where}: {_excerpt(text)} is not a JSON object: remove the line.")
+    for name, types in fields.items():
+        if name not in line:
+            raise DataError(f"{where}: field {name!r} is missing: remove the line.")
+        allowed = types if isinstance(types, tuple) else (types,)
+        value = line[name]
+        # bool is a subclass of int in Python, and yet True is no step.
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+            raise DataError(
+                f"{where}: field {name!r} is {_excerpt(repr(value))}, expected {expected}: "
+                "remove the line."
+            )
+    return line
+
+
+def numbered_lines(path: Folder) -> list[tuple[int, str]]:
+    """(line number from 1, text) of a log's lines; blank lines are skipped.
+
+    A last line without its newline that is no JSON is what a killed process leaves of a write: it
+    is left out.
+    """
+    # Not splitlines(): it also breaks at separators that JSON allows inside a string.
+    texts = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    if not _is_json(texts[-1]):
+        texts.pop()
+    return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
+
+
+def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
+    """All complete lines of a log, each with `fields`. Raises DataError for any damaged line."""
+    return [parse_line(text, f"{path}:{number}", fields) for number, text in numbered_lines(path)]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,129 @@
+"""The log of a run: metrics.jsonl, one line a step, and its copy for TensorBoard. Imports no jax.
+
+A line is {"step": int, "kind": "train" | "validation" | "test", NAME: number or list of numbers}.
+JSON has no NaN and no infinity: both are written as null, and so is a value that is None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from rft_jax.errors import UserError
+from rft_jax.io.jsonl import read_jsonl
+from rft_jax.io.paths import Folder, Mirror, make, write_atomically
+
+Kind = Literal["train", "validation", "test"]
+Value = float | int | Sequence[float | int | None] | np.ndarray | np.generic | None
+"""A metric: a number, a vector, or None where it is not defined."""
+
+
+def read(path: Folder) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a half-written last line is left out.
+
+    Raises rft_jax.io.DataError, naming file and line, for any other damage.
+    """
+    return read_jsonl(path, {"step": int, "kind": str})
+
+
+class MetricsLog:
+    """Appends to FOLDER/metrics.jsonl and FOLDER/tensorboard.
+
+    start_step: the step whose checkpoint the run starts from, 0 for none. Lines of later steps
+    come from an attempt that was killed after that checkpoint and will be made again: they are
+    dropped, in one atomic replacement of the file. For a log without holes a step's line must be
+    written, and settled, before its checkpoint.
+    """
+
+    def __init__(self, folder: Folder, start_step: int) -> None:
+        make(folder)
+        self._mirror = Mirror(folder)
+        path = self._mirror.fetch("metrics.jsonl")
+        self._written = _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        # purge_step: TensorBoard itself hides older events from that step on.
+        self._board = SummaryWriter(
+            str(self._mirror.local / "tensorboard"), purge_step=start_step + 1
+        )
+
+    def has(self, kind: Kind, step: int) -> bool:
+        """True when that line is in the log, so that a resumed run need not make it again."""
+        return (kind, step) in self._written
+
+    def write(self, kind: Kind, step: int, values: Mapping[str, Value]) -> None:
+        """Adds one line, handed to the operating system when this returns.
+
+        values: by name; arrays must be on the host. A vector goes to TensorBoard as one scalar for
+        each place, `NAME/00` and on. A line of that kind and step that is there already stays, and
+        the new one is left out: a resumed run repeats the evaluation of the step it starts from.
+        Raises UserError for a value that is no number or vector.
+        """
+        if self.has(kind, step):
+            return
+        line = {name: _plain(name, value) for name, value in values.items()}
+        text = json.dumps({"step": step, "kind": kind, **line}, allow_nan=False)
+        self._file.write(text + "\n")
+        self._file.flush()
+        self._written.add((kind, step))
+        for name, value in line.items():
+            places = (
+                {f"{name}/{place:02d}": one for place, one in enumerate(value)}
+                if isinstance(value, list)
+                else {name: value}
+            )
+            for tag, number in places.items():
+                if number is not None:
+                    self._board.add_scalar(f"{kind}/{tag}", number, step)
+        self._board.flush()
+        self._mirror.copy_soon()
+
+    def settle(self) -> None:
+        """Returns when all lines are in FOLDER: in a bucket they arrive a little later."""
+        self._mirror.copy()
+
+    def close(self) -> None:
+        """Closes both logs."""
+        self._file.close()
+        self._board.close()
+        self._mirror.close()
+
+
+def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
+    """Drops lines of steps after `step`, and a half-written one; the (kind, step) that remain."""
+    if not path.exists():
+        return set()
+    kept = [line for line in read(path) if line["step"] <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    if text != path.read_text(encoding="utf-8", errors="replace"):
+        write_atomically(path, text)
+    return {(line["kind"], line["step"]) for line in kept}
+
+
+def _plain(name: str, value: object) -> float | int | list[float | int | None] | None:
+    """A value as JSON has it: Python numbers, None for what is not finite, lists of these."""
+    if name in ("step", "kind"):
+        raise UserError(f"a metric is named {name!r}, which every line has: rename it.")
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_number(name, one) for one in value]
+    return _number(name, value)
+
+
+def _number(name: str, value: object) -> float | int | None:
+    if value is None:
+        return None
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise UserError(
+        f"metric {name!r} is {value!r} ({type(value).__name__}): it must be a number or a flat "
+        "list of numbers on the host."
+    )

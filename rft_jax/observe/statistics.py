@@ -1,0 +1,192 @@
+"""Estimates over questions and their uncertainty: pass@k, maj@k, intervals. Imports no jax.
+
+Everywhere a value that is None or NaN stands for an undecided question and is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rft_jax.errors import UserError
+
+Values = Sequence[float | int | None] | np.ndarray
+"""One value a question, such as 0/1 correctness or a pass rate; None or NaN where undecided."""
+
+Counts = int | Sequence[int] | np.ndarray
+"""Numbers of outputs: one for each question, or one for all."""
+
+RESAMPLES = 10_000
+"""Bootstrap resamples of `paired_interval`."""
+
+_DRAWS_AT_ONCE = 2**21
+"""Question draws held in memory at a time; bounds the bootstrap at about 50 MB."""
+
+
+class PairedDifference(NamedTuple):
+    """mean(b) - mean(a) over the `pairs` questions that both decided, with its interval."""
+
+    difference: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """True when the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def pass_ks(num_samples: int) -> tuple[int, ...]:
+    """The k of a pass@k curve: 1, 2, 4, ... below num_samples, and num_samples; none for 0."""
+    powers = [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples]
+    return (*powers, num_samples) if num_samples > 0 else ()
+
+
+def pass_at_k(num_samples: Counts, num_correct: Counts, k: int) -> NDArray[np.float64]:
+    """Unbiased pass@k of each question: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+
+    The probability that k of a question's n outputs, drawn without replacement, hold a correct one.
+    num_samples (n), num_correct (c): integers of one shape, or shapes that broadcast; the result
+    has that shape. The quotient is a product of k factors in [0, 1], so nothing overflows, and
+    c = 0 and n - c < k give exactly 0 and 1.
+    Raises UserError where k is not within 1..n or c not within 0..n.
+    """
+    n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
+    if n.size and (k < 1 or k > n.min()):
+        raise UserError(
+            f"pass@{k} of {int(n.min())} outputs is not defined: choose k between 1 and the "
+            "smallest number of decided outputs of a question."
+        )
+    if np.any((c < 0) | (c > n)):
+        at = int(np.flatnonzero((c < 0) | (c > n))[0])
+        raise UserError(
+            f"question at position {at} has {c.flat[at]} correct of {n.flat[at]} outputs: the "
+            "number correct must lie between 0 and the number of outputs."
+        )
+    all_wrong = np.ones(n.shape, np.float64)
+    for drawn in range(k):
+        # The next draw is wrong, given that the ones before were; 0 once the wrong ones are gone.
+        all_wrong *= np.maximum(n - c - drawn, 0) / (n - drawn)
+    return np.subtract(1.0, all_wrong, out=all_wrong)
+
+
+def majority_at_k(
+    answers: Sequence[Hashable | None], correct: Sequence[bool | None]
+) -> float | None:
+    """maj@k of one question from its k outputs: the chance that the majority answer is correct.
+
+    answers: each output's extracted answer, None where it has none. correct: each output's verdict,
+    None where undecided. Every decided output with an answer gives that answer one vote. Among the
+    answers with the most votes one is drawn at random, and then one of its outputs: the result is
+    the expected correctness, 0 or 1 unless there is a tie (or a verifier that looks beyond the
+    answer). It is 0 when decided outputs hold no answer at all, None when nothing is decided.
+    """
+    if len(answers) != len(correct):
+        raise UserError(
+            f"maj@k got {len(answers)} answers and {len(correct)} verdicts: give one verdict for "
+            "each answer."
+        )
+    decided = [(a, c) for a, c in zip(answers, correct, strict=True) if c is not None]
+    if not decided:
+        return None
+    votes = Counter(answer for answer, _ in decided if answer is not None)
+    if not votes:
+        return 0.0
+    right = Counter(answer for answer, is_correct in decided if is_correct)
+    most = max(votes.values())
+    tied = [answer for answer, count in votes.items() if count == most]
+    return sum(right[answer] / most for answer in tied) / len(tied)
+
+
+def decided_values(values: Values) -> NDArray[np.float64]:
+    """The values that are neither None nor NaN, as a float64 vector."""
+    vector = np.asarray(values, np.float64)
+    return vector[~np.isnan(vector)]
+
+
+def standard_error(proportions: Values) -> float:
+    """Standard error of the mean over questions: the sample deviation (n - 1) over sqrt(n).
+
+    proportions: one number a question, such as 0/1 correctness or a pass rate. Outputs of one
+    question are no independent draws, so the question is the unit (Miller 2024, section 2).
+    NaN for fewer than two decided questions, where no spread can be seen.
+    """
+    vector = decided_values(proportions)
+    if vector.size < 2:
+        return math.nan
+    return float(vector.std(ddof=1) / math.sqrt(vector.size))
+
+
+def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval (low, high) of a proportion; sound for few questions and near 0 and 1.
+
+    Raises UserError unless 0 <= successes <= total, total >= 1 and 0 < confidence < 1.
+    """
+    _check_confidence(confidence)
+    if total < 1 or not 0 <= successes <= total:
+        raise UserError(
+            f"{successes} successes of {total} have no interval: at least one trial and no more "
+            "successes than trials are needed."
+        )
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / total
+    centre = share + z**2 / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    # Rounding must not push the bound past an observed share of exactly 0 or 1.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == total else (centre + spread) / scale
+    return low, high
+
+
+def paired_interval(
+    a: Values,
+    b: Values,
+    *,
+    confidence: float = 0.95,
+    seed: int,
+) -> PairedDifference:
+    """mean(b) - mean(a) with its percentile bootstrap interval over questions.
+
+    a, b: values of two runs on the same questions in the same order; a pair with None or NaN on
+    either side is dropped. RESAMPLES resamples of whole pairs, drawn from `seed` alone. The
+    interval covers the choice of questions, not the spread between training seeds.
+    Raises UserError for unequal lengths, no decided pair or a confidence outside (0, 1).
+    """
+    _check_confidence(confidence)
+    if len(a) != len(b):
+        raise UserError(
+            f"a paired interval got {len(a)} and {len(b)} values: give both runs' values of the "
+            "same questions in the same order."
+        )
+    differences = decided_values(np.asarray(b, np.float64) - np.asarray(a, np.float64))
+    pairs = differences.size
+    if pairs == 0:
+        raise UserError(
+            f"none of {len(a)} questions is decided in both runs: a paired interval needs at "
+            "least one."
+        )
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // pairs)
+    means = np.concatenate(
+        [
+            differences[generator.integers(0, pairs, (min(at_once, RESAMPLES - done), pairs))].mean(
+                axis=1
+            )
+            for done in range(0, RESAMPLES, at_once)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return PairedDifference(float(differences.mean()), float(low), float(high), pairs)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence is {confidence}: it must lie between 0 and 1, such as 0.95.")

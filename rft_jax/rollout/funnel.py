@@ -1,0 +1,64 @@
+"""The acceptance funnel of a rollout: what became of every sampled output. Imports no jax."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from rft_jax.types import Judgement, Sample, Verdict
+from rft_jax.verification.rules import is_parsed
+
+HISTOGRAM_BINS = 10
+"""Equal bins of a question's pass rate over [0, 1]; 1 falls in the last."""
+
+
+def pass_rates(samples: Sequence[Sample]) -> dict[int, float]:
+    """Correct outputs over decided outputs of each question that has a decided one."""
+    verdicts: dict[int, list[bool]] = defaultdict(list)
+    for sample in samples:
+        if sample.verdict is not Verdict.UNDECIDED:
+            verdicts[sample.question_id].append(sample.accepted)
+    return {question: sum(known) / len(known) for question, known in verdicts.items()}
+
+
+def _mean_length(samples: Sequence[Sample]) -> float | None:
+    return float(np.mean([sample.num_tokens for sample in samples])) if samples else None
+
+
+def funnel(
+    samples: Sequence[Sample], *, num_distinct: int, num_kept: int
+) -> dict[str, float | list[int] | None]:
+    """Metrics of one rollout, or of a whole pool, by name; None where nothing is there to average.
+
+    sampled >= finished >= parsed >= correct >= distinct >= kept; undecided stand beside.
+    """
+    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+    correct = [sample for sample in decided if sample.accepted]
+    rates = np.array(list(pass_rates(samples).values()))
+    histogram, _ = np.histogram(rates, bins=HISTOGRAM_BINS, range=(0.0, 1.0))
+    sampled_tokens = sum(sample.num_tokens for sample in samples)
+    accepted_tokens = sum(sample.num_tokens for sample in correct)
+    return {
+        "funnel/sampled": len(samples),
+        "funnel/finished": sum(sample.finished for sample in samples),
+        "funnel/parsed": sum(
+            sample.finished and is_parsed(Judgement(sample.verdict, sample.reason))
+            for sample in samples
+        ),
+        "funnel/correct": len(correct),
+        "funnel/distinct": num_distinct,
+        "funnel/kept": num_kept,
+        "funnel/undecided": len(samples) - len(decided),
+        "pass_rate": len(correct) / len(decided) if decided else None,
+        "questions/pass_rate_histogram": histogram.tolist(),
+        "questions/all_correct": float(np.mean(rates == 1.0)) if rates.size else None,
+        "questions/none_correct": float(np.mean(rates == 0.0)) if rates.size else None,
+        "lengths/correct": _mean_length(correct),
+        "lengths/incorrect": _mean_length([s for s in decided if not s.accepted]),
+        "lengths/truncated": _mean_length([s for s in samples if not s.finished]),
+        "cost/sampled_per_accepted_token": (
+            sampled_tokens / accepted_tokens if accepted_tokens else None
+        ),
+    }

@@ -1,0 +1,170 @@
+"""rollouts/: every sampled output of a run, one JSON object a line, one file a rollout; of a job of
+several processes one file for each of them.
+
+The log is data: RFT can be run from it (pool.from_rollouts), and the report browses it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from rft_jax.errors import DataError
+from rft_jax.io.jsonl import numbered_lines, parse_line
+from rft_jax.io.paths import Folder, folder_of, make, write_atomically
+from rft_jax.types import Question, Sample, Verdict
+
+_FIELDS = {
+    "question_id": int,
+    "sample_index": int,
+    "step": int,
+    "text": str,
+    "tokens": list,
+    "log_probs": list,
+    "finished": bool,
+    "verdict": str,
+    "reason": str,
+    "question": str,
+    "answer": str,
+    "seed": int,
+}
+
+
+class Writer(NamedTuple):
+    """Which process of how many writes; they are numbered from 0."""
+
+    process: int = 0
+    processes: int = 1
+
+
+_ALONE = Writer()
+
+
+def path_of(folder: Folder, step: int, writer: Writer = _ALONE) -> Folder:
+    """The file of one rollout, or a process's part of it."""
+    name = f"step-{step:06d}"
+    if writer.processes > 1:
+        name += f".{writer.process:03d}-of-{writer.processes:03d}"
+    return folder / f"{name}.jsonl"
+
+
+_NAME = re.compile(r"step-([0-9]+)(?:\.[0-9]+-of-([0-9]+))?\.jsonl")
+
+
+def _files(folder: Folder, pattern: str) -> dict[int, list[Folder]]:
+    """The files of each rollout that is whole, by step, in the order of processes."""
+    sets: dict[tuple[int, int], list[Folder]] = {}
+    for path in sorted(folder.glob(pattern)):
+        if found := _NAME.fullmatch(path.name):
+            sets.setdefault((int(found[1]), int(found[2] or 1)), []).append(path)
+    whole = [(step, paths) for (step, count), paths in sorted(sets.items()) if len(paths) == count]
+    return dict(reversed(whole))  # of several sets of a step the one of fewest processes
+
+
+def is_whole(folder: Folder, step: int) -> bool:
+    """Whether all of a rollout is there."""
+    return step in _files(folder, f"step-{step:06d}*.jsonl")
+
+
+def write(
+    folder: Folder,
+    step: int,
+    samples: Iterable[Sample],
+    questions: Sequence[Question],
+    *,
+    seed: int,
+    writer: Writer = _ALONE,
+) -> None:
+    """Write one rollout's file, whole or not at all; one from a killed attempt is replaced.
+
+    Process 0 removes what an attempt with another number of processes has left.
+    """
+    make(folder)
+    by_id = {question.id: question for question in questions}
+    path = path_of(folder, step, writer)
+    if writer.process == 0:
+        mine = {path_of(folder, step, Writer(n, writer.processes)) for n in range(writer.processes)}
+        for old in set(folder.glob(f"step-{step:06d}*.jsonl")) - mine:
+            old.unlink()
+    lines = []
+    for sample in samples:
+        question = by_id[sample.question_id]
+        facts = {"question": question.text, "answer": question.answer, "seed": seed}
+        lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(lines))
+
+
+def read_step(folder: Folder, step: int) -> list[tuple[Question, Sample]]:
+    """One rollout's samples, each with its question, one process's after the other's.
+
+    Raises DataError as `read` does.
+    """
+    files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [path_of(folder, step)])
+    return [pair for file in files for pair in read(file)]
+
+
+def read(path: Folder) -> list[tuple[Question, Sample]]:
+    """One rollout's samples, each with its question (without solution).
+
+    Raises DataError, naming file and line, for a damaged line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such rollout file; name a RUN/rollouts folder.")
+    pairs = []
+    for number, line in numbered_lines(path):
+        where = f"{path}:{number}"
+        row = parse_line(line, where, _FIELDS)
+        if row["verdict"] not in list(Verdict):
+            raise DataError(
+                f"{where}: field 'verdict' is {row['verdict']!r}, expected one of "
+                f"{', '.join(Verdict)}: remove the line."
+            )
+        tokens, log_probs = row["tokens"], row["log_probs"]
+        numbers = all(type(token) is int for token in tokens) and all(
+            type(log_prob) in (int, float) for log_prob in log_probs
+        )
+        if not numbers or len(tokens) != len(log_probs):
+            raise DataError(
+                f"{where}: 'tokens' and 'log_probs' must be equally many token ids and numbers: "
+                "remove the line."
+            )
+        question = Question(id=row["question_id"], text=row["question"], answer=row["answer"])
+        sample = Sample(
+            question_id=row["question_id"],
+            sample_index=row["sample_index"],
+            step=row["step"],
+            text=row["text"],
+            tokens=tuple(tokens),
+            log_probs=tuple(log_probs),
+            finished=row["finished"],
+            verdict=Verdict(row["verdict"]),
+            reason=row["reason"],
+        )
+        pairs.append((question, sample))
+    return pairs
+
+
+def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
+    """All samples of several runs' logs, in the order of folders and steps.
+
+    Raises DataError for a folder without rollouts, and when two logs use one question id for
+    different questions (they come from different sources and cannot be united).
+    """
+    pairs: list[tuple[Question, Sample]] = []
+    for folder in folders:
+        steps = _files(folder_of(folder), "step-*.jsonl")
+        if not steps:
+            raise DataError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
+        for step in sorted(steps):
+            pairs.extend(pair for file in steps[step] for pair in read(file))
+    seen: dict[int, str] = {}
+    for question, _ in pairs:
+        if seen.setdefault(question.id, question.text) != question.text:
+            raise DataError(
+                f"{', '.join(folders)}: question {question.id} stands for two different questions;"
+                " unite only logs of runs on one source."
+            )
+    return pairs

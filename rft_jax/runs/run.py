@@ -1,0 +1,157 @@
+"""A run from its settings to its loop: everything is checked and made before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rft_jax.checkpoint import integrity as checkpoint_health
+from rft_jax.checkpoint import manager as checkpoint
+from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
+from rft_jax.checkpoint.start import Start, load_start
+from rft_jax.config import Config
+from rft_jax.config.steps import Steps
+from rft_jax.data.stream import Position
+from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
+from rft_jax.distributed.mesh import make_mesh
+from rft_jax.distributed.signals import stop_on_signals
+from rft_jax.errors import CheckpointError
+from rft_jax.io.paths import Folder
+from rft_jax.observe.log import MetricsLog
+from rft_jax.observe.profiling import open_profiler, warn_of_done
+from rft_jax.observe.system import count_compilations
+from rft_jax.rollout.engine import Sampling, nowhere
+from rft_jax.runs import setup
+from rft_jax.runs.loop import Counters, Run, RunResult, loop
+from rft_jax.runs.utilization import meter
+from rft_jax.training import batch_filling as refill
+from rft_jax.training.optimizer import make_optimizer
+from rft_jax.training.state import fresh_state, make_layout
+from rft_jax.training.step import Updating
+from rft_jax.verification.open import open_verifiers
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    name: str,
+    experiment: Mapping[str, Config],
+    workdir: Folder,
+    profile: Steps | None = None,
+    at: Callable[[str], None] = nowhere,
+) -> RunResult:
+    """Carry out, or go on with, the run `name` of an experiment in WORKDIR/name.
+
+    Everything is checked before the first step. A finished run returns at once. A run killed at
+    any instant goes on from its last checkpoint and ends with the same bits. profile: steps to
+    trace; at: told where the run is. Every process of a job must call it.
+    Raises ValueError subclasses with one-line messages for whatever a user can mend.
+    """
+    config, folder = experiment[name], workdir / name
+    check_same_config(folder, config)
+    if from_main(f"{name} was finished", lambda: (folder / "finished.json").is_file()):
+        warn_of_done(folder, profile, done=config.steps)
+        return RunResult(0, True)
+    at(f"start of {name}")
+    by_main(f"{name} has a folder", lambda: setup.make_folder(folder))
+    mesh = make_mesh(config.mesh)
+    setup.check_devices(config, mesh)
+    if is_main():
+        setup.warn_of_fillers(name, config, mesh)
+    tokenizer = main_first(
+        f"{name} has a tokenizer", lambda: setup.ensure_tokenizer(config, workdir)
+    )
+    questions = setup.load_questions(config, tokenizer)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    vocab_size = setup.vocab_size(config.model, tokenizer)
+    layout = make_layout(config.model, mesh, optimizer, vocab_size)
+    by_main(
+        f"{name} keeps its policy", lambda: policy_files.keep(config, workdir, folder, tokenizer)
+    )
+    with contextlib.ExitStack() as stack:
+        signal = stack.enter_context(stop_on_signals())
+        compilations = stack.enter_context(count_compilations())
+        known = [*questions.train, *questions.validation]
+        verifier, evaluator = stack.enter_context(open_verifiers(config, known))
+        saved_in = folder / "checkpoints"
+        step = from_main(f"{name} goes on", lambda: checkpoint_health.recover(saved_in))
+        checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
+        saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step)
+        first = step or 0
+        with_kl = config.objective.kl_coefficient > 0
+        start = Start({}, None)
+        if with_kl or saved is None or config.model.lora_rank:
+            setup.check_same_tokenizer(config, workdir)
+            start = load_start(config, workdir, layout, folder)
+        by_main(f"{name} keeps its config", lambda: _keep_config(folder, config, mesh.size, first))
+        this = Run(
+            config=config,
+            folder=folder,
+            sampling=Sampling(
+                config.model, config.data, mesh, tokenizer, verifier, config.seed, at=at
+            ),
+            evaluator=evaluator,
+            questions=questions,
+            layout=layout,
+            updating=Updating(
+                config,
+                mesh,
+                optimizer,
+                vocab_size,
+                start.frozen,
+                # The update overwrites its state in place: the reference must be a copy.
+                jax.tree.map(jnp.copy, start.trained) if with_kl else None,
+                at,
+            ),
+            meter=meter(
+                config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size
+            ),
+            log=stack.enter_context(contextlib.closing(MetricsLog(folder, first)))
+            if is_main()
+            else None,
+            checkpoints=checkpoints,
+            compilations=compilations,
+            profiler=stack.enter_context(open_profiler(folder, profile, done=first)),
+            stopped=lambda: largest(signal()),
+            state=saved[1].state if saved else fresh_state(start.trained, optimizer, layout),
+            step=first,
+        )
+        if saved is not None:
+            _restore_host(this, saved[1].host)
+            logger.info("%s: going on from step %d", name, first)
+        return loop(this)
+
+
+def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:
+    """Write RUN/config.json; warn when a run with `done` steps behind it goes on elsewhere."""
+    device = jax.devices()[0].device_kind
+    change = moved(folder, config, device=device, num_devices=num_devices)
+    if change is not None and done:
+        logger.warning("%s: %s", folder.name, change)
+    save_config(folder, folder.name, config, device=device, num_devices=num_devices)
+
+
+def _restore_host(this: Run, host: Mapping[str, Any]) -> None:
+    """Position, counters and surplus as `_save` left them; CheckpointError (CheckpointError for the
+    surplus) when they are not."""
+    path = f"{this.folder}/checkpoints/{this.step}"
+    try:
+        this.position = Position(**host["position"])
+        this.counters = Counters(**host["counters"])
+        if this.config.refill is not None:
+            ids = {question.id for question in this.questions.train}
+            this.surplus = refill.from_json(
+                host.get("surplus"), this.config, step=this.step, question_ids=ids, source=path
+            )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: host holds {host}, which is no position and counters of this version: use "
+            "the version that wrote it, or start over with another --workdir."
+        ) from error
+    this.started -= this.counters.seconds

@@ -1,0 +1,196 @@
+"""Everything a run needs before its first step, checked before any work is done."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from rft_jax.checkpoint.provenance import load_config
+from rft_jax.config import Config, ModelConfig
+from rft_jax.data.prompts import check_lengths
+from rft_jax.data.sources import load
+from rft_jax.data.tokenizers import load as tokenizers
+from rft_jax.data.tokenizers.base import Tokenizer
+from rft_jax.data.tokenizers.sentencepiece_model import train
+from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
+from rft_jax.errors import ConfigError
+from rft_jax.hub.folder import locate
+from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
+from rft_jax.models import kernels
+from rft_jax.models.axes import logical_axes
+from rft_jax.models.transformer import abstract_params
+from rft_jax.rollout.engine import rows_for
+from rft_jax.types import Question
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a run by their use."""
+
+    train: tuple[Question, ...]
+    validation: tuple[Question, ...]
+    test: tuple[Question, ...]
+
+
+def make_folder(folder: Folder) -> None:
+    """UserError when a run's folder cannot be made or written to."""
+    with writing(folder):
+        make(folder)
+        if not in_bucket(folder) and not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def ensure_tokenizer(config: Config, workdir: Folder) -> Tokenizer:
+    """The run's tokenizer: loaded from its path, or WORKDIR/tokenizer.model, trained if missing."""
+    settings, path = config.tokenizer, tokenizer_path(config, workdir)
+    if settings.path:
+        return tokenizers.load(path)
+    if not path.exists():
+        texts = [
+            text
+            for question in load(settings.corpus, config.data.data_dir)
+            for text in (question.text, question.solution)
+            if text
+        ]
+        train(texts, path, settings.vocab_size)
+    tokenizer = tokenizers.load(path)
+    if tokenizer.vocab_size != settings.vocab_size:
+        raise ConfigError(
+            f"tokenizer.vocab_size is {settings.vocab_size} and {path} has "
+            f"{tokenizer.vocab_size} pieces: choose another --workdir or that size."
+        )
+    return tokenizer
+
+
+def tokenizer_path(config: Config, workdir: Folder) -> Folder:
+    """The file or folder of a run's tokenizer; one that `hf:` names on the hub is downloaded."""
+    path = config.tokenizer.path
+    if path.startswith("hf:"):
+        return locate(path.removeprefix("hf:"), weights=False)
+    return folder_of(path) if path else workdir / "tokenizer.model"
+
+
+def vocab_size(model: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Rows of the embedding; ConfigError when the tokenizer has more pieces."""
+    if model.vocab_size and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {model.vocab_size} and {tokenizer.path} has "
+            f"{tokenizer.vocab_size} pieces: use the model's own tokenizer."
+        )
+    return model.vocab_size or tokenizer.vocab_size
+
+
+def check_same_tokenizer(config: Config, workdir: Folder) -> None:
+    """ConfigError when the run that this one starts from has another tokenizer."""
+    kind, _, target = config.init_from.partition(":")
+    start = workdir / target if kind == "run" else folder_of(target)
+    if kind not in ("run", "workdir") or not (start / "config.json").is_file():
+        return
+    old = tokenizer_path(load_config(start), start.parent)
+    new = tokenizer_path(config, workdir)
+    before = _content(old)
+    if before and before != _content(new):
+        raise ConfigError(
+            f"init_from is {config.init_from}, whose tokenizer, {old}, is another than {new}: set "
+            "tokenizer.path to that of init_from."
+        )
+
+
+def _content(tokenizer: Folder) -> bytes:
+    """What tells tokenizers apart: the pieces, in a file or a Hugging Face folder; of one that is
+    gone, nothing."""
+    files = (tokenizer, tokenizer / "tokenizer.json", tokenizer / "tokenizer.model")
+    return next((file.read_bytes() for file in files if file.is_file()), b"")
+
+
+def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
+    """All questions of a run. Raises DataError for bad rows, and for those that are too long."""
+    data = config.data
+
+    def part(source: str, *, demonstrations: bool = False, first: int = 0) -> tuple[Question, ...]:
+        questions = load(source, data.data_dir) if source else ()
+        questions = questions[:first] if first else questions
+        check_lengths(
+            questions,
+            source=source,
+            data=data,
+            tokenizer=tokenizer,
+            demonstrations=demonstrations,
+        )
+        return questions
+
+    # RFT from a log of rollouts asks no questions.
+    from_log = config.pool is not None and bool(config.pool.from_rollouts)
+    evaluates = config.evaluation.every_steps > 0
+    questions = Questions(
+        train=() if from_log else part(data.train, demonstrations=config.method == "sft"),
+        validation=(
+            part(data.validation, first=config.evaluation.num_questions) if evaluates else ()
+        ),
+        test=part(data.test),
+    )
+    asked = config.rollout.questions_per_step if config.rollout else 0
+    if asked > len(questions.train):
+        raise ConfigError(
+            f"rollout.questions_per_step is {asked} and {data.train} has {len(questions.train)} "
+            "questions: ask at most that many in a step."
+        )
+    return questions
+
+
+def check_devices(config: Config, mesh: Mesh) -> None:
+    """Raises ConfigError when the model or the update's rows cannot be split over the mesh, when
+    jax would quietly compute in another type, or when the attention asked for is not to be had
+    here."""
+    if jax.dtypes.canonicalize_dtype(config.model.compute_dtype) != config.model.compute_dtype:
+        raise ConfigError(
+            "model.compute_dtype is float64, which jax computes in float32 by default: set "
+            "JAX_ENABLE_X64=1, or choose float32 or bfloat16."
+        )
+    _check_sizes(config, mesh)
+    kernel = config.model.attention
+    slots, platform = config.update.row_length, jax.default_backend()
+    reason = kernels.cannot(kernel, config.model, slots, platform)
+    if reason:
+        raise ConfigError(f"model.attention is {kernel}: {reason}; leave it at auto.")
+
+
+def warn_of_fillers(name: str, config: Config, mesh: Mesh) -> None:
+    """Say so when the mesh leaves rows of each rollout of the run `name` empty."""
+    if config.rollout is None:
+        return
+    asked, shards = config.rollout.questions_per_step, batch_size_divisor(mesh)
+    rows = rows_for(asked, asked, shards)
+    if rows != asked:
+        logger.warning(
+            "%s: rollout.questions_per_step is %d and a rollout is split over mesh.data x "
+            "mesh.fsdp, %d: %d of %d rows stay empty; ask %d questions for as much memory.",
+            name, asked, shards, rows - asked, rows, rows,
+        )  # fmt: skip
+
+
+def _check_sizes(config: Config, mesh: Mesh) -> None:
+    """ConfigError, one for all sizes that the mesh cannot split."""
+    wrong = []
+    # A vocabulary that only the tokenizer's file tells is checked with the layout.
+    vocab_size = config.model.vocab_size or config.tokenizer.vocab_size or mesh.shape["tensor"]
+    shapes = abstract_params(config=config.model, vocab_size=vocab_size)
+    try:
+        param_shardings(mesh, shapes, logical_axes(shapes))
+    except ConfigError as error:
+        wrong.append(str(error))
+    rows, divisor = config.update.rows_per_microbatch, batch_size_divisor(mesh)
+    if rows % divisor:
+        wrong.append(
+            f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x mesh.fsdp,"
+            f" {divisor}."
+        )
+    if wrong:
+        raise ConfigError(" ".join(wrong))

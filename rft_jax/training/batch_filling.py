@@ -1,0 +1,261 @@
+"""Refill: a step of Online RFT samples until N outputs are kept, or a cap is reached. No jax.
+
+**A step** samples rounds of rollout.questions_per_step questions from the stream, all with one
+policy and one `step` in the address of their keys. A question is asked once in a step: asked again
+it would give the same samples. After each round its verdicts are waited for, and the step goes on
+while fewer than N = refill.accepted outputs are kept by `selection` (dedupe and cap per question,
+over the whole step), one more round fits under refill.max_sampled, and a question is left to ask.
+A step samples at least one round: each update sees the policy it changes, and no step is without
+metrics.
+
+**The batch** holds at most N outputs: this step's in the order they were sampled, and then, where
+these do not suffice, outputs of earlier steps that are carried over, oldest first. A carried output
+counts towards N from the start, so it saves sampling; but it never takes the place of a fresh one.
+Selection looks at both together: no question exceeds its cap within a batch.
+
+**Surplus**, what is kept beyond N, is carried over with the step that sampled it, which is the
+version of the policy: while anything is carried, every step makes an update. At most
+refill.max_staleness updates lie between the policy that sampled an output and the one it trains;
+after that it is dropped. With 0, the default, nothing is carried and training is on-policy.
+kept + carried in = trained + carried out + dropped, in every step.
+
+**Cap reached**, or nothing left to ask: the step trains on what there is, a short batch. With
+nothing at all the update is skipped, as without refill.
+
+**Weights.** A kept output stands for D / K outputs: the D decided outputs of the step that sampled
+it over the K that were kept. `sampled` divides by what the batch stands for. Hence surplus that is
+dropped or carried takes its share of the rejected outputs with it, and the weights of an on-policy
+batch add up to K / D, as if all K were trained on; a batch with carried outputs is the mean of the
+estimates of several policies, each weighted by the outputs it stands for; and a step of one round
+with no surplus is a step without refill, bit by bit. `accepted_per_question` counts questions
+likewise; `accepted` divides by the outputs trained on.
+
+**Bias.** (a) Kept outputs come in proportion to pass rates, as in eq. 11: easy questions fill the
+batch, and the rounds that refill adds bring more of the same. (b) The stopping rule looks at what
+was accepted. Rounds with easy questions stop early and share their batch with few others, hard
+ones are diluted by the rounds after them: K / D is too large on average, by a factor of
+1 + O(1 / N) (one output a round, N = 1: it is -p log p / (1 - p) in place of p), and leans to easy
+questions. With `accepted` every batch pulls equally, so that an output sampled in a lucky step
+counts for more. (c) The one question that N cuts through loses outputs; as questions come in random
+order, the cut favours no other. (d) Carried outputs are of an older policy, and no importance
+weight corrects it. selection.max_per_question counters (a) and (b): an easy question fills no more
+than its cap, and the step goes on to other questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from rft_jax.config import Config
+from rft_jax.errors import CheckpointError
+from rft_jax.training.selection import select
+from rft_jax.types import Sample, Verdict
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A kept output that is not trained on yet.
+
+    sample: its step is the version of the policy; its log_probs are empty, as no policy of a later
+    step has them.
+    outputs: decided outputs of its step for each kept one (D / K).
+    questions: questions with a decided output in its step for each question with a kept one.
+    """
+
+    sample: Sample
+    outputs: float
+    questions: float
+
+
+Surplus = tuple[Carried, ...]
+"""What is carried from one step to the next, oldest first."""
+
+
+class Filled(NamedTuple):
+    """What a step trains on, and what it leaves.
+
+    trained: at most N outputs, this step's first; num_sampled: the decided outputs they stand for;
+    num_questions: the questions; surplus: for the next step; num_distinct, num_kept: of this
+    step's outputs; facts: metrics by name.
+    """
+
+    trained: list[Sample]
+    num_sampled: float
+    num_questions: float
+    surplus: Surplus
+    num_distinct: int
+    num_kept: int
+    facts: dict[str, int]
+
+
+class _Candidates(NamedTuple):
+    """This step's kept outputs, and the carried ones that selection keeps beside them."""
+
+    kept: list[Sample]
+    carried: list[Carried]
+    num_distinct: int
+
+
+def _candidates(samples: Sequence[Sample], surplus: Surplus, config: Config) -> _Candidates:
+    assert config.selection is not None
+    accepted = [sample for sample in samples if sample.accepted]
+    kept, num_distinct = select(accepted, config.selection)
+    # Selection keeps the first of several, so this step's stay as they are.
+    together, _ = select([*kept, *(one.sample for one in surplus)], config.selection)
+    chosen = {id(sample) for sample in together[len(kept) :]}
+    return _Candidates(kept, [one for one in surplus if id(one.sample) in chosen], num_distinct)
+
+
+def wants_another_round(
+    samples: Sequence[Sample], surplus: Surplus, config: Config, *, num_unasked: int
+) -> bool:
+    """Whether a step that has sampled `samples` so far goes on; never without refill.
+
+    num_unasked: questions of the whole set that the step has not asked.
+    """
+    if config.refill is None:
+        return False
+    assert config.rollout is not None
+    one_round = config.rollout.questions_per_step * config.rollout.samples_per_question
+    if not num_unasked or len(samples) + one_round > config.refill.max_sampled:
+        return False
+    kept, carried, _ = _candidates(samples, surplus, config)
+    return len(kept) + len(carried) < config.refill.accepted
+
+
+def fill(
+    samples: Sequence[Sample], surplus: Surplus, config: Config, *, step: int, num_rounds: int
+) -> Filled:
+    """The batch of a step that has sampled all of `samples`, and the surplus after it.
+
+    surplus: what the step before left, none of it older than refill.max_staleness.
+    """
+    assert config.refill is not None
+    most, max_staleness = config.refill.accepted, config.refill.max_staleness
+    kept, carried, num_distinct = _candidates(samples, surplus, config)
+    fresh, rest = kept[:most], kept[most:]
+    used, waiting = carried[: most - len(fresh)], carried[most - len(fresh) :]
+
+    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+    asked = len(_questions(decided))
+    num_sampled, num_questions = float(len(decided)), float(asked)
+    new: list[Carried] = []
+    if kept:
+        # Multiplied first: with no surplus these are whole numbers, exactly.
+        num_sampled = len(decided) * len(fresh) / len(kept)
+        num_questions = asked * len(_questions(fresh)) / len(_questions(kept))
+        each, each_question = len(decided) / len(kept), asked / len(_questions(kept))
+        new = [Carried(replace(one, log_probs=()), each, each_question) for one in rest]
+    num_sampled += sum(one.outputs for one in used)
+    counted = _questions(fresh)
+    for one in used:
+        if one.sample.question_id not in counted:
+            counted.add(one.sample.question_id)
+            num_questions += one.questions
+
+    left = tuple(one for one in (*waiting, *new) if step + 1 - one.sample.step <= max_staleness)
+    num_stale = sum(step + 1 - one.sample.step > max_staleness for one in waiting)
+    trained = [*fresh, *(one.sample for one in used)]
+    return Filled(
+        trained,
+        num_sampled,
+        num_questions,
+        left,
+        num_distinct,
+        len(kept),
+        {
+            "refill/rounds": num_rounds,
+            "refill/trained": len(trained),
+            "refill/trained_carried": len(used),
+            "refill/carried_in": len(surplus),
+            "refill/carried_out": len(left),
+            "refill/dropped_stale": num_stale,
+            "refill/dropped_surplus": (
+                len(surplus) + len(kept) - len(trained) - len(left) - num_stale
+            ),
+            "refill/cap_reached": int(len(trained) < most),
+        },
+    )
+
+
+def _questions(samples: Sequence[Sample]) -> set[int]:
+    return {sample.question_id for sample in samples}
+
+
+def to_json(surplus: Surplus) -> list[dict[str, Any]]:
+    """The surplus as a checkpoint holds it; `from_json` gives it back exactly."""
+    return [
+        {"outputs": one.outputs, "questions": one.questions}
+        | {name: value for name, value in asdict(one.sample).items() if name in _FIELDS}
+        for one in surplus
+    ]
+
+
+_FIELDS: Mapping[str, type] = {
+    "question_id": int,
+    "sample_index": int,
+    "step": int,
+    "text": str,
+    "tokens": list,
+    "finished": bool,
+    "reason": str,
+    "outputs": float,
+    "questions": float,
+}
+"""What is saved of a Carried; every one is correct and has no log-probs."""
+
+
+def from_json(
+    values: object, config: Config, *, step: int, question_ids: Collection[int], source: str
+) -> Surplus:
+    """The surplus that the checkpoint named `source`, of `step` steps, holds.
+
+    Raises CheckpointError for what is no surplus, an output that is too old under
+    refill.max_staleness or of the future, and a question that the data do not have.
+    """
+    assert config.refill is not None
+    if not isinstance(values, list):
+        raise _error(source, f"surplus is {values!r}, expected a list")
+    restored = []
+    for number, value in enumerate(values):
+        where = f"surplus[{number}]"
+        if not isinstance(value, dict) or set(value) != set(_FIELDS):
+            raise _error(source, f"{where} must have the fields {', '.join(_FIELDS)} alone")
+        for name, kind in _FIELDS.items():
+            if type(value[name]) is not kind:
+                raise _error(source, f"{where}.{name} is {value[name]!r}, expected {kind.__name__}")
+        fields = dict(value)
+        tokens, outputs, questions = (fields.pop(n) for n in ("tokens", "outputs", "questions"))
+        if not tokens or not all(type(token) is int for token in tokens):
+            raise _error(source, f"{where}.tokens is {tokens}, expected token ids")
+        if not (1 <= outputs < math.inf and 1 <= questions < math.inf):
+            raise _error(
+                source,
+                f"{where} stands for {outputs} outputs and {questions} questions, expected at "
+                "least 1 of each",
+            )
+        sample = Sample(**fields, tokens=tuple(tokens), log_probs=(), verdict=Verdict.CORRECT)
+        if not 1 <= step - sample.step <= config.refill.max_staleness:
+            raise _error(
+                source,
+                f"{where} is of step {sample.step}, to be trained on in step {step} or later, and "
+                f"refill.max_staleness is {config.refill.max_staleness}",
+            )
+        if sample.question_id not in question_ids:
+            raise _error(
+                source,
+                f"{where} answers question {sample.question_id}, which {config.data.train} does "
+                "not have",
+            )
+        restored.append(Carried(sample, outputs, questions))
+    return tuple(restored)
+
+
+def _error(source: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: {found}: bring back the data or the version that wrote it, or start over with "
+        "another --workdir."
+    )

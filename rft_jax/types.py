@@ -1,0 +1,170 @@
+"""What flows through a run: facts of the host about questions and outputs, and device pytrees.
+
+Importing it loads neither jax nor numpy. Shape letters, the one list of them: B samples, Q questions, G samples
+per question, P prompt length, T completion length, S positions, L layers, N query heads, K
+key/value heads, H head width, D model width, F MLP width, V vocabulary; M micro-batches of an
+update, R packed rows of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import Bool, Float, Int
+
+
+class Verdict(enum.StrEnum):
+    """What the verifier says of one output; I(o) = 1 only for CORRECT.
+
+    UNDECIDED (a timeout, a crash) is neither: it is masked out of the loss and of every pass rate.
+    """
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question q with its reference answer.
+
+    id: row number in its source, unique within one source and stable between runs.
+    text: the question as the source states it.
+    answer: the bare reference answer, e.g. `72` (what follows the last `####`).
+    solution: the worked demonstration that ends in the answer, or None where the source has none.
+    """
+
+    id: int
+    text: str
+    answer: str
+    solution: str | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reason, e.g. (INCORRECT, "no answer")."""
+
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled output o and all that is known of it.
+
+    step: the rollout that sampled it; with question_id and sample_index the address of its keys.
+    tokens: the completion, EOS included when there is one.
+    log_probs: log pi(o_t | q, o_<t) of the sampling distribution, in nats, one per token.
+    finished: True when the output ended with EOS; False when it was cut at the length limit.
+    """
+
+    question_id: int
+    sample_index: int
+    step: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+    verdict: Verdict
+    reason: str
+
+    @property
+    def accepted(self) -> bool:
+        """I(o) = 1."""
+        return self.verdict is Verdict.CORRECT
+
+    @property
+    def num_tokens(self) -> int:
+        """|o|."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Remote(Sample):
+    """What other processes know of an output that is not trained on: its text and tokens, empty
+    here, stay with the process that verified it.
+
+    length: its tokens; reason: the first characters of it.
+    """
+
+    length: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """|o|."""
+        return self.length
+
+
+class Decoded(NamedTuple):
+    """What one call of the sampler had to do.
+
+    prompts: tokens of each question's prompt. outputs: tokens of each output, EOS included, those
+    of a question together. steps: that the decode loop ran, summed over the shards of the batch.
+    """
+
+    prompts: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    steps: int
+
+
+Params = Any
+"""A nested dict of float arrays: the parameters of a policy."""
+
+
+class Prompts(NamedTuple):
+    """Right-padded prompts of Q questions.
+
+    lengths: real tokens of each row; ids: question ids, -1 for a row that only fills the shape.
+    """
+
+    tokens: Int[Array, "Q P"]
+    lengths: Int[Array, "Q"]
+    ids: Int[Array, "Q"]
+
+
+class Completions(NamedTuple):
+    """G outputs for each of Q prompts.
+
+    tokens: completion tokens, EOS included, zero after `lengths`.
+    log_probs: log-probability in nats of each token under the sampling distribution, zero after
+        `lengths`; entropies: of that distribution, in nats, likewise.
+    finished: whether the output ended with EOS.
+    """
+
+    tokens: Int[Array, "Q G T"]
+    log_probs: Float[Array, "Q G T"]
+    entropies: Float[Array, "Q G T"]
+    lengths: Int[Array, "Q G"]
+    finished: Bool[Array, "Q G"]
+
+
+class PackedBatch(NamedTuple):
+    """Sequences (prompt + output) packed into rows; slot s of a row predicts targets[s].
+
+    segments: number of the sequence within its row from 1; 0 marks padding.
+    weights: the objective is sum(weights * log_probs): GC(q, o, t) / |o| over the denominator at
+        output tokens, 0 elsewhere.
+    kl_weights: the same for the KL term; sampler_log_probs: what the sampler reported.
+    num_microbatches: micro-batches in use; the rest of M is padding and is not computed.
+    """
+
+    inputs: Int[Array, "M R S"]
+    targets: Int[Array, "M R S"]
+    positions: Int[Array, "M R S"]
+    segments: Int[Array, "M R S"]
+    weights: Float[Array, "M R S"]
+    kl_weights: Float[Array, "M R S"]
+    sampler_log_probs: Float[Array, "M R S"]
+    num_microbatches: Int[Array, ""]
+
+
+class TrainState(NamedTuple):
+    """What an update changes. step: updates made so far."""
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer: Any

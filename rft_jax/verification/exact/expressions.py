@@ -1,0 +1,375 @@
+"""Reads a short answer in LaTeX or plain mathematics, exactly and fast, without sympy.
+
+`parse_expression` reads values (`algebra.py`) and what is built from them (`structures.py`), and
+`same` compares two of them. What is malformed, has two readings, or is over a bound is None: it is
+left to the next layer, never guessed. Units and degrees are dropped, so `5\\text{ cm}` is 5.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rft_jax.verification.exact.algebra import (
+    Expression,
+    Unreadable,
+    Value,
+    add,
+    equal,
+    generator,
+    is_letter,
+    names,
+    negate,
+)
+from rft_jax.verification.exact.arithmetic import Arithmetic
+from rft_jax.verification.exact.latex_tokens import END, tokens_of
+from rft_jax.verification.exact.structures import (
+    INFINITY,
+    SETS,
+    Based,
+    Equation,
+    Group,
+    Inequality,
+    Interval,
+    Member,
+    Percent,
+    Word,
+    interval_of,
+    same,
+)
+
+__all__ = ["Expression", "parse_expression", "same"]
+
+MAX_CHARACTERS = 2_000
+MAX_ITEMS = 64
+"""Most items of a list: comparing two in any order takes the square of it."""
+
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf)\s*\{([^{}\\$]*)\}")
+_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ \-'][A-Za-z]+)*")
+_ENGLISH = frozenset({"no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "all", "any"})
+"""Words so short that they could be products."""
+_LETTERS = re.compile("[A-Za-z]+")
+_SEPARATING = re.compile(r"\b(?:and|or|infinity)\b")
+_RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "approx"})
+_OPENINGS = {"(": 1, "[": 1, "{": 1, "{{": 1, ")": -1, "]": -1, "}": -1, "}}": -1}
+_NAME_KINDS = frozenset({"name", "(", ")", "|", ":", ",", "text", "number", "frac", "{", "}"})
+"""What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
+_ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
+
+
+def parse_expression(text: str) -> Expression | None:
+    """What the whole text says, or None where this layer does not read it."""
+    if len(text) > MAX_CHARACTERS:
+        return None
+    try:
+        return _parse(text)
+    except Unreadable:
+        return None
+
+
+def _parse(text: str) -> Expression:
+    text = text.strip()
+    if text.startswith("$") and text.endswith("$") and len(text) > 1:
+        text = text.strip("$").strip()
+    text = text.removesuffix(".")
+    if whole := _TEXT.fullmatch(text):
+        inner = whole[1].strip()
+        if len(inner) > 1 and _WORDS.fullmatch(inner):
+            return Word(_folded(inner), None)
+        return _parse(inner)
+    if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
+        longest = max(map(len, _LETTERS.findall(text)))
+        if longest > 3 or "-" not in text:  # xy-z is a difference
+            return Word(_folded(text), _product(text) if longest <= 3 else None)
+    return _Reader(tokens_of(text)).answer()
+
+
+def _product(text: str) -> Value | None:
+    """What a short word means when its letters are factors, as in `xy`, or None."""
+    if len(text) > 6 or text.casefold() in _ENGLISH:
+        return None
+    return _Reader(tokens_of(text)).only_value()
+
+
+def _folded(words: str) -> str:
+    return " ".join(words.casefold().split())
+
+
+class _Reader(Arithmetic):
+    """Reads structures; inside them, arithmetic."""
+
+    def answer(self) -> Expression:
+        """The whole text: one item, or a list of several."""
+        items = self._items(bare=True, split=True)
+        if not self.at_end():
+            raise Unreadable
+        return items[0] if len(items) == 1 else _shared_name(items)
+
+    def only_value(self) -> Value | None:
+        """The value the whole text is, or None."""
+        try:
+            value = self.value()
+        except Unreadable:
+            return None
+        return value if self.at_end() else None
+
+    def _items(self, *, bare: bool, split: bool) -> list[Expression]:
+        """Items up to a closing bracket or the end; `bare` ones may be relations, and where
+        `split`, one with `\\pm` is two."""
+        items: list[Expression] = []
+        separators = set()
+        while True:
+            items += self._split(bare) if split else [self._side()]
+            if len(items) > MAX_ITEMS:
+                raise Unreadable
+            if self.kind not in (",", ";"):
+                break
+            while self.kind in (",", ";"):  # `1, \\text{ and } 2`
+                separators.add(self.kind)
+                self.at += 1
+        if len(separators) > 1:
+            raise Unreadable
+        return items
+
+    def _split(self, bare: bool) -> list[Expression]:
+        start, sign, has_sign = self.at, self.sign, self.has_sign
+        items = []
+        self.has_sign = False
+        for self.sign in (1, -1):
+            self.at = start
+            items.append(self._chain() if bare else self._side())
+            if not self.has_sign:
+                break
+        self.sign, self.has_sign = sign, has_sign
+        return items
+
+    def _chain(self) -> Expression:
+        """Sides with relations between them."""
+        name = self._name()
+        left = self._name_value() if name else self._side()
+        relations: list[str] = []
+        sides: list[Expression] = []
+        while self.kind in _RELATIONS:
+            relation = self.kind
+            self.at += 1
+            side = self._side()
+            if relation == "approx" and relations:  # x = 1/3 \\approx 0.3: what is exact counts
+                break
+            relations.append(relation)
+            sides.append(side)
+        if not relations:
+            assert left is not None
+            return left
+        if set(relations) <= {"=", "approx"}:
+            return _equation(name, left, sides[-1])
+        if relations == ["in"] and name:
+            if isinstance(sides[0], Value) and SETS.isdisjoint(names(sides[0])):
+                raise Unreadable
+            return Member(name, sides[0])
+        if left is None:
+            raise Unreadable
+        return _inequality([left, *sides], relations)
+
+    def _name(self) -> str:
+        """What is named left of the first relation, such as `x`, `f(x)`, `|AB|`, or empty."""
+        at, depth = self.at, 0
+        words = []
+        while (token := self.tokens[at])[0] not in _RELATIONS:
+            kind = token[0]
+            depth += _OPENINGS.get(kind, 0)
+            if kind not in _NAME_KINDS or (kind == "," and not depth):
+                return ""
+            words.append(token[1] or kind)
+            at += 1
+        letters = [word for word in words if word not in ("(", ")", "|", ":", ",", "{", "}")]
+        if not letters or letters[0][0] in ".0123456789" or set(letters) == {"frac"}:
+            return ""
+        product = len(letters) > 1 and len(letters) == len(words)
+        if (product or "frac" in letters) and not all(
+            letter.isupper() or letter == "frac" for letter in letters
+        ):  # xy = 6 names nothing
+            return ""
+        return "".join(words)
+
+    def _name_value(self) -> Value | None:
+        """Step over a name; its value where it is one letter."""
+        token = self.tokens[self.at]
+        one = token[0] == "name" and self.tokens[self.at + 1][0] in _RELATIONS
+        while self.kind not in _RELATIONS:
+            self.at += 1
+        return generator(token[1]) if one else None
+
+    def _side(self) -> Expression:
+        """One side of a relation: a union, a ratio, a structure or a value with its unit."""
+        first = self._part()
+        if self.kind == "cup":
+            pieces = [first]
+            while self.take("cup"):
+                pieces.append(self._part())
+            if not all(isinstance(piece, Interval | Group) for piece in pieces):
+                raise Unreadable
+            return Group("union", pieces)
+        if self.kind == ":":
+            parts = [first]
+            while self.take(":"):
+                parts.append(self._part())
+            if not all(isinstance(part, Value) for part in parts):
+                raise Unreadable
+            return Group("ratio", parts)
+        return first
+
+    def _part(self) -> Expression:
+        kind = self.kind
+        found: Expression
+        if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
+            self.at += 1  # `\left[\begin{array}` is a matrix in brackets
+            found = self._matrix()
+            self.expect(")" if kind == "(" else "]")
+        elif kind == "{{" or (kind in ("(", "[", "{") and self._has_items()):
+            found = self._brackets(kind)
+        elif self.tokens[self.at] == ("name", "RR"):
+            self.at += 1
+            found = interval_of(negate(generator(INFINITY)), generator(INFINITY), False, False)
+        elif kind == "matrix":
+            found = self._matrix()
+        elif kind == "infinity" or (
+            kind in ("+", "-") and self.tokens[self.at + 1][0] == "infinity"
+        ):
+            found = generator(INFINITY)
+            if kind != "infinity":
+                self.at += 1
+                found = negate(found) if kind == "-" else found
+            self.at += 1
+        elif self._is_based():
+            found = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
+            self.at += 2
+        else:
+            found = self._quantity()
+        if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
+            raise Unreadable
+        return found
+
+    def _is_based(self) -> bool:
+        kind, text = self.tokens[self.at]
+        after, base = END if self.at_end() else self.tokens[self.at + 1]
+        if kind != "number" or after != "base":
+            return False
+        valid = text.isdigit() and base.isdigit() and 2 <= int(base) <= 36
+        if not valid or any(int(digit) >= int(base) for digit in text):
+            raise Unreadable
+        return True
+
+    def _quantity(self) -> Expression:
+        """A value with what may stand around it: `\\$`, a percent sign, a unit."""
+        self.take("$")
+        value = self.value()
+        self.take("$")
+        if self.take("%"):
+            return Percent(value)
+        while self.take("text") or (self.kind == "/" and self.tokens[self.at + 1][0] == "text"):
+            if self.take("^") and not self.take("number"):
+                self.expect("{")
+                self.expect("number")
+                self.expect("}")
+            self.take("/")
+        return value
+
+    def _has_items(self) -> bool:
+        """Whether the bracket that opens here has a separator of its own or closes otherwise."""
+        depth = 0
+        opening = self.kind
+        for kind, _ in self.tokens[self.at :]:
+            depth += _OPENINGS.get(kind, 0)
+            if depth == 1 and kind in (",", ";"):
+                return True
+            if not depth:
+                return (opening, kind) in (("(", "]"), ("[", ")"))
+        raise Unreadable
+
+    def _brackets(self, opening: str) -> Expression:
+        self.deeper()
+        self.at += 1
+        if opening == "{{" and self.take("}}"):
+            self.depth -= 1
+            return generator("∅")
+        items = self._items(bare=False, split=opening[0] == "{")
+        closing = self.kind
+        self.at += 1
+        self.depth -= 1
+        if (opening, closing) in (("{{", "}}"), ("{", "}")):
+            return Group("set", items)
+        if (opening, closing) == ("(", ")"):
+            return Group("tuple", items)
+        if (opening, closing) == ("[", "]") and len(items) != 2:
+            return Group("list", items)
+        if len(items) == 2 and opening in "([" and closing in (")", "]"):
+            return interval_of(items[0], items[1], opening == "[", closing == "]")
+        raise Unreadable
+
+    def _matrix(self) -> Expression:
+        edge = self.tokens[self.at][1].removeprefix("begin")
+        self.at += 1
+        rows: list[Expression] = []
+        entries: list[Expression] = []
+        while True:
+            entries.append(self._side())
+            if self.take("&"):
+                continue
+            rows.append(Group("row", entries))
+            entries = []
+            self.take("row")
+            if self.kind == "matrix":
+                break
+        self.expect("matrix")
+        return Group("determinant" if edge in "vV" and edge else "matrix", rows)
+
+
+def _equation(name: str, left: Expression | None, right: Expression) -> Expression:
+    value = left if isinstance(left, Value) else None
+    if name:
+        return Equation(name, value, right)
+    if value is None or not isinstance(right, Value):
+        raise Unreadable
+    if equal(value, right):  # 2 + 3 = 5
+        return right
+    if letter := _letter(right):  # 5 = x
+        return Equation(letter, right, value)
+    if not any(is_letter(found) for found in names(value) | names(right)):
+        raise Unreadable  # 2 = 3
+    return Equation("", value, right)
+
+
+def _letter(value: Value) -> str:
+    """The one letter a value is, or empty."""
+    found = names(value)
+    letter = min(found) if len(found) == 1 else ""
+    return letter if letter and is_letter(letter) and value == generator(letter) else ""
+
+
+def _inequality(sides: list[Expression], relations: list[str]) -> Expression:
+    parts = []
+    for left, relation, right in zip(sides, relations, sides[1:], strict=False):
+        if not isinstance(left, Value) or not isinstance(right, Value):
+            raise Unreadable
+        if INFINITY in names(left) | names(right):
+            raise Unreadable
+        if relation in ("<", "<="):
+            left, right = right, left
+        elif relation not in (">", ">=", "!="):
+            raise Unreadable
+        parts.append((add(left, negate(right)), relation.replace("<", ">")))
+    found = set().union(*(names(part) for part, _ in parts))
+    if not any(is_letter(name) or name[0] == "#" for name in found):
+        raise Unreadable
+    return Inequality(parts)
+
+
+def _shared_name(items: list[Expression]) -> Expression:
+    """A list; in `x = 1, 2` the name is that of all of it."""
+    first, *rest = items
+    if (
+        isinstance(first, Equation)
+        and first.name
+        and not any(isinstance(item, Equation | Inequality | Member) for item in rest)
+    ):
+        return Equation(first.name, None, Group("set", [first.right, *rest]))
+    return Group("set", items)

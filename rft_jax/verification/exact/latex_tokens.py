@@ -1,0 +1,239 @@
+"""Splits LaTeX or plain mathematics into tokens: pairs of a kind and a text.
+
+Spacing and sizes (`\\,`, `\\left`) are dropped, and notations that mean the same become one token:
+`\\cdot`, `\\times` and `×` are `*`. Anything unknown is refused (`Unreadable`), Unicode digits too.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rft_jax.verification.exact.algebra import Unreadable
+from rft_jax.verification.exact.functions import NAMES
+
+MAX_TOKENS = 1_000
+
+Token = tuple[str, str]
+"""(kind, text): a text has what is a number, name, function, index or words; else it is empty."""
+
+END: Token = ("end", "")
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space>[ \t\r\n~]+ | \\[,!;:\ ] | \\q?quad(?![a-zA-Z])
+      | \\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z]))
+  | (?P<thousands>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?)
+  | (?P<number>[0-9]{1,3}(?:(?:\{,\\?!?\}|,?\\!|,\\,|\\,)\ ?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
+      | [0-9]+(?:\.[0-9]+)? | \.[0-9]+)
+  | (?P<fraction>\\[cdt]?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
+  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|operatorname)\s*
+      \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
+  | (?P<field>\\mathbb\s*\{?[A-Z]\}?)
+  | (?P<matrix>\\(?P<edge>begin|end)\s*\{(?P<shape>[bBpvV]?matrix|array)\}(?:\{[clr|]*\})?)
+  | (?P<command>\\[a-zA-Z]+)
+  | (?P<escaped>\\[\\{}%$])
+  | (?P<letters>[a-zA-Z]+)
+  | (?P<index>_\s*(?:\{\s*(?P<long>[A-Za-z0-9]+)\s*\}|(?P<short>[A-Za-z0-9])))
+  | (?P<symbol><=|>=|!=|\*\*|[-+*/^!()\[\]{}|,;:&%$=<>])
+    """,
+    re.VERBOSE,
+)
+_UNICODE = str.maketrans(
+    {
+        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "√": r"\sqrt ",
+        "π": r"\pi ", "∞": r"\infty ", "≤": "<=", "≥": ">=", "≠": "!=", "±": r"\pm ", "∓": r"\mp ",
+        "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "²": "^{2}", "³": "^{3}", "½": r"\frac12 ",
+        "\u00a0": " ", "≈": r"\approx ", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
+        "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    }
+)  # fmt: skip
+_GREEK = frozenset(
+    {
+        "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
+        "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau",
+        "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta",
+        "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell",
+    }
+)  # fmt: skip
+_COMMANDS: dict[str, Token] = {
+    "cdot": ("*", ""), "times": ("*", ""), "ast": ("*", ""), "div": ("/", ""),
+    "pi": ("name", "π"), "infty": ("infinity", ""), "pm": ("pm", ""), "mp": ("mp", ""),
+    "sqrt": ("sqrt", "latex"), "frac": ("frac", ""), "dfrac": ("frac", ""), "tfrac": ("frac", ""),
+    "cfrac": ("frac", ""), "binom": ("binom", ""), "dbinom": ("binom", ""), "tbinom": ("binom", ""),
+    "le": ("<=", ""), "leq": ("<=", ""), "leqslant": ("<=", ""), "lt": ("<", ""),
+    "ge": (">=", ""), "geq": (">=", ""), "geqslant": (">=", ""), "gt": (">", ""),
+    "ne": ("!=", ""), "neq": ("!=", ""), "approx": ("approx", ""), "in": ("in", ""),
+    "cup": ("cup", ""), "degree": ("degree", ""), "circ": ("circ", ""), "lbrace": ("{{", ""),
+    "rbrace": ("}}", ""), "lfloor": ("floor", ""), "rfloor": ("end floor", ""),
+    "lceil": ("ceil", ""), "rceil": ("end ceil", ""), "lvert": ("|", ""), "rvert": ("|", ""),
+    "vert": ("|", ""), "mid": ("|", ""), "langle": ("(", ""), "rangle": (")", ""),
+    "emptyset": ("name", "∅"), "varnothing": ("name", "∅"), "imath": ("name", "i"),
+    "percent": ("%", ""), "lbrack": ("[", ""), "rbrack": ("]", ""),
+}  # fmt: skip
+_ESCAPED: dict[str, Token] = {
+    r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""),
+    r"\\": ("row", ""),
+}  # fmt: skip
+_WORDS: dict[str, Token] = {
+    "sqrt": ("sqrt", "plain"), "pi": ("name", "π"), "and": (",", ""), "or": (",", ""),
+    "infinity": ("infinity", ""), "percent": ("%", ""), "pct": ("%", ""),
+    "percentage": ("%", ""),
+}  # fmt: skip
+_UNITS = frozenset(
+    {
+        "mm", "cm", "dm", "km", "kg", "mg", "mL", "ml", "ft", "in", "lb", "lbs", "oz", "mph",
+        "kmh", "inch", "inches", "foot", "feet", "yard", "yards", "mile", "miles", "meter",
+        "meters", "metre", "metres", "gram", "grams", "liter", "liters", "second", "seconds",
+        "sec", "minute", "minutes", "min", "hour", "hours", "hr", "day", "days", "week",
+        "weeks", "month", "months", "year", "years", "degree", "degrees", "deg", "dollar",
+        "dollars", "cent", "cents", "unit", "units", "square", "cubic", "sq", "people",
+        "students", "ways", "points",
+    }
+)  # fmt: skip
+_NO_UNIT = frozenset(
+    {
+        "or", "and", "not", "no", "more", "less", "fewer", "greater", "least", "most", "than", "if",
+        "when", "except", "to", "about", "approximately", "from", "between", "over", "under", "up",
+        "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "pi",
+        "thirds", "quarters", "percent", "squared", "cubed", "times", "plus", "minus", "negative",
+    }
+)  # fmt: skip
+"""Words that change what a number says: `5 \\text{ or more}`."""
+_UNIT_LETTERS = "mgLshdJNWVK"
+"""In `\\text{}` after a number or a unit: a unit. Elsewhere they are letters."""
+_SYMBOLS: dict[str, Token] = {
+    symbol: (symbol, "") for symbol in (*"-+*/^!()[]{}|,;:&%$=<>", "<=", ">=", "!=")
+} | {"**": ("^", "")}  # fmt: skip
+_WORD_TEXT = re.compile(r"\s*[A-Za-z][A-Za-z .\-/'°]*")
+_LETTER_TEXT = re.compile(r"\s*\(?\s*([A-Za-z])\s*\)?\s*\.?\s*")
+
+
+def tokens_of(text: str) -> list[Token]:
+    """The tokens of a text, END last."""
+    if not text.isascii():
+        text = text.translate(_UNICODE)
+    found: list[Token] = []
+    at, size, depth = 0, len(text), 0
+    while at < size:
+        match = _TOKEN.match(text, at)
+        if match is None or len(found) > MAX_TOKENS:
+            raise Unreadable
+        at = match.end()
+        kind = match.lastgroup
+        # The last group that took part is the outer one: it closes last.
+        if kind == "space":
+            continue
+        if kind == "symbol":
+            token = _SYMBOLS[match[0]]
+            if token[0] in "([":
+                depth += 1
+            elif token[0] in ")]":
+                depth -= 1
+            found.append(token)
+        elif kind == "number":
+            found.append(("number", re.sub(r"[^0-9.]", "", match[0])))
+        elif kind == "letters":
+            _add_letters(match[0], found)
+        elif kind == "command":
+            _add_command(match[0][1:], found)
+        elif kind == "thousands":
+            _add_thousands(match[0], depth, found)
+        elif kind == "escaped":
+            found.append(_ESCAPED[match[0]])
+            depth += {r"\{": 1, r"\}": -1}.get(match[0], 0)
+        elif kind == "text":
+            _add_text(match["words"], found)
+        elif kind == "fraction":
+            digit = [("{", ""), ("number", match["over"]), ("}", "")]
+            under = [("{", ""), ("number", match["under"]), ("}", "")] if match["under"] else []
+            found += [("frac", ""), *digit, *under]
+        elif kind == "index":
+            _add_index(match["long"] or match["short"], found)
+        elif kind == "field":
+            found.append(("name", match[0][-2:].strip("{}")[-1] * 2))
+        else:
+            edge = match["edge"] + ("" if match["shape"] == "array" else match["shape"][0])
+            found.append(("matrix", edge))
+    found.append(END)
+    return found
+
+
+def _add_letters(word: str, found: list[Token]) -> None:
+    if word in NAMES:
+        found.append(("function", word))
+    elif word == "U" and found and found[-1][0] in (")", "]", "}}"):
+        found.append(("cup", ""))
+    elif word in _WORDS:
+        found.append(_WORDS[word])
+    elif word in _UNITS:
+        found.append(("text", word))
+    elif len(word) <= 3:
+        found += [("name", letter) for letter in word]
+    else:
+        raise Unreadable
+
+
+def _add_command(name: str, found: list[Token]) -> None:
+    token = _COMMANDS.get(name)
+    if token is None:
+        if name in NAMES:
+            token = ("function", name)
+        elif name in _GREEK:
+            token = ("name", "\\" + name)
+        else:
+            raise Unreadable
+    found.append(token)
+
+
+def _add_thousands(text: str, depth: int, found: list[Token]) -> None:
+    """`1,000` is a number, but within brackets a comma separates: `(1,100)` is a pair."""
+    if depth <= 0:
+        found.append(("number", text.replace(",", "")))
+        return
+    first, *rest = text.split(",")
+    found.append(("number", first))
+    for group in rest:
+        if group[0] == "0":  # `(1,000)`: neither a pair nor surely a number
+            raise Unreadable
+        found += [(",", ""), ("number", group)]
+
+
+def _add_text(words: str, found: list[Token]) -> None:
+    """`\\text{...}`: a separator, a letter, or words, which are a unit or a name."""
+    plain = words.strip(" ,")
+    if plain in ("and", "or"):
+        found.append((",", ""))
+        return
+    if plain in NAMES:
+        found.append(("function", plain))
+        return
+    if plain in _WORDS:
+        found.append(_WORDS[plain])
+        return
+    if not _NO_UNIT.isdisjoint(plain.casefold().split()):
+        raise Unreadable
+    letter = _LETTER_TEXT.fullmatch(words)
+    measured = found and found[-1][0] in ("number", "}", ")")
+    per = len(found) > 1 and found[-1][0] == "/" and found[-2][0] == "text"
+    if letter and letter[1] in _UNIT_LETTERS and (measured or per):
+        found.append(("text", letter[1]))
+    elif letter:
+        found.append(("name", letter[1]))
+    elif _WORD_TEXT.fullmatch(words):
+        found.append(("text", " ".join(words.split())))
+    elif words.strip():
+        raise Unreadable
+
+
+def _add_index(index: str, found: list[Token]) -> None:
+    if not found:
+        raise Unreadable
+    kind, text = found[-1]
+    if kind == "name" and "_" not in text:
+        found[-1] = ("name", f"{text}_{index}")
+    elif kind == "number" and index.isdigit():
+        found.append(("base", index))
+    elif (kind, text) == ("function", "log"):
+        found.append(("index", index))
+    else:
+        raise Unreadable

@@ -1,0 +1,154 @@
+"""The verifiers of a run: made from its settings, tried on known answers, watched as it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+
+from rft_jax.config import Config
+from rft_jax.errors import VerifierError
+from rft_jax.types import Judgement, Question, Verdict
+from rft_jax.verification.compare import may_be_equal
+from rft_jax.verification.extract import FORMS
+from rft_jax.verification.limits import Limits
+from rft_jax.verification.pool import Item, VerifierPool
+from rft_jax.verification.rules import RANDOM, VerifierSpec
+
+CANARY_QUESTIONS = 256
+"""Questions whose known answers are judged before the first step, evenly spread over the data."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_verifiers(
+    config: Config, questions: Sequence[Question]
+) -> Iterator[tuple[VerifierPool, VerifierPool]]:
+    """The pools that judge in training and in evaluations (often one), tried on known answers."""
+    with contextlib.ExitStack() as stack:
+        training = evaluation = stack.enter_context(
+            VerifierPool(training_spec(config), limits_of(config))
+        )
+        try_verifier(training, questions, config)
+        if (spec := evaluation_spec(config)) is not None:
+            evaluation = stack.enter_context(VerifierPool(spec, limits_of(config)))
+            try_verifier(evaluation, questions, config)
+        yield training, evaluation
+
+
+def limits_of(config: Config) -> Limits:
+    """The limits of a run's verifier processes."""
+    settings = config.verification
+    return Limits(
+        workers=settings.workers,
+        timeout_seconds=settings.timeout_seconds,
+        memory_mb=settings.memory_mb,
+        max_characters=settings.max_characters,
+    )
+
+
+def training_spec(config: Config) -> VerifierSpec:
+    """The verifier that decides I(o)."""
+    settings = config.verification
+    return VerifierSpec(
+        name=settings.verifier,
+        comparison=settings.comparison,
+        checks=settings.checks,
+        random_rate=settings.random_rate,
+    )
+
+
+def evaluation_spec(config: Config) -> VerifierSpec | None:
+    """The verifier of evaluations, or None where it is that of training."""
+    if not config.evaluation.verifier:
+        return None
+    return VerifierSpec(config.evaluation.verifier, config.verification.comparison)
+
+
+def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Config) -> None:
+    """The canary: judge answers known to be right and known to be wrong, made of the data.
+
+    Right: a question's own solution (or its answer in the rule's form, see verification.canary);
+    wrong: that of another question with another answer. Raises VerifierError when the verifier
+    disagrees with any. A function of the user's is tried on solutions only: its form is not known.
+    """
+    mode, name = config.verification.canary, pool.name
+    if mode == "off" or name == RANDOM:
+        return
+    stride = max(1, len(questions) // CANARY_QUESTIONS)
+    chosen = questions[::stride][:CANARY_QUESTIONS]
+    known = [
+        (question, output) for question in chosen if (output := _known_output(question, name, mode))
+    ]
+    if not known:
+        logger.warning(
+            "verification.canary: %s cannot be tried on known answers, as no question has a "
+            "solution",
+            name,
+        )
+        return
+    right = [Item(question.answer, output, True) for question, output in known]
+    wrong = [
+        Item(question.answer, output, True)
+        for (question, _), (other, output) in zip(known, known[1:] + known[:1], strict=True)
+        if not may_be_equal(other.answer, question.answer)
+    ]
+    judged = pool.verify(right + wrong)
+    _require_agreement("right", right, judged[: len(right)], Verdict.CORRECT, pool)
+    _require_agreement("wrong", wrong, judged[len(right) :], Verdict.INCORRECT, pool)
+
+
+def watch_undecided(undecided: float, sampled: float, config: Config, where: str) -> None:
+    """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided."""
+    share = undecided / sampled if sampled else 0.0
+    settings = config.verification
+    text = (
+        f"{where}: {share:.1%} of {sampled:g} outputs are undecided (timeouts, crashes, too long "
+        "or references that the verifier does not understand); they are left out of training and "
+        "of every rate. rollouts/ has each one's reason."
+    )
+    if share > settings.stop_undecided:
+        raise VerifierError(
+            f"{text} That is above verification.stop_undecided, {settings.stop_undecided}: mend "
+            "the verifier or raise the bound."
+        )
+    if share > settings.warn_undecided:
+        logger.warning("%s", text)
+
+
+def _known_output(question: Question, verifier: str, mode: str) -> str:
+    """An output that reaches the question's answer, or an empty text where none is known."""
+    if mode == "solutions" and question.solution:
+        return question.solution
+    form = FORMS.get(verifier)
+    return form.format(answer=question.answer) if form else ""
+
+
+def _require_agreement(
+    kind: str,
+    items: Sequence[Item],
+    judged: Sequence[Judgement],
+    expected: Verdict,
+    pool: VerifierPool,
+) -> None:
+    pairs = [
+        (item, judgement)
+        for item, judgement in zip(items, judged, strict=True)
+        # A demonstration may fail a check (a miscalculation in the data): the answer was right.
+        if judgement.verdict is not expected and not judgement.reason.startswith("failed ")
+    ]
+    if not pairs:
+        return
+    item, judgement = pairs[0]
+    raise VerifierError(
+        f"verification.verifier is {pool.name!r}: of {len(items)} outputs of the data known to be "
+        f"{kind}, {len(pairs)} are judged otherwise. The first, {_end(item.output)!r} with the "
+        f"reference {_end(item.reference)!r}, is {judgement.verdict} ({judgement.reason}). Choose "
+        "the rule that reads such answers, or set verification.canary to 'answers' if the model "
+        "states its answer in another form than the data does, to 'off' if it cannot be known."
+    )
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= 80 else "..." + text[-77:]

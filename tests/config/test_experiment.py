@@ -1,0 +1,411 @@
+"""Experiment files and overrides: what they give, and the one line each mistake gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rft_jax.config import (
+    CheckpointConfig,
+    Config,
+    ModelConfig,
+    PoolConfig,
+    RefillConfig,
+    TokenizerConfig,
+    VerificationConfig,
+)
+from rft_jax.config import experiment as experiments
+from rft_jax.config.experiment import load, override, parse_options, print_help
+from rft_jax.config.serialize import (
+    build,
+    check_types,
+    field_types,
+    flatten,
+    replace_fields,
+    suggest,
+)
+from rft_jax.errors import ConfigError
+
+HEADER = "import tiny\n\ndef experiment():\n"
+
+
+@pytest.fixture(autouse=True)
+def _same_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "study.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# Loading
+
+
+def test_load_gives_the_runs_in_order(tmp_path: Path) -> None:
+    experiment = load(written(tmp_path, HEADER + "    return tiny.experiment()\n"))
+    assert list(experiment) == ["sft", "rft", "online_rft"]
+    assert experiment == tiny.experiment()
+
+
+def test_load_sees_a_file_just_rewritten(tmp_path: Path) -> None:
+    path = written(tmp_path, HEADER + "    return {'sft': tiny.sft(steps=3)}\n")
+    assert load(path)["sft"].steps == 3
+    path.write_text(path.read_text().replace("steps=3", "steps=4"), encoding="utf-8")
+    assert load(path)["sft"].steps == 4
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_experiment_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_study.py").write_text("STEPS = 7\n", encoding="utf-8")
+    text = "import neighbour_of_study as n\n" + HEADER
+    experiment = load(written(tmp_path, text + "    return {'sft': tiny.sft(steps=n.STEPS)}\n"))
+    assert experiment["sft"].steps == 7
+
+
+def test_an_experiment_defines_dataclasses(tmp_path: Path) -> None:
+    text = (
+        "from __future__ import annotations\nimport dataclasses\nimport tiny\n"
+        "@dataclasses.dataclass\nclass Setting:\n    steps: int = 5\n"
+        "def experiment():\n    return {'sft': tiny.sft(steps=Setting().steps)}\n"
+    )
+    assert load(written(tmp_path, text))["sft"].steps == 5
+
+
+def test_missing_file_with_a_near_one(tmp_path: Path) -> None:
+    near = written(tmp_path, "")
+    missing = tmp_path / "studi.py"
+    message = refusal(lambda: load(missing))
+    assert message == f"experiment file {missing} does not exist; did you mean {near}?"
+
+
+def test_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_text("{}", encoding="utf-8")
+    message = refusal(lambda: load(path))
+    assert message == f"{path} is not an experiment: a Python file, NAME.py, is expected."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef experiment(:\n", "{path}:2: invalid syntax (syntax error)."),
+        (
+            "x = 1\n",
+            "{path} has no function experiment(): define it to return the named runs.",
+        ),
+        ("import tiny\ntiny.sft(steps=0)\n", "{path}:2: steps is 0: a run makes at least one "
+         "update."),
+        (HEADER + "    return {}['a']\n", "{path}:4: KeyError: 'a'"),
+        (HEADER + "    raise ValueError('one\\ntwo')\n", "{path}:4: ValueError: one two"),
+        (
+            HEADER + "    return [tiny.sft()]\n",
+            "{path}: experiment() returned list: a dict of named Configs is expected.",
+        ),
+        (
+            HEADER + "    return {}\n",
+            "{path}: experiment() returned no run: at least one is expected.",
+        ),
+        (
+            HEADER + "    return {'sft-1': tiny.sft()}\n",
+            "{path}: run name 'sft-1' is not an identifier: letters, digits and _ are expected.",
+        ),
+        (
+            HEADER + "    return {'plots': tiny.sft()}\n",
+            "{path}: run name plots is the report's folder of figures: choose another.",
+        ),
+        (
+            HEADER + "    return {'sft': tiny.model()}\n",
+            "{path}: run sft is of type ModelConfig: Config is expected.",
+        ),
+        (
+            HEADER + "    return {'sftt': tiny.sft(), 'rft': tiny.rft()}\n",
+            "{path}: rft: init_from is 'run:sft', which names no earlier run; did you mean sftt?",
+        ),
+        (
+            HEADER + "    return {'rft': tiny.rft(), 'sft': tiny.sft()}\n",
+            "{path}: rft: init_from is 'run:sft', which names no earlier run.",
+        ),
+        (
+            HEADER + "    rft = tiny.rft(model=tiny.model(d_model=8))\n"
+            "    return {'sft': tiny.sft(), 'rft': rft}\n",
+            "{path}: rft: model.d_model is 8 but 16 in run sft, which it starts from: set both "
+            "alike.",
+        ),
+        (
+            HEADER + "    import dataclasses\n    sft = tiny.sft()\n"
+            "    other = dataclasses.replace(sft.tokenizer, vocab_size=300)\n"
+            "    return {'sft': sft, 'wide': tiny.sft(tokenizer=other)}\n",
+            "{path}: wide: tokenizer.vocab_size is 300 but 284 in run sft: an experiment trains "
+            "one tokenizer; set both alike.",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    assert refusal(lambda: load(path)) == message.format(path=path)
+
+
+def test_unknown_field_in_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "from rft_jax.config import MeshConfig\nMeshConfig(tensors=2)\n")
+    found = refusal(lambda: load(path))
+    assert found.startswith(f"{path}:2: TypeError: ")
+    assert "'tensors'" in found
+
+
+def test_precision_and_remat_may_differ_from_the_start() -> None:
+    changed = tiny.model(compute_dtype="bfloat16", remat="full")
+    experiments.check(tiny.experiment() | {"rft": tiny.rft(model=changed)})
+
+
+# Types
+
+
+def replaced(config: Config, name: str, value: Any) -> Config:
+    """`config` with a field of any type whatever, past the checks of its class."""
+    section, dot, field = name.partition(".")
+    copy = object.__new__(Config)
+    for item in dataclasses.fields(Config):
+        object.__setattr__(copy, item.name, getattr(config, item.name))
+    if dot:
+        inner = object.__new__(type(getattr(config, section)))
+        for item in dataclasses.fields(inner):
+            object.__setattr__(inner, item.name, getattr(getattr(config, section), item.name))
+        object.__setattr__(inner, field, value)
+        object.__setattr__(copy, section, inner)
+    else:
+        object.__setattr__(copy, name, value)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("steps", "3", "steps is '3': a value of type int is expected."),
+        ("steps", True, "steps is True: a value of type int is expected."),
+        ("model.d_model", 16.0, "model.d_model is 16.0: a value of type int is expected."),
+        ("optimizer.b1", "0.9", "optimizer.b1 is '0.9': a number is expected."),
+        ("data.train", Path("a"), f"data.train is {Path('a')!r}: a value of type str is expected."),
+        ("pool.from_rollouts", "a", "pool.from_rollouts is 'a': a tuple of strings is expected."),
+        ("method", "rtf", "method is 'rtf': one of sft, rft, online_rft is expected; "
+         "did you mean rft?"),
+        ("model", None, "model is None: a ModelConfig is expected."),
+        ("rollout", 3, "rollout is 3: a RolloutConfig is expected."),
+    ],
+)  # fmt: skip
+def test_ill_typed_field_is_refused(name: str, value: Any, message: str) -> None:
+    config = replaced(tiny.rft(), name, value)
+    assert refusal(lambda: check_types(config)) == message
+    if name != "method":
+        text = refusal(lambda: experiments.check({"sft": tiny.sft(), "rft": config}))
+        assert text == f"rft: {message}"
+
+
+def test_an_int_is_a_number() -> None:
+    check_types(replaced(tiny.rft(), "optimizer.learning_rate", 1))
+
+
+# Fields
+
+
+@pytest.mark.parametrize("config", tiny.experiment().values(), ids=tiny.experiment().keys())
+def test_build_is_the_inverse_of_asdict_through_json(config: Config) -> None:
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_build_restores_tuples() -> None:
+    config = tiny.rft(pool=PoolConfig(from_rollouts=("a", "b")), rollout=None)
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stepz": 1}, "stepz is not a field; did you mean steps?"),
+        ({"model": {"wings": 2}}, "model.wings is not a field."),
+        ({"model": {}}, "model.num_layers is missing: every field is needed."),
+        ({"model": 3}, "model is 3: the fields of a section are expected."),
+        ({"model": None}, "model is None: the fields of a section are expected."),
+        ({"steps": "3"}, "steps is '3': a value of type int is expected."),
+        ({"steps": 0}, "steps is 0: a run makes at least one update."),
+    ],
+)
+def test_build_refuses(change: dict[str, Any], message: str) -> None:
+    values = dataclasses.asdict(tiny.sft()) | change
+    assert refusal(lambda: build(values)) == message
+
+
+def test_build_of_what_was_saved_before_a_section_was() -> None:
+    values = dataclasses.asdict(tiny.online_rft())
+    del values["refill"]
+    assert build(values) == tiny.online_rft()
+
+
+def test_every_field_is_flattened_once() -> None:
+    config = tiny.rft()
+    values = flatten(config)
+    missing = ["refill.accepted", "refill.max_sampled", "refill.max_staleness"]
+    assert [name for name in field_types() if name not in missing] == [
+        name for name in values if name != "refill"
+    ]
+    assert replace_fields(config, values) == config
+    refill = RefillConfig(accepted=3, max_sampled=16)
+    assert [name for name in flatten(tiny.online_rft(refill=refill)) if name in missing] == missing
+    assert flatten(tiny.sft())["rollout"] is None
+
+
+def test_suggest() -> None:
+    assert suggest("stpes", ["steps", "seed"]) == "; did you mean steps?"
+    assert suggest("zzz", ["steps", "seed"]) == "."
+
+
+# Overrides
+
+
+def changed(*args: str) -> dict[str, Config]:
+    return override(tiny.experiment(), args)
+
+
+def test_no_override_changes_nothing() -> None:
+    assert changed() == tiny.experiment()
+
+
+def test_overrides_of_every_type() -> None:
+    runs = changed(
+        "--sft.steps", "7",
+        "--sft.optimizer.learning-rate", "1e-3",
+        "--sft.mesh.data=2",
+        "--sft.mesh.fsdp", "-1",
+        "--rft.selection.dedupe", "text",
+        "--online-rft.seed=5",
+        "--sft.data.prompt_template=--{question}=",
+        "--rft.model.compute_dtype", "bfloat16",
+    )  # fmt: skip
+    assert runs["sft"].steps == 7
+    assert runs["sft"].optimizer.learning_rate == 1e-3
+    assert (runs["sft"].mesh.data, runs["sft"].mesh.fsdp) == (2, -1)
+    assert runs["sft"].data.prompt_template == "--{question}="
+    assert runs["rft"].selection is not None
+    assert runs["rft"].selection.dedupe == "text"
+    assert runs["rft"].model.compute_dtype == "bfloat16"
+    assert runs["online_rft"].seed == 5
+    assert runs["online_rft"].steps == 3
+
+
+def test_override_of_a_bool_in_all_runs() -> None:
+    names = [f"--{name}.model.tie_embeddings" for name in tiny.experiment()]
+    runs = changed(*(part for name in names for part in (name, "True")))
+    assert all(config.model.tie_embeddings is True for config in runs.values())
+
+
+def test_override_of_a_tuple() -> None:
+    pool = PoolConfig(from_rollouts=("old",))
+    experiment = tiny.experiment() | {"rft": tiny.rft(pool=pool, rollout=None)}
+    runs = override(experiment, ["--rft.pool.from_rollouts", "a", "b c"])
+    assert runs["rft"].pool == PoolConfig(from_rollouts=("a", "b c"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--sft.stepz", "3"], "unknown option --sft.stepz; did you mean --sft.steps?"),
+        (["--stf.steps", "3"], "unknown option --stf.steps; did you mean --sft.steps?"),
+        (["--sft.learning_rate", "1"],
+         "unknown option --sft.learning_rate; did you mean --sft.optimizer.learning_rate?"),
+        (["--sft.rolout.temperature", "1"],
+         "unknown option --sft.rolout.temperature; did you mean --rft.rollout.temperature?"),
+        (["--sft.model", "big"],
+         "--sft.model is a section: name one of its fields, such as --sft.model.num_layers."),
+        (["--sft.rollout.temperature", "1"],
+         "--sft.rollout.temperature does nothing: run sft (method sft) has no section rollout."),
+        (["--sft.steps", "three"], "--sft.steps is 'three': INT is expected."),
+        (["--sft.steps", "1e3"], "--sft.steps is '1e3': INT is expected."),
+        (["--sft.optimizer.b1", "x"], "--sft.optimizer.b1 is 'x': FLOAT is expected."),
+        (["--sft.model.tie_embeddings", "true"],
+         "--sft.model.tie_embeddings is 'true': {True,False} is expected; did you mean True?"),
+        (["--sft.model.remat", "ful"],
+         "--sft.model.remat is 'ful': {none,dots,full} is expected; did you mean full?"),
+        (["--sft.steps"], "--sft.steps takes one value, found none."),
+        (["--sft.steps", "1", "2"], "--sft.steps takes one value, found 2: 1 2."),
+        (["--sft.steps=1", "--sft.steps=2"], "--sft.steps is given twice: give it once."),
+        (["sft.steps", "3"],
+         "unexpected argument 'sft.steps': options are written --NAME value."),
+        (["--sft.steps", "0"], "sft: steps is 0: a run makes at least one update."),
+        (["--rft.model.head_dim", "7"],
+         "rft: model.head_dim is 7: rotary embeddings need an even width."),
+        (["--sft.model.d_model", "32"],
+         "rft: model.d_model is 16 but 32 in run sft, which it starts from: set both alike."),
+        (["--rft.init_from", "run:sfd"],
+         "rft: init_from is 'run:sfd', which names no earlier run; did you mean sft?"),
+    ],
+)  # fmt: skip
+def test_bad_override_is_refused_in_one_line(args: list[str], message: str) -> None:
+    assert refusal(lambda: changed(*args)) == message
+
+
+def test_options_take_what_follows_them() -> None:
+    options = parse_options(["--a-b", "1", "-2", "--c=x=y", "--d"])
+    assert [(o.name, o.values) for o in options] == [
+        ("a_b", ("1", "-2")),
+        ("c", ("x=y",)),
+        ("d", ()),
+    ]
+
+
+@given(value=st.floats(min_value=1e-12, max_value=1e3))
+def test_every_learning_rate_survives_its_text(value: float) -> None:
+    rate = changed(f"--sft.optimizer.learning_rate={value!r}")["sft"].optimizer.learning_rate
+    assert rate == value
+
+
+def test_every_field_can_be_overridden_by_its_own_text() -> None:
+    experiment = {"sft": tiny.sft(), "rft": tiny.rft()}
+    for run, config in experiment.items():
+        for name, value in flatten(config).items():
+            if name in field_types():
+                values = value if isinstance(value, tuple) else (str(value),)
+                option = experiments.Option(f"{run}.{name}", values)
+                assert experiments.apply_options(experiment, [option]) == experiment
+
+
+def test_help_lists_every_field_with_its_doc(capsys: pytest.CaptureFixture[str]) -> None:
+    print_help(tiny.experiment(), usage="rft-jax run EXPERIMENT", description="About it.")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: rft-jax run EXPERIMENT")
+    assert "About it." in text
+    for run, config in tiny.experiment().items():
+        for name in flatten(config):
+            assert (f"--{run}.{name} " in text) == (name in field_types())
+    assert "Peak learning rate. (default: 0.0001)" in text
+    assert "--sft.rollout" not in text
+
+
+def test_help_shows_the_values_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny.sft(
+        checkpoint=CheckpointConfig(every_steps=17),
+        verification=VerificationConfig(timeout_seconds=3.25),
+        model=ModelConfig(mlp_dim=91),
+        tokenizer=TokenizerConfig(path="my.model"),
+    )
+    print_help({"sft": config}, usage="x", description="y")
+    text = capsys.readouterr().out
+    for value in ("17", "3.25", "91", "my.model"):
+        assert f"(default: {value})" in " ".join(text.replace("│", " ").split())

@@ -1,0 +1,412 @@
+"""Malformed settings: each is refused with one line that names the field, the value, the remedy."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+import rft_jax.config
+from rft_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PoolConfig,
+    RefillConfig,
+    RolloutConfig,
+    SelectionConfig,
+    TokenizerConfig,
+    UpdateConfig,
+    VerificationConfig,
+)
+from rft_jax.config.serialize import section_types
+from rft_jax.errors import ConfigError
+
+MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
+    "template without question": (
+        lambda: DataConfig(train="a", validation="b", prompt_template="Q:"),
+        "data.prompt_template is 'Q:': it must hold {question} once.",
+    ),
+    "template with two questions": (
+        lambda: DataConfig(train="a", validation="b", prompt_template="{question}{question}"),
+        "data.prompt_template is '{question}{question}': it must hold {question} once.",
+    ),
+    "no room for a prompt": (
+        lambda: DataConfig(train="a", validation="b", max_prompt_tokens=0),
+        "data.max_prompt_tokens is 0: it must be at least 1.",
+    ),
+    "no room for an output": (
+        lambda: DataConfig(train="a", validation="b", max_completion_tokens=-1),
+        "data.max_completion_tokens is -1: it must be at least 1.",
+    ),
+    "system message of a text": (
+        lambda: DataConfig(train="a", validation="b", system="Be brief."),
+        "data.system does nothing under data.prompt_format=text: remove it or set "
+        "data.prompt_format to chat.",
+    ),
+    "tokenizer of nowhere": (
+        lambda: TokenizerConfig(path="hf:"),
+        "tokenizer.path is 'hf:': a folder or ORG/NAME must follow it.",
+    ),
+    "tokenizer loaded and trained": (
+        lambda: TokenizerConfig(path="t.model", corpus="jsonl:a"),
+        "tokenizer.corpus and tokenizer.vocab_size train a new tokenizer and do nothing beside "
+        "tokenizer.path: remove them or the path.",
+    ),
+    "tokenizer from nothing": (
+        lambda: TokenizerConfig(),
+        "tokenizer.path and tokenizer.corpus are both empty: name a tokenizer or a source to train "
+        "one on.",
+    ),
+    "tokenizer too small": (
+        lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=260),
+        "tokenizer.vocab_size is 260: it must exceed 260 (256 byte pieces and 4 special ones).",
+    ),
+    "no layers": (
+        lambda: ModelConfig(num_layers=0),
+        "model.num_layers is 0: it must be at least 1.",
+    ),
+    "heads not divided": (
+        lambda: ModelConfig(num_heads=4, num_kv_heads=3),
+        "model.num_kv_heads is 3: it must divide model.num_heads, 4.",
+    ),
+    "odd head": (
+        lambda: ModelConfig(head_dim=7),
+        "model.head_dim is 7: rotary embeddings need an even width.",
+    ),
+    "date that is none": (
+        lambda: DataConfig(train="a", validation="b", prompt_format="chat", date="26 Jul 2024"),
+        "data.date is '26 Jul 2024': a date is expected, YYYY-MM-DD.",
+    ),
+    "date without a chat": (
+        lambda: DataConfig(train="a", validation="b", date="2024-07-26"),
+        "data.date does nothing under data.prompt_format=text: remove it or set data.prompt_format "
+        "to chat.",
+    ),
+    "window of nothing else": (
+        lambda: ModelConfig(sliding_window=1),
+        "model.sliding_window is 1: it must be 0 (none) or at least 2.",
+    ),
+    "global layers without a window": (
+        lambda: ModelConfig(global_every=6),
+        "model.global_every does nothing without model.sliding_window: remove it.",
+    ),
+    "local base without a window": (
+        lambda: ModelConfig(local_rope_theta=1e4),
+        "model.local_rope_theta does nothing without model.sliding_window: remove it.",
+    ),
+    "no base": (
+        lambda: ModelConfig(rope_theta=0.0),
+        "model.rope_theta is 0.0: it must be a positive number.",
+    ),
+    "scaling by nothing": (
+        lambda: ModelConfig(rope_scaling="linear"),
+        "model.rope_factor is 1.0: it must be above 1 with a model.rope_scaling, and does nothing "
+        "without.",
+    ),
+    "scaling without its length": (
+        lambda: ModelConfig(rope_scaling="llama3", rope_factor=8.0),
+        "model.rope_original_positions is 0: it must be at least 1 with "
+        "model.rope_scaling=llama3, and does nothing without.",
+    ),
+    "turns the wrong way round": (
+        lambda: ModelConfig(
+            rope_scaling="llama3", rope_factor=8.0, rope_original_positions=64, rope_low_turns=5.0
+        ),
+        "model.rope_low_turns and model.rope_high_turns are 5.0 and 4.0: with "
+        "model.rope_scaling=llama3 the second must be the larger; they do nothing without.",
+    ),
+    "adapters of nothing": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0),
+        "model.lora_targets is (): it is needed with a model.lora_rank, and does nothing without.",
+    ),
+    "scale of no adapters": (
+        lambda: ModelConfig(lora_alpha=16.0),
+        "model.lora_alpha is 16.0: it is needed with a model.lora_rank, and does nothing without.",
+    ),
+    "adapters of norms": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0, lora_targets=("q_proj",)),
+        "model.lora_targets names 'q_proj': query, key, value, output, gate, up, down can be "
+        "named.",
+    ),
+    "adapters twice": (
+        lambda: ModelConfig(lora_rank=8, lora_alpha=16.0, lora_targets=("up", "up")),
+        "model.lora_targets is ['up', 'up']: name each matrix once.",
+    ),
+    "adapters from nothing": (
+        lambda: tiny.sft(model=tiny.model(lora_rank=8, lora_alpha=16.0, lora_targets=("up",))),
+        "model.lora_rank is 8 and init_from is random: adapters need a model to adapt; name it as "
+        "run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+    ),
+    "mesh axis of no device": (
+        lambda: MeshConfig(fsdp=0),
+        "mesh.fsdp is 0: it must be a positive size, or -1 to be inferred.",
+    ),
+    "two inferred axes": (
+        lambda: MeshConfig(data=-1, tensor=-1),
+        "mesh.data and mesh.tensor are both -1: only one axis can be inferred.",
+    ),
+    "rollout without questions": (
+        lambda: RolloutConfig(questions_per_step=0),
+        "rollout.questions_per_step is 0: it must be at least 1.",
+    ),
+    "greedy rollout": (
+        lambda: RolloutConfig(temperature=0.0),
+        "rollout.temperature is 0.0: training samples need a positive, finite temperature (greedy "
+        "outputs explore nothing).",
+    ),
+    "infinite temperature": (
+        lambda: RolloutConfig(temperature=float("inf")),
+        "rollout.temperature is inf: training samples need a positive, finite temperature (greedy "
+        "outputs explore nothing).",
+    ),
+    "empty pool": (
+        lambda: PoolConfig(),
+        "pool.rollout_steps is 0 and pool.from_rollouts is []: give exactly one of them.",
+    ),
+    "pool from both": (
+        lambda: PoolConfig(rollout_steps=2, from_rollouts=("a",)),
+        "pool.rollout_steps is 2 and pool.from_rollouts is ['a']: give exactly one of them.",
+    ),
+    "negative cap": (
+        lambda: SelectionConfig(max_per_question=-1),
+        "selection.max_per_question is -1: 0 (no cap) or more is needed.",
+    ),
+    "negative KL": (
+        lambda: ObjectiveConfig(kl_coefficient=-0.1),
+        "objective.kl_coefficient is -0.1: 0 or more is needed.",
+    ),
+    "empty rows": (
+        lambda: UpdateConfig(row_length=0),
+        "update.row_length is 0: it must be at least 1.",
+    ),
+    "negative sequences": (
+        lambda: UpdateConfig(sequences_per_step=-1),
+        "update.sequences_per_step is -1: it must be 0 or more.",
+    ),
+    "learning rate not a number": (
+        lambda: OptimizerConfig(learning_rate=float("nan")),
+        "optimizer.learning_rate is nan: it must be a positive number.",
+    ),
+    "final fraction of a constant": (
+        lambda: OptimizerConfig(final_fraction=0.1),
+        "optimizer.final_fraction does nothing under a constant schedule: remove it or choose "
+        "cosine or linear.",
+    ),
+    "negative clipping": (
+        lambda: OptimizerConfig(clip_norm=-1.0),
+        "optimizer.clip_norm is -1.0: it must be 0 or more.",
+    ),
+    "no decay of moments": (
+        lambda: OptimizerConfig(b2=1.0),
+        "optimizer.b2 is 1.0: it must lie in [0, 1).",
+    ),
+    "no verifier process": (
+        lambda: VerificationConfig(workers=0),
+        "verification.workers is 0: it must be at least 1.",
+    ),
+    "no time to verify": (
+        lambda: VerificationConfig(timeout_seconds=0.0),
+        "verification.timeout_seconds is 0.0: it must be positive.",
+    ),
+    "negative period": (
+        lambda: EvaluationConfig(every_steps=-1),
+        "evaluation.every_steps is -1: it must be 0 or more.",
+    ),
+    "empty evaluation batch": (
+        lambda: EvaluationConfig(questions_per_batch=0),
+        "evaluation.questions_per_batch is 0: it must be at least 1.",
+    ),
+    "greedy evaluation samples": (
+        lambda: EvaluationConfig(temperature=0.0),
+        "evaluation.temperature is 0.0: it must be positive (greedy accuracy is always measured).",
+    ),
+    "no checkpoint kept": (
+        lambda: CheckpointConfig(keep=0),
+        "checkpoint.keep is 0: it must be at least 1.",
+    ),
+    "negative time between saves": (
+        lambda: CheckpointConfig(every_minutes=-1.0),
+        "checkpoint.every_minutes is -1.0: 0 (never) or more is needed.",
+    ),
+    "endless time between saves": (
+        lambda: CheckpointConfig(every_minutes=float("inf")),
+        "checkpoint.every_minutes is inf: 0 (never) or more is needed.",
+    ),
+    "fewer than no best": (
+        lambda: CheckpointConfig(keep_best=-1),
+        "checkpoint.keep_best is -1: it must be 0 or more.",
+    ),
+    "best of nothing": (
+        lambda: tiny.sft(checkpoint=CheckpointConfig(keep_best=1)),
+        "checkpoint.keep_best is 1 and no step is evaluated, as evaluation.every_steps is 0 and "
+        "steps is 3: evaluate, or remove checkpoint.keep_best.",
+    ),
+    "best of the start alone": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(every_steps=1, keep_best=1),
+            evaluation=EvaluationConfig(every_steps=4),
+        ),
+        "checkpoint.keep_best is 1 and no step is evaluated, as evaluation.every_steps is 4 and "
+        "steps is 3: evaluate, or remove checkpoint.keep_best.",
+    ),
+    "best of what is not saved": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(every_steps=2, keep_best=2),
+            evaluation=EvaluationConfig(every_steps=1),
+        ),
+        "checkpoint.keep_best is 2 and not every step that is evaluated is saved: "
+        "evaluation.every_steps, 1, must be a multiple of checkpoint.every_steps, 2.",
+    ),
+    "no steps": (
+        lambda: tiny.sft(steps=0),
+        "steps is 0: a run makes at least one update.",
+    ),
+    "negative seed": (
+        lambda: tiny.sft(seed=-1),
+        "seed is -1: it must lie between 0 and 2147483647.",
+    ),
+    "unknown start": (
+        lambda: tiny.sft(init_from="sft"),
+        "init_from is 'sft': it must be random, run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+    ),
+    "start without a name": (
+        lambda: tiny.rft(init_from="run:"),
+        "init_from is 'run:': it must be random, run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+    ),
+    "rollout missing": (
+        lambda: tiny.online_rft(rollout=None),
+        "rollout is missing: method online_rft needs it.",
+    ),
+    "rollout under sft": (
+        lambda: tiny.sft(rollout=RolloutConfig()),
+        "rollout does nothing under method sft: remove it.",
+    ),
+    "rollout beside a log": (
+        lambda: tiny.rft(pool=PoolConfig(from_rollouts=("runs/a/rft/rollouts",))),
+        "rollout does nothing under method rft from a rollout log: remove it.",
+    ),
+    "pool missing": (
+        lambda: tiny.rft(pool=None),
+        "pool is missing: method rft needs it.",
+    ),
+    "pool under online_rft": (
+        lambda: tiny.online_rft(pool=PoolConfig(rollout_steps=1)),
+        "pool does nothing under method online_rft: remove it.",
+    ),
+    "selection missing": (
+        lambda: tiny.rft(selection=None),
+        "selection is missing: method rft needs it.",
+    ),
+    "sequences under online_rft": (
+        lambda: tiny.online_rft(
+            update=UpdateConfig(row_length=64, rows_per_microbatch=8, sequences_per_step=4)
+        ),
+        "update.sequences_per_step is 4: it must be 0 for online_rft (the rollout decides) and at "
+        "least 1 for sft and rft.",
+    ),
+    "KL under sft": (
+        lambda: tiny.sft(objective=ObjectiveConfig(kl_coefficient=0.1)),
+        "objective.kl_coefficient acts on the policy's own samples: it must be 0 under method sft.",
+    ),
+    "RFT from nothing": (
+        lambda: tiny.rft(init_from="random"),
+        "init_from is random: method rft starts from a supervised model; name it as run:NAME, "
+        "workdir:PATH or hf:PATH_OR_REPO.",
+    ),
+    "refill of nothing": (
+        lambda: RefillConfig(accepted=0, max_sampled=8),
+        "refill.accepted is 0: it must be at least 1.",
+    ),
+    "refill from the future": (
+        lambda: RefillConfig(accepted=1, max_sampled=8, max_staleness=-1),
+        "refill.max_staleness is -1: it must be 0 or more.",
+    ),
+    "refill under rft": (
+        lambda: tiny.rft(refill=RefillConfig(accepted=1, max_sampled=8)),
+        "refill does nothing under method rft: remove it.",
+    ),
+    "refill with KL": (
+        lambda: tiny.online_rft(
+            refill=RefillConfig(accepted=1, max_sampled=8),
+            objective=ObjectiveConfig(kl_coefficient=0.5),
+        ),
+        "objective.kl_coefficient is 0.5: the KL is over every output of the policy, and refill "
+        "keeps accepted ones: set it to 0 or remove refill.",
+    ),
+    "refill of less than a round": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=1, max_sampled=7)),
+        "refill.max_sampled is 7: it must be a multiple of one round, rollout.questions_per_step x "
+        "rollout.samples_per_question = 8, such as 8.",
+    ),
+    "refill of part of a round": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=1, max_sampled=30)),
+        "refill.max_sampled is 30: it must be a multiple of one round, rollout.questions_per_step "
+        "x rollout.samples_per_question = 8, such as 24.",
+    ),
+    "refill never full": (
+        lambda: tiny.online_rft(refill=RefillConfig(accepted=17, max_sampled=16)),
+        "refill.accepted is 17: of refill.max_sampled = 16 outputs, 2 of each question, at most 16 "
+        "are kept: lower it or raise refill.max_sampled.",
+    ),
+    "refill never full under the cap": (
+        lambda: tiny.online_rft(
+            refill=RefillConfig(accepted=9, max_sampled=16),
+            selection=SelectionConfig(max_per_question=1),
+        ),
+        "refill.accepted is 9: of refill.max_sampled = 16 outputs, 1 of each question, at most 8 "
+        "are kept: lower it or raise refill.max_sampled.",
+    ),
+    "row too short": (
+        lambda: tiny.sft(update=UpdateConfig(row_length=63, sequences_per_step=1)),
+        "update.row_length is 63: a row must hold the longest prompt and output, "
+        "data.max_prompt_tokens + data.max_completion_tokens = 64.",
+    ),
+    "warm-up without end": (
+        lambda: tiny.sft(optimizer=OptimizerConfig(warmup_steps=3)),
+        "optimizer.warmup_steps is 3: it must be below steps, 3.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_setting_is_refused_in_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value) == message
+
+
+def test_a_config_is_hashable_and_frozen() -> None:
+    config = tiny.online_rft()
+    assert hash(config) == hash(tiny.online_rft())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 4  # type: ignore[misc]
+
+
+def test_rft_from_a_log_needs_no_rollout() -> None:
+    pool = PoolConfig(from_rollouts=("runs/a/rft/rollouts",))
+    config = tiny.rft(pool=pool, rollout=None)
+    assert config.pool is pool
+
+
+def test_every_field_has_a_doc() -> None:
+    """`--help` shows them; the sections of a Config have the doc of their class."""
+    undocumented = []
+    for node in ast.walk(ast.parse(Path(rft_jax.config.__file__).read_text(encoding="utf-8"))):
+        body = [*node.body, None] if isinstance(node, ast.ClassDef) else []
+        for field, after in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign):
+                doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                name = ast.unparse(field.target)
+                if not doc and name not in section_types():
+                    undocumented.append(name)
+    assert undocumented == []

@@ -1,0 +1,228 @@
+"""Workdirs in a bucket, through the client and the HTTP of real ones: a server of this machine
+stands in for Google's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import HANDLERS, create_server
+from jobs import WAIT_SECONDS, Study, of_all
+from killing import RUNS, assert_same
+
+from rft_jax.checkpoint import policy as policies
+from rft_jax.checkpoint.policy_params import merged
+from rft_jax.checkpoint.provenance import load_config
+from rft_jax.commands.main import main
+from rft_jax.config.steps import Steps
+from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically
+from rft_jax.observe.profiling import open_profiler
+from rft_jax.rollout import log as rollout_log
+
+BUCKET = "gs://runs-of-tests"
+STEPS = 4
+OPTIONS = (
+    *of_all(f"steps={STEPS}", "evaluation.every_steps=2"),
+    *of_all("checkpoint.every_steps=2", runs=RUNS[:2]),
+    *of_all("evaluation.samples_per_question=4"),
+    "--rft.pool.rollout_steps=2",
+    "--online_rft.checkpoint.every_steps=1",
+)
+
+
+def _download(request: Any, response: Any, storage: Any, *more: Any) -> None:
+    """With what TensorStore asks for: which generation of the object it is."""
+    _PLAIN_DOWNLOAD(request, response, storage, *more)
+    with contextlib.suppress(NotFound):
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = found["generation"]
+
+
+_PLAIN_DOWNLOAD = objects.download
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    # Of gcsfs and of TensorStore, which Orbax writes arrays with.
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # of each miss
+    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, address)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of bucket
+        patch.setattr(objects, "download", _download)
+        for _, of_path in HANDLERS:
+            for method, handler in of_path.items():
+                if handler is _PLAIN_DOWNLOAD:
+                    patch.setitem(of_path, method, _download)
+        server = create_server("127.0.0.1", port, True, default_bucket=BUCKET[5:])
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(tmp_path_factory.mktemp("study"), OPTIONS)
+
+
+def test_objects_are_there_whole_and_replaced() -> None:
+    path = folder_of(f"{BUCKET}/objects/facts.json")
+    assert in_bucket(path)
+    assert not path.exists()
+    for content in ("old", "new", "2" * 2**21, "8" * 2**23, "small"):
+        write_atomically(path, content)
+        assert path.read_text() == content
+    assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
+
+
+def test_what_another_process_writes_is_seen(study: Study) -> None:
+    """Nobody's list of a folder is an old one."""
+    folder = folder_of(f"{BUCKET}/seen")
+    write_atomically(folder / "one", "1")
+    assert [path.name for path in folder.iterdir()] == ["one"]
+    code = (
+        "from rft_jax.io.paths import folder_of, write_atomically;"
+        f"write_atomically(folder_of('{BUCKET}/seen/two'), '2')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in folder.glob("t*")) == ["two"]
+
+
+def test_a_mirror_copies_what_has_changed() -> None:
+    folder = folder_of(f"{BUCKET}/mirror")
+    write_atomically(folder / "log", "1\n")
+    mirror = Mirror(folder)
+    path = mirror.fetch("log")
+    assert path.read_text() == "1\n"
+    (mirror.local / "inner").mkdir()
+    (mirror.local / "inner" / "other").write_text("a")
+    for number in range(2, 9):
+        with path.open("a") as file:
+            file.write(f"{number}\n")
+        mirror.copy_soon()
+    mirror.copy()
+    lines = "".join(f"{number}\n" for number in range(1, 9))
+    assert (folder / "log").read_text() == lines
+    assert (folder / "inner" / "other").read_text() == "a"
+    path.write_text("last")
+    mirror.close()
+    assert (folder / "log").read_text() == "last"
+    assert not mirror.local.exists()
+
+
+def test_a_trace_is_copied_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, steps in (("traced", Steps(1, 1)), ("plain", None)):
+        folder = folder_of(f"{BUCKET}/{name}")
+        with open_profiler(folder, steps, done=0) as profiler, profiler.step(1):
+            pass
+        traces = list((folder / "profile").glob("plugins/profile/*/*.trace.json.gz"))
+        assert len(traces) == (steps is not None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = "gs://no-such-bucket-here/work"
+    assert main(["run", str(study.file), "--workdir", workdir]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rft-jax: error: {workdir}: cannot write here (")
+
+
+# A whole study, killed twice
+
+
+@pytest.fixture(scope="module")
+def on_disk(study: Study) -> Folder:
+    workdir = study.folder / "whole"
+    with study.start(workdir, 2, 4) as job:
+        job.finish()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(study: Study) -> Folder:
+    """A job goes on each time as on machines that have nothing of it; once its newest checkpoint
+    is damaged."""
+    workdir: Any = folder_of(f"{BUCKET}/killed")
+    for run in ("sft", "online_rft"):
+        with study.start(workdir, 2, 4, "--lost-after", "5") as job:
+            saved = workdir / run / "checkpoints" / "2" / "commit_success.txt"
+            deadline = time.monotonic() + WAIT_SECONDS
+            while not saved.exists():
+                assert time.monotonic() < deadline, job.told()
+                assert job.processes[0].poll() is None, job.told()
+                time.sleep(0.05)
+            job.signal(0, signal.SIGKILL)
+            assert all(job.statuses())
+    folder = workdir / "online_rft" / "checkpoints"
+    # The kill may have left one beyond these half written; now there is one for sure.
+    steps = [int(path.parent.name) for path in folder.glob("*/commit_success.txt")]
+    (folder / str(max(steps)) / "params" / "_METADATA").unlink()
+    write_atomically(folder / str(min(max(steps) + 1, STEPS)) / "params" / "manifest.ocdbt", "half")
+    with study.start(workdir, 2, 4) as job:
+        job.finish()
+    assert "this checkpoint is damaged" in job.errors(0)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_a_bucket_ends_with_the_bits_of_one_on_a_disk(
+    killed: Any, on_disk: Any
+) -> None:
+    assert_same(on_disk, killed, STEPS)
+    named = {path.name for path in (killed / "sft").iterdir()}
+    assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
+    assert b"<html" in (killed / "report.html").read_bytes()
+
+
+@pytest.mark.slow
+def test_commands_read_a_bucket(
+    killed: Any, on_disk: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(killed)]) == 0
+    assert f"report: {killed}/report.html" in capsys.readouterr().out
+    assert load_config(killed / "rft").init_from == "run:sft"
+    pairs = rollout_log.read_folders([f"{killed}/online_rft/rollouts"])
+    assert len(pairs) == STEPS * 8 * 4
+    for which in ("", "@3"):
+        here = merged(policies.find(f"{killed}/online_rft{which}"))
+        there = merged(policies.find(f"{on_disk}/online_rft{which}"))
+        np.testing.assert_array_equal(here["embedding"], there["embedding"])
+
+
+@pytest.mark.slow
+def test_an_output_of_a_command_is_on_a_disk(
+    on_disk: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["convert", f"{on_disk}/sft", f"{BUCKET}/out"],
+        ["evaluate", f"{on_disk}/sft", "--questions", "arithmetic:test", "--out", f"{BUCKET}/out"],
+    ):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(f"is {BUCKET}/out: a place on a disk is expected; copy it afterwards.")

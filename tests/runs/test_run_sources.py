@@ -1,0 +1,296 @@
+"""What each step trains on: weights, minibatches, epochs, and having nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from enumeration import (
+    EOS,
+    OUTPUTS,
+    PROMPTS,
+    QUESTIONS,
+    Output,
+    config,
+    formula_weights,
+    random_samples,
+    sample,
+    sampling,
+)
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from rft_jax.config import Config, Denominator, PoolConfig, RolloutConfig
+from rft_jax.data.stream import Position
+from rft_jax.errors import UserError
+from rft_jax.keys import Purpose
+from rft_jax.rollout import log as rollout_log
+from rft_jax.rollout.engine import Rollout
+from rft_jax.runs import pool
+from rft_jax.runs import sources as supply
+from rft_jax.runs.sources import Supply, choose, demonstrations, fixed
+from rft_jax.training.packing import TrainingSequence
+from rft_jax.types import Question, Sample, Verdict
+
+DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
+RIGHT, WRONG = Output((2, EOS), True), Output((1, EOS), True)
+START = Position(0, 0)
+
+
+def no_policy() -> Any:
+    raise AssertionError("a fixed set needs no policy")
+
+
+def minibatches(sequences: Sequence[TrainingSequence], settings: Config, count: int) -> list[Any]:
+    source: Supply = fixed(sequences, settings)
+    position, batches = START, []
+    for step in range(count):
+        batch, position, facts, surplus, _ = source(step, position, no_policy, ())
+        assert (facts, surplus) == ({}, ())
+        batches.append(batch)
+    return batches
+
+
+def with_size(settings: Config, size: int) -> Config:
+    return replace(settings, update=replace(settings.update, sequences_per_step=size))
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("size", [1, 3, 4, 10])
+def test_minibatches_of_a_pool_have_the_whole_pools_weights_in_expectation(
+    denominator: Denominator, size: int
+) -> None:
+    """Exactly, over as many epochs as end with a minibatch: for any function of an output the mean
+    over minibatches of the weighted sum is the whole set's."""
+    samples = random_samples(np.random.default_rng(3), per_question=16)
+    settings = with_size(config("rft", denominator), size)
+    chosen = choose(samples, QUESTIONS, settings, sampling()).sequences
+    expected = formula_weights(samples, denominator)
+    accepted = [one for one in samples if one.accepted]
+    assert [s.weight for s in chosen] == pytest.approx(expected[expected > 0].tolist(), rel=1e-6)
+    assert [tuple(s.completion) for s in chosen] == [one.tokens for one in accepted]
+
+    # Told apart by their log-probs no longer: mark each by its prompt instead.
+    marked = [s._replace(prompt=(row,)) for row, s in enumerate(chosen)]
+    count = math.lcm(len(marked), size) // size
+    totals: Counter[int] = Counter()
+    for batch in minibatches(marked, settings, count):
+        assert len(batch) == size
+        for one in batch:
+            totals[one.prompt[0]] += one.weight / count
+            assert one.log_probs == ()
+    assert [totals[row] for row in range(len(marked))] == pytest.approx(
+        expected[expected > 0].tolist(), rel=1e-6
+    )
+
+
+def test_minibatches_follow_the_seed_and_the_position() -> None:
+    sequences = [TrainingSequence((row,), (EOS,), 1.0) for row in range(7)]
+    settings = with_size(config("rft"), 4)
+    first = minibatches(sequences, settings, 4)
+    assert first == minibatches(sequences, settings, 4)
+    assert first != minibatches(sequences, replace(settings, seed=1), 4)
+    order = [one.prompt[0] for batch in first for one in batch]
+    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
+    source = fixed(sequences, settings)
+    assert source(9, Position(0, 4), no_policy, ()).sequences == first[1]
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_demonstrations_are_outputs_of_weight_one_over_their_number(
+    denominator: Denominator,
+) -> None:
+    sequences = demonstrations(QUESTIONS, config("sft", denominator), sampling())
+    assert [tuple(s.prompt) for s in sequences] == [PROMPTS[0], PROMPTS[1]]
+    assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (2, 1, EOS)]
+    assert [s.weight for s in sequences] == [0.5, 0.5]
+    assert [s.kl_weight for s in sequences] == [0.0, 0.0]
+
+
+@examples(max_examples=20)
+@given(st.integers(0, 2**32 - 1))
+def test_with_kl_every_decided_sample_is_returned(seed: int) -> None:
+    samples = random_samples(np.random.default_rng(seed), per_question=4)
+    decided = [one for one in samples if one.verdict is not Verdict.UNDECIDED]
+    for denominator in DENOMINATORS:
+        plain = choose(samples, QUESTIONS, config("online_rft", denominator), sampling())
+        with_kl = choose(
+            samples,
+            QUESTIONS,
+            config("online_rft", denominator, kl_coefficient=0.1),
+            sampling(),
+        )
+        assert [tuple(s.completion) for s in with_kl.sequences] == [o.tokens for o in decided]
+        assert [s.kl_weight for s in with_kl.sequences] == [1 / len(decided)] * len(decided)
+        assert [s._replace(kl_weight=0.0) for s in with_kl.sequences if s.weight] == (
+            plain.sequences
+        )
+        assert (with_kl.num_distinct, with_kl.num_kept) == (plain.num_distinct, plain.num_kept)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.INCORRECT, Verdict.UNDECIDED])
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_nothing_accepted_gives_no_sequences(verdict: Verdict, denominator: Denominator) -> None:
+    samples = [sample(QUESTIONS[0], WRONG, n, verdict) for n in range(3)]
+    chosen = choose(samples, QUESTIONS, config("online_rft", denominator), sampling())
+    assert chosen == ([], 0, 0)
+
+
+class Drawn:
+    """Stands in for the rollout: one right and one wrong output for each question asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[list[int]] = []
+        self.steps: list[int] = []
+        monkeypatch.setattr(supply, "rollout", self)
+
+    def __call__(
+        self, params: Any, questions: Sequence[Question], sampling: Any, **settings: Any
+    ) -> Rollout:
+        assert settings.pop("purpose") is Purpose.ROLLOUT
+        self.asked.append([question.id for question in questions])
+        self.steps.append(settings["step"])
+        right = next(o for o in OUTPUTS if sample(QUESTIONS[0], o).accepted)
+        samples = [
+            replace(sample(QUESTIONS[0], output, n), question_id=question.id)
+            for question in questions
+            for n, output in enumerate((right, WRONG))
+        ]
+        return Rollout(samples, samples, np.full(len(samples), 0.5), 3.0, 2.0, 1.0, ())
+
+
+MANY = [Question(10 + row, "1", "2") for row in range(5)]
+
+
+def asking(settings: Config, count: int) -> Config:
+    rollout = RolloutConfig(questions_per_step=count, samples_per_question=2)
+    return replace(settings, rollout=rollout)
+
+
+def test_online_samples_the_policy_anew_at_each_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = Drawn(monkeypatch)
+    settings = asking(config("online_rft", "sampled"), 2)
+    source = supply.online(MANY, settings, sampling(), tmp_path)
+    asked_for: list[str] = []
+    result = source(6, START, lambda: asked_for.append("policy"), ())
+    assert asked_for == ["policy"]
+    assert result.position == Position(0, 2)
+    assert [s.weight for s in result.sequences] == [0.25, 0.25]
+    assert [s.log_probs for s in result.sequences] == [
+        one.log_probs for _, one in rollout_log.read(tmp_path / "step-000006.jsonl")
+    ][::2]
+    facts = result.facts
+    assert (facts["funnel/sampled"], facts["funnel/kept"], facts["pass_rate"]) == (4, 2, 0.5)
+    assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (4, 8)
+    assert (facts["policy/entropy"], facts["seconds/sampling"]) == (0.5, 3.0)
+    assert (facts["seconds/verifying"], facts["seconds/verifying_hidden"]) == (2.0, 1.0)
+    assert drawn.steps == [6]
+
+
+def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = Drawn(monkeypatch)
+    source = supply.online(MANY, asking(config("online_rft"), 4), sampling(), tmp_path)
+    position = START
+    for step in range(60):
+        position = source(step, position, lambda: None, ()).position
+    assert position == Position(48, 0)
+    sizes = [len(asked) for asked in drawn.asked]
+    assert all(len(set(asked)) == len(asked) for asked in drawn.asked)
+    assert set(sizes) > {4}  # the case did occur
+    # Each epoch asks every question; one asked for two epochs at once answers for both.
+    assert Counter(q for asked in drawn.asked for q in asked).keys() == {q.id for q in MANY}
+
+
+def pool_settings(count: int, steps: int) -> Config:
+    settings = asking(config("rft", "accepted"), count)
+    return replace(settings, pool=PoolConfig(rollout_steps=steps))
+
+
+def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = Drawn(monkeypatch)
+    settings = pool_settings(2, 3)
+    answers = iter([0, 0, 1])
+    questions = MANY[:4]
+    arguments = (None, questions, settings, sampling(), tmp_path)
+    assert pool.sample_pool(*arguments, lambda: next(answers)) is None  # a signal came
+    assert drawn.steps == [0, 1]
+    seconds = pool.sample_pool(*arguments, lambda: 0)
+    assert drawn.steps == [0, 1, 2]  # what was there is not repeated
+    assert seconds == {
+        "seconds/sampling": 3.0,
+        "seconds/verifying": 2.0,
+        "seconds/verifying_hidden": 1.0,
+    }
+    asked = [question for step in drawn.asked for question in step]
+    assert sorted(asked[:4]) == [q.id for q in questions]
+
+    sequences, facts = pool.sequences(questions, settings, sampling(), tmp_path)
+    assert len(sequences) == 6
+    assert [s.weight for s in sequences] == pytest.approx([1 / 6] * 6)
+    assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (12, 24)
+    assert (facts["funnel/sampled"], facts["funnel/correct"], facts["funnel/kept"]) == (12, 6, 6)
+
+
+def test_a_pool_is_what_its_steps_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file of a later step, left by another setting, is not part of it."""
+    Drawn(monkeypatch)
+    pool.sample_pool(None, MANY, pool_settings(2, 3), sampling(), tmp_path, lambda: 0)
+    assert len(pool.sequences(MANY, pool_settings(2, 2), sampling(), tmp_path)[0]) == 4
+
+
+def from_rollouts(*folders: Path) -> Config:
+    pool = PoolConfig(from_rollouts=tuple(map(str, folders)))
+    return replace(config("rft", "accepted"), rollout=None, pool=pool)
+
+
+def test_a_pool_unites_the_logs_of_earlier_runs(tmp_path: Path) -> None:
+    for name, outputs in (("a", [RIGHT, WRONG]), ("b", [RIGHT])):
+        samples = [sample(QUESTIONS[0], output, n) for n, output in enumerate(outputs)]
+        rollout_log.write(tmp_path / name, 0, samples, QUESTIONS, seed=0)
+    settings = from_rollouts(tmp_path / "a", tmp_path / "b")
+    sequences, facts = pool.sequences(MANY, settings, sampling(), tmp_path / "nothing")
+    assert [(tuple(s.prompt), s.completion, s.weight) for s in sequences] == (
+        [(PROMPTS[0], RIGHT.tokens, 0.5)] * 2
+    )
+    assert facts["funnel/sampled"] == 3
+
+
+def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:
+    samples: list[Sample] = [sample(QUESTIONS[0], WRONG, n) for n in range(3)]
+    rollout_log.write(tmp_path, 0, samples, QUESTIONS, seed=0)
+    with pytest.raises(
+        UserError,
+        match=r"none of 3 sampled outputs is correct, so there is nothing to train on; look at "
+        r"them in the report, start from a better model, or sample more \(pool\.rollout_steps, "
+        r"rollout\.samples_per_question\)\.$",
+    ):
+        pool.sequences(MANY, from_rollouts(tmp_path), sampling(), tmp_path)
+
+
+def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) -> None:
+    """As models do that end with one of several EOS ids, and whose embedding is padded."""
+    first = sample(QUESTIONS[0], Output((1, 1, EOS), True))
+    other = replace(first, tokens=(1, 1, 2), sample_index=1)
+    padded = replace(first, tokens=(1, 7, 1), sample_index=2, finished=False)
+    padded = replace(padded, verdict=Verdict.INCORRECT)
+    rollout_log.write(tmp_path, 0, [first, other, padded], QUESTIONS, seed=0)
+    settings = from_rollouts(tmp_path)
+    wide = replace(settings, model=replace(settings.model, vocab_size=8))
+    tokenizer = replace(sampling().tokenizer, eos_ids=(EOS, 2))
+    several = replace(sampling(), tokenizer=tokenizer)
+    sequences, _ = pool.sequences(MANY, wide, several, tmp_path)
+    assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (1, 1, 2)]
+    for narrow, one in ((settings, several), (wide, sampling())):
+        with pytest.raises(UserError, match="question 0 are not its text under digits: name"):
+            pool.sequences(MANY, narrow, one, tmp_path)
