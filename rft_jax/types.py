@@ -1,9 +1,9 @@
 """What flows through a run: facts of the host about questions and outputs, and device pytrees.
 
-Importing it loads neither jax nor numpy. Shape letters, the one list of them: B samples, Q questions, G samples
-per question, P prompt length, T completion length, S positions, L layers, N query heads, K
-key/value heads, H head width, D model width, F MLP width, V vocabulary; M micro-batches of an
-update, R packed rows of a micro-batch.
+Importing it loads neither jax nor numpy. Shape letters, the one list of them: B samples,
+Q questions, G samples per question, P prompt length, T completion length, S positions, L layers,
+N query heads, K key/value heads, H head width, D model width, F MLP width, V vocabulary;
+M micro-batches of an update, R packed rows of a micro-batch.
 """
 
 from __future__ import annotations
