@@ -6,7 +6,6 @@ listed under its own name, `rollout`.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import types
 import typing
@@ -15,13 +14,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal
 
 from rft_jax.config.run import Config
-from rft_jax.errors import ConfigError
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """The end of a message: `; did you mean NEAREST?`, or a full stop when no name is near."""
-    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]}?" if nearest else "."
+from rft_jax.errors import ConfigError, suggest
 
 
 @functools.cache
