@@ -297,12 +297,7 @@ def test_laws_of_every_step(data: st.DataObject) -> None:
         supplied = world.carry_out(refilled, questions, steps_=6, folder=Path(folder))
         log_of = Path(folder) / "rollouts"
         logs = [
-            [
-                sample
-                for _, sample in rollout_log.read(
-                    rollout_log.path_of(Path(folder) / "rollouts", step)
-                )
-            ]
+            [sample for _, sample in rollout_log.read(rollout_log.path_of(log_of, step))]
             for step in range(6)
         ]
     trained_before: set[tuple[int, int, int]] = set()

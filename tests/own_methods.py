@@ -1,0 +1,36 @@
+"""An experiment with two methods of its own, as a user's file has them; see test_own_methods.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import tiny_experiment
+
+from rft_jax.config import Config, Method
+from rft_jax.types import Facts
+
+
+def plus_minus_one(facts: Facts) -> np.ndarray:
+    """+1 for a correct output, -1 for an incorrect one."""
+    return np.where(facts.correct, 1.0, -1.0)
+
+
+def minus_mean(facts: Facts) -> np.ndarray:
+    """The reward minus the mean of its question's."""
+    _, group = np.unique(facts.question_ids, return_inverse=True)
+    means = np.bincount(group, facts.rewards) / np.bincount(group)
+    return facts.rewards - means[group]
+
+
+centred = Method("policy", "decided", minus_mean, about="reward minus the group's mean")
+
+
+def experiment(questions: str) -> dict[str, Config]:
+    """SFT, and the two from it."""
+    online = tiny_experiment.online_rft(questions, steps=4)
+    return {
+        "sft": tiny_experiment.sft(questions),
+        "signed": replace(online, method=Method("policy", "decided", plus_minus_one)),
+        "centred": replace(online, method="own_methods:centred"),
+    }
