@@ -252,7 +252,7 @@ def loop(run: Run, state: State) -> RunResult:
                     judged = accuracy = _evaluate(run, state, "validation")
                 # Clocks differ: that of process 0 decides.
                 due = largest(is_main() and clock.due(state.step, time.monotonic()))
-                saving = _save(run, state, judged) if due else 0.0
+                saving = save(run, state, judged) if due else 0.0
                 clock = clock.saved(time.monotonic()) if due else clock
             progress.update(
                 state.step,
@@ -265,7 +265,7 @@ def loop(run: Run, state: State) -> RunResult:
     done = state.step - first
     if state.step < config.steps:
         if run.checkpoints.latest_step() != state.step:
-            _save(run, state, None)
+            save(run, state, None)
         return RunResult(done, False, stop)
     if config.data.test and not stop and not _is_tested(run, state):
         _evaluate(run, state, "test")
@@ -336,7 +336,7 @@ def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
     return metrics["greedy/accuracy"]
 
 
-def _save(run: Run, state: State, accuracy: float | None) -> float:
+def save(run: Run, state: State, accuracy: float | None) -> float:
     """Checkpoint parameters, optimizer and host facts of the loop, all as of one step.
 
     accuracy: greedy, on validation, where it was measured after this step. Returns the seconds the
