@@ -36,7 +36,7 @@ from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.state import Layout
 from rft_jax.training.step import Updating, make_update
 from rft_jax.types import Params, TrainState
-from rft_jax.verification.open import watch_undecided
+from rft_jax.verification.canary import watch_undecided
 from rft_jax.verification.pool import VerifierPool
 
 START = Position(epoch=0, index=0)

@@ -34,7 +34,7 @@ from rft_jax.training import batch_filling as refill
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
 from rft_jax.training.step import Updating
-from rft_jax.verification.open import open_verifiers
+from rft_jax.verification.canary import open_verifiers
 
 logger = logging.getLogger(__name__)
 

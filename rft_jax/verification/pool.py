@@ -20,10 +20,14 @@ from typing import NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.limits import Limits
-from rft_jax.verification.nursery import Nursery
-from rft_jax.verification.process import START_SECONDS, EndedAtStartError, WorkerGone, WorkerProcess
-from rft_jax.verification.rules import TOO_LONG, TRUNCATED, VerifierSpec
+from rft_jax.verification.process import (
+    START_SECONDS,
+    EndedAtStartError,
+    Nursery,
+    WorkerGone,
+    WorkerProcess,
+)
+from rft_jax.verification.rules import TOO_LONG, TRUNCATED, Limits, VerifierSpec
 from rft_jax.verification.worker import IDLE, Verdicts
 
 CHUNK_ITEMS = 256

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
+from rft_jax.verification.checks import CHECKS, Check
 from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
-from rft_jax.verification.equations import CHECKS, Check
 from rft_jax.verification.exact.numbers import parse_number
 from rft_jax.verification.extract import (
     EXTRACTIONS,
@@ -36,6 +36,23 @@ TRUNCATED = "truncated"
 TOO_LONG = "too long"
 
 _UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
+
+
+class Limits(NamedTuple):
+    """Limits of a pool and of each of its workers.
+
+    workers: processes that judge at the same time.
+    timeout_seconds: wall time that one item may take, counted from when its work begins.
+    memory_mb: address space in MiB that a worker may add to what it has once its verifier is
+    loaded; an item that asks for more is undecided ("out of memory").
+    max_characters: length of the longest reference or output that is judged; an item above it is
+    undecided ("too long") and reaches no worker.
+    """
+
+    workers: int
+    timeout_seconds: float
+    memory_mb: int = 2048
+    max_characters: int = 200_000
 
 
 class VerifierSpec(NamedTuple):

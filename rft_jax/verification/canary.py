@@ -11,9 +11,8 @@ from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Question, Verdict
 from rft_jax.verification.compare import may_be_equal
 from rft_jax.verification.extract import FORMS
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import RANDOM, VerifierSpec
+from rft_jax.verification.rules import RANDOM, Limits, VerifierSpec
 
 CANARY_QUESTIONS = 256
 """Questions whose known answers are judged before the first step, evenly spread over the data."""
