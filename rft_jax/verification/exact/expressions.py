@@ -13,12 +13,10 @@ from rft_jax.verification.exact.algebra import (
     Expression,
     Unreadable,
     Value,
-    add,
     equal,
     generator,
     is_letter,
     names,
-    negate,
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
 from rft_jax.verification.exact.latex_tokens import END, tokens_of
@@ -228,7 +226,7 @@ class _Reader(Arithmetic):
             found = self._brackets(kind)
         elif self.tokens[self.at] == ("name", "RR"):
             self.at += 1
-            found = interval_of(negate(generator(INFINITY)), generator(INFINITY), False, False)
+            found = interval_of(-generator(INFINITY), generator(INFINITY), False, False)
         elif kind == "matrix":
             found = self._matrix()
         elif kind == "infinity" or (
@@ -237,7 +235,7 @@ class _Reader(Arithmetic):
             found = generator(INFINITY)
             if kind != "infinity":
                 self.at += 1
-                found = negate(found) if kind == "-" else found
+                found = -found if kind == "-" else found
             self.at += 1
         elif self._is_based():
             found = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
@@ -356,7 +354,7 @@ def _inequality(sides: list[Expression], relations: list[str]) -> Expression:
             left, right = right, left
         elif relation not in (">", ">=", "!="):
             raise Unreadable
-        parts.append((add(left, negate(right)), relation.replace("<", ">")))
+        parts.append((left - right, relation.replace("<", ">")))
     found = set().union(*(names(part) for part, _ in parts))
     if not any(is_letter(name) or name[0] == "#" for name in found):
         raise Unreadable

@@ -26,14 +26,10 @@ from rft_jax.verification.exact.algebra import (
     Sum,
     Unreadable,
     Value,
-    add,
-    divide,
     equal,
     integer,
     is_letter,
-    multiply,
     names,
-    negate,
 )
 
 INFINITY = "∞"
@@ -131,7 +127,7 @@ def _percent(percent: Percent, other: Expression) -> bool | None:
         return equal(percent.value, other.value)
     if isinstance(other, Value):
         as_unit = equal(percent.value, other)
-        as_factor = equal(divide(percent.value, integer(100)), other)
+        as_factor = equal(percent.value / integer(100), other)
         return _any([as_unit, as_factor])
     if isinstance(other, Equation):
         return _equation(other, percent)
@@ -153,7 +149,7 @@ def _equation(equation: Equation, other: Expression) -> bool | None:
 def _difference(equation: Equation) -> Value | None:
     if equation.left is None or not isinstance(equation.right, Value):
         return None
-    return add(equation.left, negate(equation.right))
+    return equation.left - equation.right
 
 
 def _proportional(first: Value, second: Value, *, positive: bool) -> bool | None:
@@ -171,7 +167,7 @@ def _proportional(first: Value, second: Value, *, positive: bool) -> bool | None
     term = min(first.upper, key=str)
     if term in second.upper:
         a, b = first.upper[term], second.upper[term]
-        if equal(multiply(integer(b), first), multiply(integer(a), second)):
+        if equal(integer(b) * first, integer(a) * second):
             return (a > 0) == (b > 0) or not positive
     linear = _is_linear(first.upper) and _is_linear(second.upper)
     return False if linear else None
@@ -242,7 +238,7 @@ def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
         constant_below = len(part.lower) == 1 and () in part.lower
         if slope is None or not constant_below or letter in names(Value(rest, ONE)):
             return None
-        end = divide(negate(Value(rest, ONE)), integer(slope))
+        end = -Value(rest, ONE) / integer(slope)
         if kind == "!=":
             pieces: list[Expression] = [Group("tuple", [low, end]), Group("tuple", [end, high])]
             return (letter, Group("union", pieces)) if len(inequality.parts) == 1 else None
