@@ -1,4 +1,4 @@
-"""The verifiers of a run: made from its settings, tried on known answers, watched as it goes on."""
+"""The verifiers of a run: opened from its settings, tried on known answers, and watched."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def watch_undecided(undecided: float, sampled: float, config: Config, where: str
     )
     if share > settings.stop_undecided:
         raise VerifierError(
-            f"{text} That is above verification.stop_undecided, {settings.stop_undecided}: mend "
+            f"{text} That is above verification.stop_undecided, {settings.stop_undecided}: fix "
             "the verifier or raise the bound."
         )
     if share > settings.warn_undecided:

@@ -94,10 +94,7 @@ class Nursery:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         code = self._process.returncode
-        if code is None:
-            how = "it takes no requests"
-        else:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = "it takes no requests" if code is None else _in_words(code)
         return VerifierError(
             f"the process that starts verification workers is gone ({how}); see its messages above."
         )
@@ -136,7 +133,7 @@ class WorkerProcess:
         self._received = bytearray()
         self._kill_lock = threading.Lock()
         self.killed = False
-        self._status: int | None = None
+        self._code: int | None = None
         with ExitStack() as theirs, ExitStack() as ours:
             tasks, self._tasks = _pipe(theirs, ours)
             self._frames, frames = _pipe(ours, theirs)
@@ -174,7 +171,7 @@ class WorkerProcess:
                     )
         except WorkerGone:
             self.kill()
-            if self._status is None:
+            if self._code is None:
                 raise self._nursery.failure() from None
             raise EndedAtStartError(
                 f"verification.verifier is {self._name!r}: the worker ended while it loaded it "
@@ -217,7 +214,7 @@ class WorkerProcess:
             if _ready({self._ended: select.POLLIN}, KILL_SECONDS):
                 status = os.read(self._ended, STATUS.size)
                 if len(status) == STATUS.size:
-                    (self._status,) = STATUS.unpack(status)
+                    self._code = os.waitstatus_to_exitcode(*STATUS.unpack(status))
 
     def release(self) -> None:
         """Close the pipes of a killed worker; only the thread that uses them may call this.
@@ -229,17 +226,12 @@ class WorkerProcess:
     @property
     def out_of_time(self) -> bool:
         """Whether the kernel ended it for the processor time it used."""
-        return self._status is not None and os.waitstatus_to_exitcode(self._status) == -(
-            signal.SIGXCPU
-        )
+        return self._code == -signal.SIGXCPU
 
     @property
     def ending(self) -> str:
         """How a killed worker ended, in words."""
-        if self._status is None:
-            return "unknown"
-        code = os.waitstatus_to_exitcode(self._status)
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return "unknown" if self._code is None else _in_words(self._code)
 
     def _read(self, seconds: float) -> list[Any]:
         """Messages that are complete after at most one wait of `seconds`."""
@@ -276,6 +268,10 @@ class WorkerProcess:
             start = end
         del self._received[:start]
         return messages
+
+
+def _in_words(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:

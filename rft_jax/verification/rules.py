@@ -154,7 +154,7 @@ def _expected(reference: str) -> str | None:
 
 
 def _random(rate: float) -> Verifier:
-    """Verdicts by lot, the same for the same texts: a control that tells learning from artefact."""
+    """Random verdicts, the same for the same texts: a control that tells learning from artefact."""
 
     def judge(reference: str, output: str) -> bool:
         text = f"{reference}\0{output}".encode("utf-8", "surrogatepass")
@@ -174,15 +174,15 @@ def _check(name: str) -> Check:
 
 def _checked(verifier: Verifier, checks: dict[str, Check]) -> Verifier:
     def judge(reference: str, output: str) -> Judgement | bool:
-        found = verifier(reference, output)
-        correct = found is True or (
-            isinstance(found, Judgement) and found.verdict is Verdict.CORRECT
+        result = verifier(reference, output)
+        correct = result is True or (
+            isinstance(result, Judgement) and result.verdict is Verdict.CORRECT
         )
         if correct:
             for name, check in checks.items():
                 if not check(output):
                     return Judgement(Verdict.INCORRECT, f"failed {name}")
-        return found
+        return result
 
     return judge
 
@@ -194,16 +194,16 @@ def _users_function(field: str, name: str, expected: str, signature: str) -> Any
     try:
         module = importlib.import_module(module_name)
     except BaseException as error:  # a module may also call sys.exit
-        found = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise VerifierError(
             f"{field} is {name!r}: module {module_name} cannot be imported in a "
-            f"worker ({found}); it must lie in the current folder or on the Python path."
+            f"worker ({problem}); it must lie in the current folder or on the Python path."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        found = "does not exist" if function is None else f"is a {type(function).__name__}"
+        problem = "does not exist" if function is None else f"is a {type(function).__name__}"
         raise VerifierError(
-            f"{field} is {name!r}: {module_name}.{function_name} {found}; it must be "
+            f"{field} is {name!r}: {module_name}.{function_name} {problem}; it must be "
             f"a function {signature}."
         )
     return function

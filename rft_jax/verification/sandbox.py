@@ -19,18 +19,10 @@ from typing import Any
 
 NEVER = frozenset(
     {
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.forkpty",
-        "os.posix_spawn",
-        "os.spawn",
-        "pty.spawn",
-        "subprocess.Popen",
-        "socket.bind",
-        "socket.connect",
+        "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "pty.spawn",
+        "subprocess.Popen", "socket.bind", "socket.connect",
     }
-)
+)  # fmt: skip
 """Audit events that are blocked: new programs, new processes, connections."""
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -79,7 +71,7 @@ def forbid_core_dumps() -> None:
 
 
 def limit_memory(mebibytes: int) -> None:
-    """Let the address space of this process grow by so much from now on."""
+    """Let the address space of this process grow by this much (MiB) from now on."""
     # Where the kernel knows no such limit (macOS) the call fails; the deadline then still holds.
     with suppress(ValueError, OSError):
         _set_soft(resource.RLIMIT_AS, _mapped_bytes() + (mebibytes << 20))

@@ -3,9 +3,9 @@
 The nursery is one process with one thread. A fresh interpreter takes tens of milliseconds, and a
 second with a large library: too long for one crash in a hundred items. The nursery loads a built-in
 verifier once; a fork then takes about a millisecond. A user's module may start threads, which a
-fork would lose, so only workers import it. As their parent the nursery alone kills workers (it
-knows which are not reaped yet, so a number that the kernel gave to another process is never hit)
-and alone learns how they end.
+fork would lose, so only workers import it. Only the nursery, as their parent, kills
+workers (it knows which are not reaped yet, so a number that the kernel gave to another process is
+never hit) and learns how they end.
 
 Protocol of a worker: chunks come in, each a pickled list of (reference, output). Out go frames (4
 bytes of length, then a pickle): None or the text of an error once the verifier is loaded, then
@@ -47,8 +47,8 @@ STATUS = struct.Struct("<i")
 """How a worker ended, as wait() tells it."""
 FLUSH_SECONDS = 0.05
 FLUSH_ITEMS = 64
-"""Verdicts wait at most so long plus one item, or so many, before they are sent: what a kill can
-undo."""
+"""Verdicts wait this long plus one item at most, or until there are this many, before they are
+sent: a kill loses no more."""
 OUT_OF_MEMORY = (Verdict.UNDECIDED.value, "out of memory")
 
 Verdicts = list[tuple[str, str]]
@@ -72,9 +72,12 @@ def loaded(spec: VerifierSpec) -> Verifier | str:
 
 
 def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | str | None) -> None:
-    """Serve the parent until it closes its end, or an item used up the memory.
+    """Serve the parent until it closes its end, or an item has used up the memory.
 
-    verifier: what `loaded` found, if that was called already.
+    Args:
+        ends: descriptors shared with the parent.
+        spec, limits: the verifier, and what each item may use.
+        verifier: what `loaded` returned, or None where it is still to be loaded.
     """
     die_with_parent(ends.life_line)
     for descriptor in ends:
@@ -104,20 +107,20 @@ def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | s
 def judge(verifier: Verifier, reference: str, output: str) -> tuple[str, str]:
     """(verdict, reason) of one item; whatever goes wrong in the verifier is undecided."""
     try:
-        found = verifier(reference, output)
-        if isinstance(found, Judgement):
-            return Verdict(found.verdict).value, str(found.reason)
+        result = verifier(reference, output)
+        if isinstance(result, Judgement):
+            return Verdict(result.verdict).value, str(result.reason)
     except sandbox.Blocked as error:
         return Verdict.UNDECIDED.value, f"blocked: {error.event}"
     except MemoryError:
         return OUT_OF_MEMORY
     except BaseException as error:  # also sys.exit: only this item is undecided
         return Verdict.UNDECIDED.value, f"error: {type(error).__name__}"
-    if found is True:
+    if result is True:
         return Verdict.CORRECT.value, "accepted"
-    if found is False:
+    if result is False:
         return Verdict.INCORRECT.value, "rejected"
-    return Verdict.UNDECIDED.value, f"error: returned {type(found).__name__}"
+    return Verdict.UNDECIDED.value, f"error: returned {type(result).__name__}"
 
 
 def die_with_parent(life_line: int) -> None:
@@ -271,7 +274,7 @@ class _Nursery:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 del self._children[number]
-                # What it started. A group keeps its number from being given anew; without one the
+                # What it started. A group keeps its number from being reused; without one the
                 # number cannot come round again between two calls.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)

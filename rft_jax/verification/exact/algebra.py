@@ -158,8 +158,8 @@ def equal(left: Value, right: Value) -> bool | None:
             return None
     if same:
         return True
-    found = names(left) | names(right)
-    if {"e", "π"} <= found or any(name[0] == "#" for name in found):
+    both = names(left) | names(right)
+    if {"e", "π"} <= both or any(name[0] == "#" for name in both):
         return None
     return False
 
@@ -179,7 +179,7 @@ def factored(number: int) -> tuple[tuple[int, int], ...]:
     """(prime, exponent) of a positive integer, by trial division; large ones are refused."""
     if number > MAX_FACTORED:
         raise Unreadable
-    found = []
+    factors = []
     divisor = 2
     while divisor * divisor <= number:
         exponent = 0
@@ -187,11 +187,11 @@ def factored(number: int) -> tuple[tuple[int, int], ...]:
             number //= divisor
             exponent += 1
         if exponent:
-            found.append((divisor, exponent))
+            factors.append((divisor, exponent))
         divisor += 1 if divisor == 2 else 2
     if number > 1:
-        found.append((number, 1))
-    return tuple(found)
+        factors.append((number, 1))
+    return tuple(factors)
 
 
 def _added(left: Sum, right: Sum) -> Sum:
