@@ -38,13 +38,7 @@ def open_verifiers(
 
 def limits_of(config: Config) -> Limits:
     """The limits of a run's verifier processes."""
-    settings = config.verification
-    return Limits(
-        workers=settings.workers,
-        timeout_seconds=settings.timeout_seconds,
-        memory_mb=settings.memory_mb,
-        max_characters=settings.max_characters,
-    )
+    return Limits(**{name: getattr(config.verification, name) for name in Limits._fields})
 
 
 def training_spec(config: Config) -> VerifierSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import mmap
 import os
 import pickle
@@ -20,7 +21,7 @@ from typing import Any
 
 from rft_jax.errors import VerifierError
 from rft_jax.verification.rules import Limits, VerifierSpec
-from rft_jax.verification.worker import END, FORK, FRAME, IDLE, REQUEST, STATUS, Ends, Verdicts
+from rft_jax.verification.worker import END, FORK, IDLE, REQUEST, STATUS, Ends, Verdicts
 
 START_SECONDS = 60.0
 """Time a worker has to load the verifier, to take in a chunk, and to begin it."""
@@ -136,17 +137,17 @@ class WorkerProcess:
         self._code: int | None = None
         with ExitStack() as theirs, ExitStack() as ours:
             tasks, self._tasks = _pipe(theirs, ours)
-            self._frames, frames = _pipe(ours, theirs)
+            self._answers, answers = _pipe(ours, theirs)
             life_line, self._life = _pipe(theirs, ours)
             self._ended, ended = _pipe(ours, theirs)
             os.set_blocking(self._tasks, False)
-            os.set_blocking(self._frames, False)
+            os.set_blocking(self._answers, False)
             word_file = theirs.enter_context(tempfile.TemporaryFile(buffering=0))
             word_file.truncate(8)
             self._word = ours.enter_context(mmap.mmap(word_file.fileno(), 8))
             self._progress = ours.enter_context(memoryview(self._word).cast("q"))
             self._progress[0] = IDLE
-            self._number = nursery.fork(Ends(tasks, frames, life_line, word_file.fileno()), ended)
+            self._number = nursery.fork(Ends(tasks, answers, life_line, word_file.fileno()), ended)
             self._ours = ours.pop_all()
 
     @property
@@ -196,7 +197,9 @@ class WorkerProcess:
 
     def receive(self, seconds: float) -> Verdicts:
         """Verdicts that arrive within `seconds`, in order; WorkerGone when none can come."""
-        return [verdict for verdicts in self._read(seconds) for verdict in verdicts]
+        return [
+            (verdict, reason) for verdicts in self._read(seconds) for verdict, reason in verdicts
+        ]
 
     def drain(self) -> Verdicts:
         """Verdicts a killed worker had sent."""
@@ -236,37 +239,25 @@ class WorkerProcess:
     def _read(self, seconds: float) -> list[Any]:
         """Messages that are complete after at most one wait of `seconds`."""
         # A process may hold the pipe open beyond its parent's death, so look for that death too.
-        ready = _ready({self._frames: select.POLLIN, self._ended: select.POLLIN}, seconds)
-        if self._frames not in ready:
+        ready = _ready({self._answers: select.POLLIN, self._ended: select.POLLIN}, seconds)
+        if self._answers not in ready:
             if self._ended in ready:
                 raise WorkerGone
             return []
         end_of_file = False
         while True:
             try:
-                data = os.read(self._frames, 1 << 16)
+                data = os.read(self._answers, 1 << 16)
             except BlockingIOError:
                 break
             if not data:
                 end_of_file = True
                 break
             self._received += data
-        messages = self._complete_messages()
+        *lines, self._received = self._received.split(b"\n")
+        messages = [json.loads(line) for line in lines]
         if end_of_file and not messages:
             raise WorkerGone
-        return messages
-
-    def _complete_messages(self) -> list[Any]:
-        messages = []
-        start = 0
-        while len(self._received) - start >= FRAME.size:
-            (length,) = FRAME.unpack_from(self._received, start)
-            end = start + FRAME.size + length
-            if end > len(self._received):
-                break
-            messages.append(pickle.loads(self._received[start + FRAME.size : end]))
-            start = end
-        del self._received[:start]
         return messages
 
 

@@ -7,9 +7,9 @@ fork would lose, so only workers import it. Only the nursery, as their parent, k
 workers (it knows which are not reaped yet, so a number that the kernel gave to another process is
 never hit) and learns how they end.
 
-Protocol of a worker: chunks come in, each a pickled list of (reference, output). Out go frames (4
-bytes of length, then a pickle): None or the text of an error once the verifier is loaded, then
-lists of (verdict, reason) in the order of the items. The index of the item at work is in a word of
+Protocol of a worker: chunks come in, each a pickled list of (reference, output). Out go lines of
+JSON: null or the text of an error once the verifier is loaded, then lists of [verdict, reason] in
+the order of the items. The index of the item at work is in a word of
 memory shared with the parent. Imports no jax.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import mmap
 import os
 import pickle
@@ -37,8 +38,6 @@ from rft_jax.verification.rules import Limits, Verifier, VerifierSpec, load_veri
 
 IDLE = -1
 """Value of the shared word while no item is at work."""
-FRAME = struct.Struct("<I")
-"""Length of a frame in bytes, before it."""
 FORK, END = 0, 1
 REQUEST = struct.Struct("<II")
 """What to do (FORK, END) with the worker of which number. FORK comes with five descriptors: the
@@ -58,7 +57,7 @@ class Ends(NamedTuple):
     """A worker's ends of what it shares with its parent, as descriptors."""
 
     tasks: int
-    frames: int
+    answers: int
     life_line: int
     word: int
 
@@ -83,12 +82,12 @@ def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | s
     for descriptor in ends:
         os.set_inheritable(descriptor, False)
     progress = memoryview(mmap.mmap(ends.word, 8)).cast("q")
-    tasks, frames = os.fdopen(ends.tasks, "rb"), os.fdopen(ends.frames, "wb")
+    tasks, answers = os.fdopen(ends.tasks, "rb"), os.fdopen(ends.answers, "wb")
     verifier = verifier or loaded(spec)
     if isinstance(verifier, str):
-        _send(frames, verifier)
+        _send(answers, verifier)
         return
-    _send(frames, None)
+    _send(answers, None)
     if spec.is_built_in:
         sandbox.forbid_code()
     sandbox.limit_memory(limits.memory_mb)
@@ -101,7 +100,7 @@ def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | s
             chunk = pickle.load(tasks)
         except (EOFError, pickle.UnpicklingError):  # the parent closed its end, or died writing
             return
-        useful = _judge_chunk(verifier, chunk, frames, progress, processor_time)
+        useful = _judge_chunk(verifier, chunk, answers, progress, processor_time)
 
 
 def judge(verifier: Verifier, reference: str, output: str) -> tuple[str, str]:
@@ -144,7 +143,7 @@ def die_with_parent(life_line: int) -> None:
 def _judge_chunk(
     verifier: Verifier,
     chunk: list[tuple[str, str]],
-    frames: BinaryIO,
+    answers: BinaryIO,
     progress: memoryview,
     processor_time: sandbox.ProcessorTime,
 ) -> bool:
@@ -156,7 +155,7 @@ def _judge_chunk(
     for index, (reference, output) in enumerate(chunk):
         if verdicts and (len(verdicts) == FLUSH_ITEMS or time.monotonic() - sent > FLUSH_SECONDS):
             progress[0] = IDLE  # waiting for the parent to read is no item's time
-            _send(frames, verdicts)
+            _send(answers, verdicts)
             verdicts = []
             sent = time.monotonic()
             processor_time.allow()
@@ -168,14 +167,13 @@ def _judge_chunk(
         if verdict is OUT_OF_MEMORY:  # what filled the memory may be there still
             break
     progress[0] = IDLE
-    _send(frames, verdicts)
+    _send(answers, verdicts)
     return len(verdicts) == 0 or verdicts[-1] is not OUT_OF_MEMORY
 
 
-def _send(frames: BinaryIO, message: Any) -> None:
-    payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    frames.write(FRAME.pack(len(payload)) + payload)
-    frames.flush()
+def _send(answers: BinaryIO, message: Any) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()
 
 
 class _Child(NamedTuple):
