@@ -60,11 +60,18 @@ def evaluation_spec(config: Config) -> VerifierSpec | None:
 
 
 def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Config) -> None:
-    """The canary: judge answers known to be right and known to be wrong, made of the data.
+    """The canary: judge answers known to be right and known to be wrong, made from the data.
 
     Right: a question's own solution (or its answer in the rule's form, see verification.canary);
-    wrong: that of another question with another answer. Raises VerifierError when the verifier
-    disagrees with any. A function of the user's is tried on solutions only: its form is not known.
+    wrong: that of another question with another answer. A user's function is tried on solutions
+    only: its form is not known.
+
+    Args:
+        pool: of the verifier.
+        questions: of which CANARY_QUESTIONS are tried.
+        config: of the run.
+
+    Raises: VerifierError when the verifier disagrees with any.
     """
     mode, name = config.verification.canary, pool.name
     if mode == "off" or name == RANDOM:
@@ -93,7 +100,13 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
 
 
 def watch_undecided(undecided: float, sampled: float, config: Config, where: str) -> None:
-    """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided."""
+    """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided.
+
+    Args:
+        undecided, sampled: numbers of outputs.
+        config: of the run, with both bounds.
+        where: the step, for the message.
+    """
     share = undecided / sampled if sampled else 0.0
     settings = config.verification
     text = (

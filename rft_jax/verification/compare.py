@@ -32,9 +32,12 @@ _reference_expression = lru_cache(maxsize=1024)(parse_expression)
 def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> Judgement:
     """The verdict on a stated answer.
 
-    math: ask math-verify where the exact layers cannot decide; without it such an answer is
-    incorrect beside a reference that is understood, and undecided beside one that is not.
-    tolerance: largest relative difference of two plain numbers, 0 for none.
+    Args:
+        answer: what the output states, without what frames it (`extract.unwrapped`).
+        reference: a bare answer.
+        math: ask math-verify where the exact layers cannot decide; without it such an answer is
+            incorrect beside a reference that is understood, and undecided beside one that is not.
+        tolerance: largest relative difference of two plain numbers, 0 for none.
     """
     expected, number = parse_number(reference), parse_number(answer)
     if expected is not None and number is not None:

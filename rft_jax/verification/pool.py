@@ -1,7 +1,7 @@
 """Verification in worker processes, while the caller samples. Imports no jax.
 
 Chunks of items, not items, cross process borders. A worker that overruns an item's deadline, or
-that ends by itself, is replaced: the item at work is undecided, and every other one is judged.
+that ends by itself, is replaced: the item at work is undecided, and all others are judged.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ class Item(NamedTuple):
 
 
 class VerifierPool:
-    """Worker processes that judge items; a context manager that leaves no process behind.
-
-    Raises VerifierError when the verifier cannot be loaded in a worker.
-    """
+    """Worker processes that judge items; a context manager that leaves no process behind."""
 
     def __init__(self, spec: VerifierSpec, limits: Limits) -> None:
+        """Start the workers; VerifierError when one cannot load the verifier."""
         self.name = spec.name
         self._limits = limits
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()

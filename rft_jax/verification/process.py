@@ -41,13 +41,18 @@ _HIDE_ACCELERATORS = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Nursery:
-    """A running nursery in a session of its own; any thread may call it.
+    """A running nursery in its own session; any thread may call it.
 
     It ends, with all its workers, when this process closes it or dies.
     """
 
     def __init__(self, spec: VerifierSpec, limits: Limits, search_path: Sequence[str]) -> None:
-        """Start the process and return at once; VerifierError when it takes no message."""
+        """Start the process and return at once; VerifierError when it takes no message.
+
+        Args:
+            spec, limits: what every worker gets.
+            search_path: where workers look for modules, as sys.path.
+        """
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # one request at a time
         self._connection, theirs = socket.socketpair()
@@ -86,7 +91,7 @@ class Nursery:
         return number
 
     def end(self, number: int) -> None:
-        """Have the worker and all that it started killed. Does nothing when the nursery is gone."""
+        """Have a worker and all that it started killed; does nothing when the nursery is gone."""
         with self._lock, suppress(OSError):
             self._connection.sendall(REQUEST.pack(END, number))
 
@@ -119,15 +124,16 @@ class EndedAtStartError(VerifierError):
 
 
 class WorkerProcess:
-    """A running worker in a session of its own (Ctrl-C does not reach it; it is killed whole).
+    """A running worker in its own session: Ctrl-C does not reach it, a kill ends all it started.
 
-    Its pipes and its shared word are its own: a kill in the middle of a message harms no other.
+    It shares its pipes and its word of memory with no other worker, so a kill in the middle of a
+    message harms none.
     """
 
     def __init__(self, nursery: Nursery, name: str) -> None:
-        """Have the process started and return at once; `wait_ready` follows.
+        """Ask for the process and return at once; call `wait_ready` before the first `send`.
 
-        name: that of the verifier, for messages. VerifierError when the nursery is gone.
+        name: of the verifier, for messages. Raises VerifierError when the nursery is gone.
         """
         self._nursery = nursery
         self._name = name

@@ -1,4 +1,4 @@
-"""The layer beneath `expressions.py`: math-verify's LaTeX parser and sympy, if installed.
+"""The layer below `exact/`: math-verify's LaTeX parser and sympy, if installed.
 
 `pip install math-verify` brings both. Only its LaTeX parser is used, never its parser of plain
 expressions, which runs text as code. Numbers are read here, exactly (its own way runs each through
@@ -30,7 +30,7 @@ SEEN = 1e-30
 _POINTS = ((1, 2), (-1, 3), (2, 5))
 """Start and step of the values of the letters at a point, positive, negative, positive."""
 _GENERATORS = 12
-"""Numbers of symbols for which `warm_up` has sympy make its polynomial routines."""
+"""Numbers of symbols for which `warm_up` has sympy build its polynomial routines."""
 
 _REFUSED = re.compile(
     r"""
@@ -95,10 +95,10 @@ def symbolically_equal(answer: str, reference: str) -> bool | None:
 
 
 def warm_up() -> None:
-    """Import all that reading and comparing import, and have sympy make what it makes once.
+    """Import all that reading and comparing import, and have sympy build what it builds once.
 
-    Its routines for polynomials are code made from templates (no text of a model is in it), once
-    for each number of symbols.
+    Its routines for polynomials are code built from templates (no model's text in it), once for
+    each number of symbols.
     """
     from sympy.polys.monomials import MonomialOps
 
