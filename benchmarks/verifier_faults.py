@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 HANGS = ("hang", "hang-in-c")
 CRASHES = ("segfault", "exit", "allocate")

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from benchmarks.contest import available_cores
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 FRAGMENTS = (
     "#### ", "####", "\n", r"\boxed{", "}", "{", r"\frac{", r"\frac", r"\sqrt{", r"\sqrt[3]{", "1",

@@ -16,9 +16,8 @@ import time
 
 from benchmarks.contest import available_cores
 from benchmarks.verifier_fuzz import hostile
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 
 def gsm8k_style(count: int, chance: random.Random) -> list[Item]:

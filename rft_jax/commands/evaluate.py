@@ -26,10 +26,9 @@ from rft_jax.io.paths import write_atomically
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
 from rft_jax.types import Question, Sample, Verdict
-from rft_jax.verification.limits import Limits
-from rft_jax.verification.open import evaluation_spec, limits_of, training_spec
+from rft_jax.verification.canary import evaluation_spec, limits_of, training_spec
 from rft_jax.verification.pool import VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 METRICS, QUESTIONS, OUTPUTS = "metrics.json", "questions.jsonl", "outputs.jsonl"
 """What the folder gets. The first is written last."""

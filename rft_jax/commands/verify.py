@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 from rft_jax.errors import DataError
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 ROWS_AT_ONCE = 4096
 """Rows sent to the workers together; two such blocks are in memory."""

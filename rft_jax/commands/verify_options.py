@@ -7,8 +7,7 @@ from typing import Any
 
 from rft_jax.commands.options import Judging
 from rft_jax.verification import symbolic
-from rft_jax.verification.limits import Limits
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 
 def judge(judging: Judging) -> tuple[VerifierSpec, Limits]:

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) as a part of the parameter tree.
 
-With model.lora_rank a matrix W of a block has two neighbours, `W_a` and `W_b`, and acts as
-W + alpha / rank * B A. They alone are trained and saved; everything else is frozen.
+With model.lora_rank a matrix W of a block has two neighbours, A = `W_a` and B = `W_b`, and acts as
+W + alpha / rank * B A. Only they are trained and saved; everything else is frozen.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ ENDS = ("_a", "_b")
 
 
 def split(params: Params, config: ModelConfig) -> tuple[Params, Params]:
-    """(frozen, trained) parts of a tree of parameters, or of what stands for each of them;
-    without adapters everything is trained and the frozen part is empty."""
+    """(frozen, trained) parts of a tree with one leaf per parameter; without adapters everything
+    is trained and the frozen part is empty."""
     if not config.lora_rank:
         return {}, params
     return _part(params, adapters=False), _part(params, adapters=True)
 
 
 def _part(tree: Params, *, adapters: bool) -> Params:
-    found: Params = {}
+    part: Params = {}
     for name, child in tree.items():
         if isinstance(child, dict):
             inner = _part(child, adapters=adapters)
             if inner:
-                found[name] = inner
+                part[name] = inner
         elif name.endswith(ENDS) == adapters:
-            found[name] = child
-    return found
+            part[name] = child
+    return part
 
 
 def join(frozen: Params, trained: Params) -> Params:
@@ -46,8 +46,8 @@ def join(frozen: Params, trained: Params) -> Params:
 
 
 def merge(params: Params, config: ModelConfig) -> Params:
-    """The policy without adapters that computes the same: each W + alpha / rank * B A, summed in
-    float32 and kept in the type of W. params: stacked, [L, ...]."""
+    """The same policy without adapters: each W + alpha / rank * B A, summed in float32 and kept in
+    the type of W. params: stacked, [L, ...]."""
     frozen, trained = split(params, config)
     scale = config.lora_alpha / max(config.lora_rank, 1)
 

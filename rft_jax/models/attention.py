@@ -17,7 +17,7 @@ class KeyValues(NamedTuple):
     """What one layer's attention reads while decoding, row by row of a cache.
 
     A row serves B / R samples that follow one another: a prompt's serves the samples of its
-    question, a sample's own tokens serve it alone. Keys stand transposed, as the products that
+    question, a sample's own tokens serve only it. Keys stand transposed, as the products that
     read them run along the positions.
     """
 
@@ -33,8 +33,12 @@ def decode_attention(
 ) -> Float[Array, "N H B"]:
     """Attention of one new token per sample over the parts of what came before it.
 
-    parts: a cache, and which of its positions each sample sees; every sample must see one. A row
-    is read once for all its samples. softcap: see `capped`.
+    A row of a cache is read once for all its samples.
+
+    Args:
+        queries: rotated, not yet scaled.
+        parts: caches, each with which of its positions a sample sees; every sample must see one.
+        softcap: bound of the scores, see `capped`.
     """
     heads, width, batch = queries.shape
     kv_heads = parts[0][0].keys.shape[1]
@@ -48,10 +52,10 @@ def decode_attention(
         products = capped(_of_few("rkmh,rkht->rkmt", rows, cache.keys), softcap)
         return jnp.where(visible[:, None, None], _by_sample(products, batch), -jnp.inf)
 
-    of_parts = [scores(*part) for part in parts]
+    all_scores = [scores(*part) for part in parts]
     # One softmax over all parts.
-    top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in of_parts])
-    weights = [jnp.exp(s - top) for s in of_parts]
+    top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in all_scores])
+    weights = [jnp.exp(s - top) for s in all_scores]
     total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
     mixed = jnp.zeros((), dtype)
     for weight, (cache, _) in zip(weights, parts, strict=True):
@@ -63,14 +67,14 @@ def decode_attention(
 
 
 def capped(x: Float[Array, "..."], softcap: float) -> Float[Array, "..."]:
-    """softcap * tanh(x / softcap) (Gemma 2, arXiv 2408.00118, section 2); 0 for x itself."""
+    """softcap * tanh(x / softcap) (Gemma 2, arXiv 2408.00118, section 2); x itself for 0."""
     return softcap * jnp.tanh(x / softcap) if softcap else x
 
 
 def _of_few(
     terms: str, queries: Float[Array, "R K M _"], cache: Float[Array, "R K _ _"]
 ) -> Float[Array, "R K M _"]:
-    """`product` with the queries of a row, maybe a single one.
+    """`product` where a row may have a single query.
 
     With a single one XLA's TPU backend multiplies and sums element by element: that leaves the
     matrix unit idle, and wants the caches in another layout than they come in.
@@ -124,7 +128,7 @@ def write_column(
     values: Float[Array, "K H B"],
     column: Int[Array, ""],
 ) -> KeyValues:
-    """Put the new tokens' keys and values in one column, in place when the cache is donated."""
+    """Write the new tokens' keys and values to one column, in place when the cache is donated."""
     new_keys = keys.transpose(2, 0, 1)[..., None]
     new_values = values.transpose(2, 0, 1)[:, :, None]
     return KeyValues(

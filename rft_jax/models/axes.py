@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from rft_jax.types import Params
 
+_MATRICES = {
+    ("attention", "query"): (("heads", None), ("embed",)),
+    ("attention", "key"): (("kv_heads", None), ("embed",)),
+    ("attention", "value"): (("kv_heads", None), ("embed",)),
+    ("attention", "output"): (("embed",), ("heads", None)),
+    ("mlp", "gate"): (("mlp",), ("embed",)),
+    ("mlp", "up"): (("mlp",), ("embed",)),
+    ("mlp", "down"): (("embed",), ("mlp",)),
+}
+"""The matrices of a block: (axes of outputs, axes of inputs)."""
+
 AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embedding",): ("vocab", "embed"),
     ("unembedding",): ("vocab", "embed"),
@@ -12,33 +23,16 @@ AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("blocks", "attention_post_norm", "scale"): ("layer", None),
     ("blocks", "attention", "query_norm", "scale"): ("layer", None),
     ("blocks", "attention", "key_norm", "scale"): ("layer", None),
-    ("blocks", "attention", "query"): ("layer", "heads", None, "embed"),
-    ("blocks", "attention", "key"): ("layer", "kv_heads", None, "embed"),
-    ("blocks", "attention", "value"): ("layer", "kv_heads", None, "embed"),
-    ("blocks", "attention", "output"): ("layer", "embed", "heads", None),
     ("blocks", "attention", "query_bias"): ("layer", "heads", None),
     ("blocks", "attention", "key_bias"): ("layer", "kv_heads", None),
     ("blocks", "attention", "value_bias"): ("layer", "kv_heads", None),
-    ("blocks", "attention", "query_a"): ("layer", None, "embed"),
-    ("blocks", "attention", "query_b"): ("layer", "heads", None, None),
-    ("blocks", "attention", "key_a"): ("layer", None, "embed"),
-    ("blocks", "attention", "key_b"): ("layer", "kv_heads", None, None),
-    ("blocks", "attention", "value_a"): ("layer", None, "embed"),
-    ("blocks", "attention", "value_b"): ("layer", "kv_heads", None, None),
-    ("blocks", "attention", "output_a"): ("layer", None, "heads", None),
-    ("blocks", "attention", "output_b"): ("layer", "embed", None),
     ("blocks", "mlp_norm", "scale"): ("layer", None),
     ("blocks", "mlp_post_norm", "scale"): ("layer", None),
-    ("blocks", "mlp", "gate"): ("layer", "mlp", "embed"),
-    ("blocks", "mlp", "up"): ("layer", "mlp", "embed"),
-    ("blocks", "mlp", "down"): ("layer", "embed", "mlp"),
-    ("blocks", "mlp", "gate_a"): ("layer", None, "embed"),
-    ("blocks", "mlp", "gate_b"): ("layer", "mlp", None),
-    ("blocks", "mlp", "up_a"): ("layer", None, "embed"),
-    ("blocks", "mlp", "up_b"): ("layer", "mlp", None),
-    ("blocks", "mlp", "down_a"): ("layer", None, "mlp"),
-    ("blocks", "mlp", "down_b"): ("layer", "embed", None),
 }
+for (_part, _name), (_outputs, _inputs) in _MATRICES.items():
+    AXES["blocks", _part, _name] = ("layer", *_outputs, *_inputs)
+    AXES["blocks", _part, f"{_name}_a"] = ("layer", None, *_inputs)
+    AXES["blocks", _part, f"{_name}_b"] = ("layer", *_outputs, None)
 
 
 def logical_axes(params: Params) -> Params:

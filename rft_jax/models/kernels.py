@@ -1,7 +1,7 @@
 """Attention in packed rows by the flash kernels of libraries: cuDNN on a GPU, splash on a TPU.
 
-Same arguments and, but for rounding, same results as rft_jax/models/packed_attention.py, save that
-what padding slots get is finite but without meaning.
+Same arguments as rft_jax/models/packed_attention.py and, but for rounding, the same results, except
+that what padding slots get is finite but without meaning.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ PackedAttention = Callable[[Array, Array, Array, Array], Array]
 """(queries [N, H, R, S], keys [K, H, R, S], values, segments [R, S]) -> [N, H, R, S]."""
 
 TILE = 128
-"""Splash attention takes slots in tiles of a multiple of so many."""
+"""Splash attention takes slots in tiles of a multiple of this size."""
 LARGEST_TILE = 512
 CUDNN_WIDEST = 128
 """The widest head that cuDNN's attention takes on every GPU."""
 
 
 def cannot(kernel: str, config: ModelConfig, slots: int, platform: str) -> str:
-    """Why a kernel cannot serve rows of `slots` on a platform of jax; empty if it can."""
+    """Why a kernel cannot serve; empty if it can.
+
+    Args:
+        kernel: as in model.attention.
+        config: of the model.
+        slots: S, the length of a row.
+        platform: of jax (`cpu`, `gpu`, `tpu`).
+    """
     if kernel in FLASH:
         if config.attention_softcap:
             return "flash kernels know no model.attention_softcap"
@@ -73,12 +80,12 @@ def _on_each_device(function: PackedAttention) -> PackedAttention:
         free = set(mesh.axis_names) - set(mesh.manual_axes)
         if not free:
             return function(queries, keys, values, segments)
-        of_heads = partition("heads", None, "rows", among=free)
-        of_rows = partition("rows", among=free)
+        by_head = partition("heads", None, "rows", among=free)
+        by_row = partition("rows", among=free)
         mapped: Any = jax.shard_map(
             function,
-            in_specs=(of_heads, of_heads, of_heads, of_rows),
-            out_specs=of_heads,
+            in_specs=(by_head, by_head, by_head, by_row),
+            out_specs=by_head,
             axis_names=free,
             check_vma=False,
         )
@@ -96,7 +103,10 @@ def splash(
     *,
     interpret: bool = False,
 ) -> Float[Array, "N H R S"]:
-    """Splash attention (jax.experimental.pallas); interpret: run it without a TPU, slowly."""
+    """Splash attention (jax.experimental.pallas).
+
+    Args as in packed_attention.packed_attention; interpret: run without a TPU, slowly.
+    """
     # Not everyone who imports the model has Pallas for TPUs installed.
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
@@ -132,7 +142,7 @@ def cudnn(
     *,
     implementation: Any = "cudnn",
 ) -> Float[Array, "N H R S"]:
-    """jax.nn.dot_product_attention; implementation: `xla` runs it without a GPU.
+    """jax.nn.dot_product_attention; implementation: `xla` to run without a GPU.
 
     Its log-sum-exp has no name for model.remat, so the backward pass runs the forward kernel again.
     """

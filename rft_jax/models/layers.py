@@ -27,10 +27,13 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 def linear(
     weight: Float[Array, "..."], x: Float[Array, "..."], *, inputs: int = 1
 ) -> Float[Array, "..."]:
-    """W x over the last `inputs` axes of the weight and the first of x, in the type of x.
+    """W x in the type of x, as one plain matrix product: when two axes are contracted, XLA's CPU
+    backend may transpose a weight at every step.
 
-    One plain matrix product whatever the axes: XLA's CPU backend may transpose a weight anew at
-    every step when it contracts two axes.
+    Args:
+        weight: [out..., in...].
+        x: [in..., tokens...].
+        inputs: axes that are summed over.
     """
     out, tokens = weight.shape[: weight.ndim - inputs], x.shape[inputs:]
     width = math.prod(x.shape[:inputs])
@@ -39,7 +42,7 @@ def linear(
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
-    """Float32 numbers of deviation 1 / sqrt(fan_in)."""
+    """Normal float32 numbers of standard deviation 1 / sqrt(fan_in)."""
     return jax.random.normal(key, shape, jnp.float32) / math.sqrt(fan_in)
 
 
@@ -65,9 +68,11 @@ class _Adapted(nnx.Module):
     def add_adapters(
         self, names: tuple[str, ...], inputs: dict[str, int], config: ModelConfig, rngs: nnx.Rngs
     ) -> None:
-        """A random and B zero, so that they start by changing nothing (arXiv 2106.09685, 4.1).
+        """Add A random and B zero, which change nothing at first (arXiv 2106.09685, 4.1).
 
-        inputs: axes that a matrix acts on, where there is more than one.
+        Args:
+            names: matrices that may have adapters; config.lora_targets says which do.
+            inputs: number of axes that a matrix acts on, where it is not one.
         """
         self.adapter_scale = config.lora_alpha / max(config.lora_rank, 1)
         for name in names:
@@ -191,5 +196,5 @@ def block_of(config: ModelConfig, params: Params) -> Block:
 
 
 def init_block(key: Key[Array, ""], config: ModelConfig) -> Params:
-    """Parameters of one layer."""
+    """Float32 parameters of one layer."""
     return nnx.to_pure_dict(nnx.state(Block(config, nnx.Rngs(params=key)), nnx.Param))

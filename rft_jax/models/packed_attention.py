@@ -1,8 +1,8 @@
 """Attention within packed rows, for training and for prefill.
 
-Weights are not kept for the backward pass, which makes them anew from scores and their log-sum-exp
+Weights are not kept for the backward pass, which recomputes them from scores and their log-sum-exp
 (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2). Queries are taken in blocks, each with the
-keys up to its end alone: little more than half of all pairs.
+keys up to its end only: little more than half of all pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_BLOCKS = 8
 """Blocks are unrolled: more would make the program longer, and save little."""
 
 RESULTS = "attention"
-"""The name of the results to a rematerialisation policy: what costs most to make anew."""
+"""The name of the results to a rematerialisation policy: what costs most to recompute."""
 
 _LOWEST = -1e30
 """Stands for the largest score of a slot that sees nothing."""
@@ -42,8 +42,12 @@ def packed_attention(
 ) -> Float[Array, "N H R S"]:
     """Causal attention within each segment of each row; zeros in segment 0, which is padding.
 
-    window: newest slots that one sees, its own included; None for all. softcap: see
-    `attention.capped`.
+    Args:
+        queries, keys: rotated; queries not yet scaled.
+        values: in the type of the others.
+        segments: number of the sequence of each slot, from 1.
+        window: newest slots that a slot sees, its own included; None for all.
+        softcap: bound of the scores, see `attention.capped`.
     """
     return _forward(queries, keys, values, segments, window, softcap)[0]
 
@@ -64,17 +68,17 @@ def _forward(
     window: Array | None,
     softcap: float,
 ) -> tuple[Array, _Kept]:
-    of_queries, of_keys = _by_head(scaled(queries), keys.shape[0]), _by_head(keys)
-    of_values = _by_head(values)
+    q, k = _by_head(scaled(queries), keys.shape[0]), _by_head(keys)
+    v = _by_head(values)
     mixed, log_sums = [], []
     for block, seen in _blocks(queries.shape[-1]):
-        scores = capped(_scores(of_queries[:, :, :, block], of_keys[:, :, seen]), softcap)
+        scores = capped(_scores(q[:, :, :, block], k[:, :, seen]), softcap)
         scores = jnp.where(_visible(segments, block, seen, window), scores, -jnp.inf)
         top = jnp.maximum(jnp.max(scores, axis=-1), _LOWEST)
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
         total = jnp.where(total > 0, total, 1.0)
-        sums = product("rkgst,rkth->rkgsh", weights.astype(values.dtype), of_values[:, :, seen])
+        sums = product("rkgst,rkth->rkgsh", weights.astype(values.dtype), v[:, :, seen])
         mixed.append(sums / total[..., None])
         log_sums.append(top + jnp.log(total))
     out = _features_first(jnp.concatenate(mixed, axis=3)).astype(queries.dtype)
@@ -86,25 +90,25 @@ def _forward(
 def _backward(softcap: float, kept: _Kept, d_out: Array) -> tuple[Array, Array, Array, None, None]:
     queries, keys, values, segments, window, out, log_sums = kept
     kv_heads, dtype = keys.shape[0], at_least_float32(queries.dtype)
-    of_queries, of_keys = _by_head(scaled(queries), kv_heads), _by_head(keys)
-    of_values, of_d_out = _by_head(values), _by_head(d_out, kv_heads)
+    q, k = _by_head(scaled(queries), kv_heads), _by_head(keys)
+    v, d_o = _by_head(values), _by_head(d_out, kv_heads)
     # What a weight gains by an increase of its score, the other weights lose: sum_t w_t dw_t.
     given = jnp.sum(d_out.astype(dtype) * out.astype(dtype), axis=1)
     given = given.reshape(kv_heads, -1, *given.shape[1:]).transpose(2, 0, 1, 3)
     d_queries = []
-    d_keys, d_values = (jnp.zeros(of_keys.shape, dtype) for _ in range(2))
+    d_keys, d_values = (jnp.zeros(k.shape, dtype) for _ in range(2))
     for block, seen in _blocks(queries.shape[-1]):
-        some, theirs = of_queries[:, :, :, block], of_d_out[:, :, :, block]
-        scores = capped(_scores(some, of_keys[:, :, seen]), softcap)
+        some, theirs = q[:, :, :, block], d_o[:, :, :, block]
+        scores = capped(_scores(some, k[:, :, seen]), softcap)
         weights = jnp.exp(scores - log_sums[:, :, :, block, None])
         weights = jnp.where(_visible(segments, block, seen, window), weights, 0.0)
-        d_weights = _scores(theirs, of_values[:, :, seen])
+        d_weights = _scores(theirs, v[:, :, seen])
         d_scores = weights * (d_weights - given[:, :, :, block, None])
         if softcap:
             d_scores = d_scores * (1 - (scores / softcap) ** 2)  # tanh' = 1 - tanh^2
         d_scores = d_scores.astype(keys.dtype)
         weights = weights.astype(values.dtype)
-        d_queries.append(product("rkgst,rkth->rkgsh", d_scores, of_keys[:, :, seen]))
+        d_queries.append(product("rkgst,rkth->rkgsh", d_scores, k[:, :, seen]))
         d_keys = d_keys.at[:, :, seen].add(product("rkgst,rkgsh->rkth", d_scores, some))
         d_values = d_values.at[:, :, seen].add(product("rkgst,rkgsh->rkth", weights, theirs))
     return (

@@ -27,9 +27,9 @@ class Rotation(NamedTuple):
 
 
 def frequencies(config: ModelConfig, *, local: bool = False) -> npt.NDArray[np.float64]:
-    """Radians a position, [I]: theta^(-2i / H) of RoFormer (arXiv 2104.09864, eq. 15), scaled.
+    """Radians per position, [I]: theta^(-2i / H) of RoFormer (arXiv 2104.09864, eq. 15), scaled.
 
-    local: of layers with a sliding window, where those have a base of their own.
+    local: for layers with a sliding window, which may have their own base.
     """
     local = local and config.local_rope_theta > 0
     theta = config.local_rope_theta if local else config.rope_theta
@@ -49,9 +49,9 @@ def frequencies(config: ModelConfig, *, local: bool = False) -> npt.NDArray[np.f
 def rotation(
     positions: Int[Array, "..."], frequencies: npt.NDArray[np.float64], *, dtype: DTypeLike
 ) -> Rotation:
-    """The angles position x frequency, [I, ...]."""
-    of_frequency = jnp.asarray(frequencies, dtype).reshape((-1,) + (1,) * positions.ndim)
-    angles = of_frequency * positions[None].astype(dtype)
+    """Cosines and sines of position x frequency, [I, ...], computed in `dtype`."""
+    radians = jnp.asarray(frequencies, dtype).reshape((-1,) + (1,) * positions.ndim)
+    angles = radians * positions[None].astype(dtype)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

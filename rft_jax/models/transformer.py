@@ -5,7 +5,7 @@ only in how they attend (one forward path), so that the sampler's log-probs are 
 
 Features come first, [D, ...tokens], and a weight stands left of what it acts on, [out, in], as in
 W x: a product with few tokens then streams the weights as they lie (on CPU up to twice as fast as
-x W, whose operand is first packed anew at every step).
+x W, whose operand is packed again at every step).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def abstract_params(*, config: ModelConfig, vocab_size: int) -> Params:
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Everything but the scales of norms in `dtype`: the forward pass reads matrices in the compute
-    type and multiplies by scales in float32, so the cast changes no output by a bit."""
+    """Everything but the scales of norms in `dtype`. With the compute type no output changes by a
+    bit: the forward pass reads matrices in it, and multiplies by scales in float32."""
 
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
         return leaf if path[-1].key == "scale" else leaf.astype(dtype)
@@ -88,8 +88,8 @@ def _rotations(config: ModelConfig, positions: Int[Array, "..."]) -> Rotations:
 
 
 def rotation_table(config: ModelConfig, num_positions: int) -> Rotations:
-    """The rotations of positions 0, 1, ...: made once, where a loop would make them at each step
-    and, as XLA fuses them into what they feed, in each layer."""
+    """The rotations of positions 0, 1, ...: computed once, where a loop would recompute them at
+    each step and, as XLA fuses them into what they feed, in each layer."""
     return _rotations(config, jnp.arange(num_positions))
 
 
@@ -102,7 +102,13 @@ def _final_norm(params: Params, config: ModelConfig, x: Float[Array, "D ..."]) -
 def logits(
     params: Params, hidden: Float[Array, "D ..."], *, config: ModelConfig
 ) -> Float[Array, "V ..."]:
-    """Unnormalised log-probabilities of the next token, in at least float32."""
+    """Unnormalised log-probabilities of the next token, in at least float32.
+
+    Args:
+        params: the parameters; only the (un)embedding is read.
+        hidden: final hidden states (`hidden_states`, `prefill`, `decode`).
+        config: of the model.
+    """
     table = params["embedding" if config.tie_embeddings else "unembedding"].astype(hidden.dtype)
     dtype = at_least_float32(hidden.dtype)
     scores = jnp.einsum("vd,d...->v...", table, hidden, preferred_element_type=dtype)
@@ -119,14 +125,19 @@ def hidden_states(
 ) -> Float[Array, "D R S"]:
     """Final hidden states of packed rows: what `logits` turns into predictions of the next token.
 
-    positions restart at 0 in each segment; segments are numbered from 1, 0 is padding.
+    Args:
+        params: stacked, the leaves under `blocks` [L, ...].
+        tokens: token ids.
+        positions: restart at 0 in each segment.
+        segments: number of the sequence of each slot, from 1; 0 for padding.
+        config: of the model.
     """
     slots = tokens.shape[1]
     angles = _rotations(config, positions)
     kernel = kernels.choose(config, slots, jax.default_backend())
 
-    def layer(x: Array, of_layer: tuple[Params, Array | None]) -> tuple[Array, None]:
-        block, sees_all = of_layer
+    def layer(x: Array, inputs: tuple[Params, Array | None]) -> tuple[Array, None]:
+        block, sees_all = inputs
         window, turns = None, angles.everywhere
         if sees_all is not None:
             if config.sliding_window < slots:
@@ -149,7 +160,7 @@ def hidden_states(
 
 
 def _sees_all(config: ModelConfig) -> Array | None:
-    """Of each layer, [L]; None where all do."""
+    """Whether each layer sees everything, [L]; None where all do."""
     if not config.sliding_window:
         return None
     return jnp.asarray([config.sees_all(layer) for layer in range(config.num_layers)])
@@ -157,7 +168,7 @@ def _sees_all(config: ModelConfig) -> Array | None:
 
 def in_use(params: Params, config: ModelConfig, *path: str) -> Params:
     """Parameters at `path` (of one block, if that is `blocks`) as products read them: in the
-    compute type, and whole along the axis that FSDP splits for as long as they are at work.
+    compute type, and whole along the axis that FSDP splits while they are in use.
 
     Left to itself XLA's partitioner splits activations like the weights, and sums products instead.
     """
@@ -174,7 +185,7 @@ def in_use(params: Params, config: ModelConfig, *path: str) -> Params:
 
 def _kept(config: ModelConfig) -> Any:
     """What a block keeps for its backward pass (model.remat); norms, rotations and the gate's
-    activation cost less to make anew than to keep, and are not kept at all."""
+    activation cost less to recompute than to keep, and are not kept at all."""
     policies = jax.checkpoint_policies
     products = policies.dots_with_no_batch_dims_saveable
     return {
@@ -206,9 +217,15 @@ def unstack(params: Params) -> Params:
 def prefill(
     params: Params, prompts: Prompts, *, config: ModelConfig
 ) -> tuple[Float[Array, "D Q"], tuple[KeyValues, ...]]:
-    """Run each prompt once; return the hidden state after its last token, and its cache.
+    """Run each prompt once.
 
-    params: unstacked.
+    Args:
+        params: unstacked (`unstack`).
+        prompts: right-padded, [Q, P].
+        config: of the model.
+
+    Returns: the final hidden state after each prompt's last token, and a cache per layer with R = Q
+        rows and P positions.
     """
     width = prompts.tokens.shape[1]
     segments = (jnp.arange(width)[None, :] < prompts.lengths[:, None]).astype(jnp.int32)
@@ -256,9 +273,17 @@ def decode(
 ) -> tuple[Float[Array, "D B"], Cache]:
     """Run one sampled token per sample; its keys and values go to `column` of its own cache.
 
-    params: unstacked; positions: of the tokens, the prompt counted; everything, nearby: what layers
-    that see all and layers with a sliding window attend to; table: `rotation_table`. Returns the
-    hidden states after the tokens, and the cache that holds them.
+    Args:
+        params: unstacked (`unstack`).
+        tokens: the newest token of each sample.
+        positions: of the tokens, the prompt counted.
+        cache: what came before.
+        column: of the own caches, the same for all samples.
+        everything, nearby: what layers that see all, and those with a sliding window, attend to.
+        table: `rotation_table` of at least all positions.
+        config: of the model.
+
+    Returns: final hidden states after the tokens, and the cache that holds them.
     """
     x = _embed(params, config, tokens)
     angles = jax.tree.map(lambda leaf: leaf[:, positions], table)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 _PARTS = 8
-"""The vocabulary is cut into so many equal parts first, so that no block of tokens straddles two
+"""Equal parts that the vocabulary is cut into first, so that no block of tokens straddles two
 devices of a tensor axis that divides it."""
 
 
@@ -35,11 +35,11 @@ def _distribution(logits: Float[Array, "V B"]) -> _Distribution:
     return _Distribution(shifted, weights, jnp.sum(weights, axis=0))
 
 
-def _with_facts(tokens: Int[Array, "B"], of: _Distribution) -> Draw:
-    chosen = jnp.take_along_axis(of.shifted, tokens[None], axis=0)[0]
-    log_total = jnp.log(of.total)
-    finite = jnp.where(of.weights > 0, of.shifted, 0.0)
-    mean = jnp.sum(of.weights * finite, axis=0) / of.total
+def _with_facts(tokens: Int[Array, "B"], by: _Distribution) -> Draw:
+    chosen = jnp.take_along_axis(by.shifted, tokens[None], axis=0)[0]
+    log_total = jnp.log(by.total)
+    finite = jnp.where(by.weights > 0, by.shifted, 0.0)
+    mean = jnp.sum(by.weights * finite, axis=0) / by.total
     return Draw(tokens, chosen - log_total, log_total - mean)
 
 
@@ -53,7 +53,7 @@ def block_shape(vocab_size: int) -> tuple[int, int, int]:
 
 
 def _invert(weights: Float[Array, "W B"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The first index whose cumulated weight exceeds `uniform` of the total; never a weight 0."""
+    """The first index whose cumulative weight exceeds `uniform` of the total; never a weight 0."""
     cumulated = jnp.cumsum(weights, axis=0)
     above = (cumulated > uniform[None] * cumulated[-1:]) & (weights > 0)
     # uniform * total may round up to the total: then it is the last one of any weight.
@@ -67,24 +67,29 @@ def draw(logits: Float[Array, "V B"], keys: Key[Array, "B"], temperature: Float[
     Each key gives two uniform numbers: the first picks a block of tokens by its probability, the
     second a token of that block (a Gumbel-max draw takes V numbers). Neither sum is longer than
     some sqrt(V) blocks, so rounding hides no rare token. A token of probability 0 is never drawn.
+
+    Args:
+        logits: at least float32, any finite numbers, or -inf for a token never drawn.
+        keys: one for each sample (keys.token_keys).
+        temperature: positive.
     """
-    of = _distribution(logits / temperature)
+    distribution = _distribution(logits / temperature)
     vocab_size, batch = logits.shape
     parts, per_part, size = block_shape(vocab_size)
     part = vocab_size // parts
-    blocks = of.weights.reshape(parts, part, batch)
+    blocks = distribution.weights.reshape(parts, part, batch)
     blocks = jnp.pad(blocks, ((0, 0), (0, per_part * size - part), (0, 0)))
     blocks = blocks.reshape(parts * per_part, size, batch)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,), jnp.float32))(keys)
-    uniform = uniform.astype(of.weights.dtype)
+    uniform = uniform.astype(distribution.weights.dtype)
     block = _invert(jnp.sum(blocks, axis=1), uniform[:, 0])
     inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
     offset = (block % per_part) * size + _invert(inside, uniform[:, 1])
     tokens = (block // per_part) * part + offset
-    return _with_facts(tokens.astype(jnp.int32), of)
+    return _with_facts(tokens.astype(jnp.int32), distribution)
 
 
 def greedy(logits: Float[Array, "V B"]) -> Draw:
-    """The most probable token (the lowest id among equals); log-probs at temperature 1."""
+    """The most probable token (among equals the lowest id); log-probs at temperature 1."""
     tokens = jnp.argmax(logits, axis=0).astype(jnp.int32)
     return _with_facts(tokens, _distribution(logits))

@@ -1,4 +1,4 @@
-"""The rollout's own layout of the parameters, made once per rollout."""
+"""The rollout's own layout of the parameters, computed once per rollout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ _cast = jax.jit(transformer.cast, static_argnames="dtype")
 
 
 def rollout_params(params: Params, shardings: Any, *, dtype: str) -> Params:
-    """`params`, stacked, cast to `dtype` (`transformer.cast`; before they move: half the bytes),
-    laid out as `shardings` and unstacked (`transformer.unstack`): what sampling reads. The layout
-    keeps the width axis whole, so that the decode loop gathers no weights.
+    """The parameters that sampling reads: cast, in their rollout layout, unstacked.
 
-    One matrix after the other is taken apart, so that the layers are never there twice: beside
-    them there is one matrix of all layers at most.
+    They are cast before they move: half the bytes. One matrix after another is unstacked, so that
+    beside the layers at most one matrix of all layers is in memory.
+
+    Args:
+        params: stacked, the leaves under `blocks` [L, ...].
+        shardings: of each leaf of `params`, or one for all; they keep the width axis whole, so that
+            the decode loop gathers no weights.
+        dtype: of all but the scales of norms (`transformer.cast`).
     """
     if any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
         params = _cast(params, dtype=dtype)
@@ -37,7 +41,7 @@ def rollout_params(params: Params, shardings: Any, *, dtype: str) -> Params:
 
 
 def of_layer(where: Any) -> Any:
-    """The sharding of one layer's matrix, of that of all layers in one array."""
+    """The sharding of one layer's matrix, from that of all layers in one array."""
     if not isinstance(where, NamedSharding):
         return where
     return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))

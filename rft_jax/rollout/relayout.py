@@ -1,4 +1,4 @@
-"""Another layout for the slots of a rollout in progress: a longer ring, or fewer slots.
+"""Changes the layout of the slots of a rollout in progress: a longer ring, or fewer slots.
 
 Everything here is for one shard of the batch, like rft_jax/rollout/slots.py.
 """
@@ -14,7 +14,7 @@ from rft_jax.rollout.slots import Slots, by_heads
 
 
 def grow(slots: Slots, *, ring: int, prompt_width: int) -> Slots:
-    """The same slots with a ring of `ring` columns, more than before."""
+    """The same slots with a ring of `ring` columns, more than before; prompt_width: P."""
     in_front = 0 if slots.cache.prompts else prompt_width
     old = slots.cache.own[0].keys.shape[-1] - in_front
     newest = slots.step[0] - 1
@@ -40,12 +40,12 @@ def shrink(slots: Slots, *, size: int) -> Slots:
     chosen = jnp.argsort(slots.samples < 0, stable=True)[:size]
     row, entry = chosen // lanes, slots.entries[chosen]
 
-    def prompt(of_rows: Array, axis: int) -> Array:
-        parts = jnp.split(of_rows[row], entries, axis=axis)
-        mine = parts[0]
+    def prompt(rows: Array, axis: int) -> Array:
+        parts = jnp.split(rows[row], entries, axis=axis)
+        own_prompt = parts[0]
         for number, part in enumerate(parts[1:], start=1):
-            mine = jnp.where((entry == number)[:, None, None, None], part, mine)
-        return mine
+            own_prompt = jnp.where((entry == number)[:, None, None, None], part, own_prompt)
+        return own_prompt
 
     own = tuple(KeyValues(kv.keys[chosen], kv.values[chosen]) for kv in slots.cache.own)
     if slots.cache.prompts:

@@ -1,9 +1,9 @@
 """Autoregressive sampling: from prompts to G outputs each, whatever the number of slots.
 
 The host starts the loop of `slots.py` and lets it run for some steps at a time; in between it takes
-the outputs that are done, and gives the loop the layout it wants next: a longer ring, or fewer
-slots for the last samples. Randomness is addressed (rft_jax/keys.py): an output depends on its
-question, sample index and step alone, not on what is sampled beside it.
+the outputs that have ended, and gives the loop its next layout: a longer ring, or fewer slots for
+the last samples. Randomness is addressed (rft_jax/keys.py): an output depends on its
+question, sample index and step only, not on what is sampled beside it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rft_jax.types import Completions, Params, Prompts
 FIRST_RING = 32
 """Columns that the slots' own cache starts with; it doubles as outputs grow."""
 SHRINK = {"cpu": 2}
-"""By platform: the last samples move to so many times fewer slots, as often as MIN_SLOTS are left.
-On a CPU a step's time follows its slots, elsewhere the weights that it reads."""
+"""By platform: factor by which the last samples move to fewer slots, as often as MIN_SLOTS are
+left. On a CPU a step's time follows its slots, elsewhere the weights that it reads."""
 SHRINK_ELSEWHERE = 4
 MIN_SLOTS = 8
 ROW_LANES = 8
@@ -86,8 +86,12 @@ def decode(
 
 
 class Look(NamedTuple):
-    """outputs: all so far, overwritten when the iterator goes on: dispatch what reads them before;
-    left: samples still to end; ended: those that have, by shard; steps: of all shards so far."""
+    """What the host sees between two runs of the loop.
+
+    outputs: all so far; the iterator's next step overwrites them, so dispatch what reads them
+        before; left: samples still to end; ended: those that have, by shard; steps: decode steps
+        so far, summed over shards.
+    """
 
     outputs: Outputs
     left: int
@@ -96,17 +100,22 @@ class Look(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Slots of one shard and columns of their ring."""
+    """size: slots of one shard; ring: columns of their ring."""
 
     size: int
     ring: int
 
 
 def layouts(size: int, max_new_tokens: int, *, fewer: int) -> list[Layout]:
-    """The layouts a rollout goes through, each one at most once and never back.
+    """The layouts a rollout goes through, each at most once and in this order.
 
     The ring doubles up to the longest output; then the last samples move to fewer slots. So there
-    are few programs, and `compile_programs` can make them all before the first step.
+    are few programs, and `compile_programs` can compile them all before the first step.
+
+    Args:
+        size: slots of one shard at the start.
+        max_new_tokens: T, tokens of the longest output.
+        fewer: factor by which slots become fewer at a time.
     """
     rings = [max_new_tokens]
     while rings[0] // 2 >= FIRST_RING:
@@ -134,7 +143,13 @@ def _unstack(params: Params) -> Params:
 
 
 def slots_shape(questions: int, samples: int, num_slots: int) -> tuple[int, int]:
-    """(rows, lanes) of one shard's slots: at most `num_slots`, all its samples' when that is 0."""
+    """(rows, lanes) of one shard's slots.
+
+    Args:
+        questions: Q of the shard.
+        samples: G.
+        num_slots: most slots of the shard; 0 for one per sample.
+    """
     if not num_slots or num_slots >= questions * samples:
         return questions, samples
     lanes = min(samples, ROW_LANES, num_slots)
@@ -157,7 +172,7 @@ def _decoded(
     limits: Int[Array, "Q G"] | None = None,
     only_compile: bool = False,
 ) -> Iterator[Look]:
-    """The host's side of the loop: what it sees at every look.
+    """Run the loop and yield what the host sees between two runs; arguments as in `sample`.
 
     only_compile: go through all layouts without a step.
     """
@@ -204,7 +219,7 @@ def _decoded(
 
 
 def compile_programs(*arguments: Any, **settings: Any) -> None:
-    """Compile all that `sample_stream` of the same arguments and settings may run."""
+    """Compile every program that `sample_stream` of the same arguments and settings may run."""
     prompts, num_samples = arguments[1], settings["num_samples"]
     for look in _decoded(*arguments, only_compile=True, **settings):
         taking = Taking(prompts, num_samples)
@@ -231,16 +246,24 @@ def sample(
     num_samples: int,
     **settings: Any,
 ) -> Completions:
-    """Sample `num_samples` outputs per prompt from softmax(logits / temperature), or greedily.
+    """Sample G outputs per prompt from softmax(logits / temperature), or greedily.
 
-    root and step address the randomness (keys.sample_keys). A prompt whose id is negative fills
-    the shape: it samples nothing and has length 0. EOS is part of an output that ends with it.
-    Under `greedy` temperature and keys have no effect and log-probs are those of temperature 1.
+    EOS is part of an output that ends with it. Prompts on a mesh are split over its batch axes, and
+    so are the slots.
 
-    params: stacked or unstacked (transformer.unstack). Prompts on a mesh are split over its batch
-    axes, and so are the slots. Settings: config and max_new_tokens; eos_ids: any of them ends an
-    output; greedy; num_slots: outputs decoded at a time, over all shards of the batch, 0 for all;
-    limits: [Q, G], the most tokens of each output, `max_new_tokens` without.
+    Args:
+        params: parameters, stacked or unstacked (transformer.unstack), in any float type.
+        prompts: int32 [Q, P]; one whose id is negative only fills the shape and samples nothing.
+        root: the run's key; with `step` it addresses the randomness (keys.sample_keys).
+        step: number of the rollout, int32.
+        temperature: positive, float32; no effect under `greedy`.
+        num_samples: G.
+        settings: config: of the model. max_new_tokens: T. eos_ids: tokens that end an output.
+            greedy: take the most probable token; log-probs are then those of temperature 1.
+            num_slots: outputs decoded at a time, over all shards; 0 (the default) for all.
+            limits: int32 [Q, G], the most tokens of each output; None for T.
+
+    Returns: tokens int32, log-probs (nats) and entropies (nats) float32, each [Q, G, T].
     """
     looks = _decoded(params, prompts, root, step, temperature, num_samples=num_samples, **settings)
     last = collections.deque(looks, maxlen=1).pop()
@@ -257,10 +280,10 @@ def sample_stream(
     num_samples: int,
     **settings: Any,
 ) -> Iterator[Ended]:
-    """The outputs of `sample`, each as soon as it has ended, while the device decodes the others.
+    """Yield the outputs of `sample` as they end, while the device decodes the others.
 
-    Every output of a prompt that is no filler comes once, in no order that a user may rely on; in a
-    job of several processes to the one that owns its row (shards.rows_by_process).
+    Arguments as in `sample`. Every output of a real prompt comes once, in no particular order; with
+    several processes, to the one that owns its row (shards.rows_by_process).
     """
     taking = Taking(prompts, num_samples)
     given: Int[np.ndarray, "D"] | int = 0

@@ -1,10 +1,10 @@
 """The decode loop on the device: slots that take sample after sample from a queue.
 
 The S slots stand in R rows of S / R lanes. The lanes of a row read one copy of a prompt's keys and
-values; a row of a refilled loop has room for two prompts, so that a lane whose sample has ended
-takes the next one while its neighbours still work on the question before. All slots write the keys
-and values of step s to column s mod T of a ring, one write in place for all; a slot sees the last
-columns, as many as its sample has tokens.
+values. Where slots are refilled a row has room for two prompts, so that a lane whose sample has
+ended takes the next one while its neighbours still work on the question before. All slots write the
+keys and values of step s to column s mod T of a ring, one write in place for all; a slot sees the
+last columns, as many as its sample has tokens.
 
 Everything here is for one shard of the batch; samples are numbered question by question.
 """
@@ -45,7 +45,7 @@ class Store(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Everything sampled so far, by sample number; zero where nothing is.
+    """Everything sampled so far, by sample number (B = Q G); zero where nothing is.
 
     ended: by EOS or at its limit; one of limit 0 never begins.
     """
@@ -59,11 +59,12 @@ class Outputs(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The loop's state. Scalars of a shard are arrays [1], so that shards can be put in a row.
+    """The loop's state: S slots in R rows with W prompts each. Scalars of a shard are arrays [1],
+    so that shards can be put in a row.
 
-    step: steps so far; head: the next sample of the queue; samples: of each slot, -1 for none;
-    ages: tokens it has so far; entries: which prompt of its row; questions: in the row, -1 for
-    none; hidden: what its next token is drawn from.
+    step: decode steps so far; head: the next sample of the queue; samples: of each slot, -1 for
+        none; ages: tokens it has so far; entries: which prompt of its row; questions: in the row,
+        -1 for none; hidden: what its next token is drawn from.
     """
 
     step: Int[Array, "1"]
@@ -94,9 +95,19 @@ def start(
     ring: int,
     max_new_tokens: int,
 ) -> tuple[Store, Slots]:
-    """Prefill all prompts, and put the first samples into the slots, (rows, lanes) of `shape`.
+    """Prefill all prompts, and put the first samples into the slots.
 
-    With as many slots as samples each row is a question; otherwise lanes must not exceed G.
+    Args:
+        params: unstacked (transformer.unstack).
+        prompts: int32 [Q, P].
+        limits: most tokens of each output, 0 for none.
+        root: the run's key.
+        rollout_step: number of the rollout, int32.
+        config: of the model.
+        shape: (rows, lanes) of the slots; with as many slots as samples each row is a question,
+            otherwise lanes must not exceed G.
+        ring: columns of the slots' own cache.
+        max_new_tokens: T.
     """
     questions, samples = limits.shape
     rows, lanes = shape
@@ -104,8 +115,8 @@ def start(
     caches = tuple(by_heads(cache) for cache in caches)
     total = questions * samples
     numbers = jnp.arange(rows * lanes)
-    of_slots = jnp.minimum(numbers, total - 1) // samples
-    first, last = of_slots[::lanes], of_slots[lanes - 1 :: lanes]
+    slot_questions = jnp.minimum(numbers, total - 1) // samples
+    first, last = slot_questions[::lanes], slot_questions[lanes - 1 :: lanes]
     everyone = rows * lanes == total and lanes == samples
     if everyone:
         in_rows, kept = first[:, None], caches
@@ -138,9 +149,9 @@ def start(
         head=jnp.full((1,), min(rows * lanes, total), jnp.int32),
         samples=jnp.where(working, numbers, -1),
         ages=jnp.zeros((rows * lanes,), jnp.int32),
-        entries=(of_slots > jnp.repeat(first, lanes)).astype(jnp.int32),
+        entries=(slot_questions > jnp.repeat(first, lanes)).astype(jnp.int32),
         questions=in_rows.astype(jnp.int32),
-        hidden=hidden[of_slots],
+        hidden=hidden[slot_questions],
         cache=transformer.Cache(kept, (empty,) * config.num_layers),
         outputs=Outputs(
             jnp.zeros((total, max_new_tokens), jnp.int32),
@@ -164,8 +175,8 @@ def _prefill(
         return hidden.T, caches
 
     def one(prompt: Prompts) -> tuple[Array, tuple[KeyValues, ...]]:
-        alone = jax.tree.map(lambda leaf: leaf[None], prompt)
-        hidden, caches = transformer.prefill(params, alone, config=config)
+        single = jax.tree.map(lambda leaf: leaf[None], prompt)
+        hidden, caches = transformer.prefill(params, single, config=config)
         return hidden[:, 0], jax.tree.map(lambda leaf: leaf[0], caches)
 
     return jax.lax.map(one, prompts, batch_size=at_once)
@@ -196,11 +207,20 @@ def decode(
 ) -> tuple[Slots, Int[Array, "1 5"]]:
     """Run `max_steps` steps, or fewer when nothing is left to sample and not `in_step`.
 
-    in_step: all shards run as many steps as each other. The devices of a shard exchange parts of
-    activations, and an exchange may be one that all devices of the mesh take part in at once.
-    The caller sees to it that no sample at work outgrows the ring in so many steps.
-    Also returns (working slots, tokens of the longest sample at work, samples in the queue, samples
-    that have ended, steps since the start).
+    Args:
+        params: unstacked (transformer.unstack).
+        store, slots: as `start` returned them, or a later call.
+        temperature: positive; no effect under `greedy`.
+        max_steps: so few that no sample outgrows the ring: the caller sees to it.
+        config: of the model.
+        prompt_width: P.
+        eos_ids: tokens that end an output.
+        greedy: take the most probable token.
+        in_step: run the same number of steps on all shards. The devices of a shard exchange parts
+            of activations, and an exchange may be one that all devices of the mesh take part in.
+
+    Returns: the slots, and (working slots, tokens of the longest sample at work, samples in the
+        queue, samples that have ended, steps since the start).
     """
     limit = slots.outputs.tokens.shape[1]
     first = slots.step[0]
@@ -255,7 +275,7 @@ def _advance(
     width: int,
     eos_ids: tuple[int, ...],
 ) -> Slots:
-    """Keep the drawn tokens, let go of samples that end with them, run the model on the rest."""
+    """Keep the drawn tokens, free the slots whose samples end, run the model on the others."""
     samples_per_question = store.limits.shape[1]
     at_work, sample = slots.samples >= 0, jnp.maximum(slots.samples, 0)
     limits = store.limits.reshape(-1)[sample]
@@ -280,8 +300,8 @@ def _advance(
         if in_front:
             return transformer.Visible(None, jnp.concatenate([on_prompt, on_own], axis=1))
         entries = range(slots.questions.shape[1])
-        of_rows = [on_prompt & (slots.entries == entry)[:, None] for entry in entries]
-        return transformer.Visible(jnp.concatenate(of_rows, axis=1), on_own)
+        prompts_seen = [on_prompt & (slots.entries == entry)[:, None] for entry in entries]
+        return transformer.Visible(jnp.concatenate(prompts_seen, axis=1), on_own)
 
     everything = visible(0)
     hidden, cache = transformer.decode(
@@ -306,7 +326,7 @@ def _advance(
 
 
 def is_one_of(tokens: Int[Array, "S"], ids: tuple[int, ...]) -> Bool[Array, "S"]:
-    """Which tokens end an output; ids: at least one."""
+    """Which tokens are among the ids, of which there is at least one."""
     return functools.reduce(jnp.logical_or, [tokens == token for token in ids])
 
 
@@ -338,8 +358,8 @@ def _refill(store: Store, slots: Slots) -> Slots:
         """2 where the next sample finds its prompt, 1 where its prompt can be put, else 0."""
         question = slots.head[0] // samples_per_question
         at_work = slots.samples >= 0
-        of_entry = (slots.entries[:, None] == jnp.arange(entries)[None]) & at_work[:, None]
-        in_use = jnp.any(of_entry.reshape(rows, lanes, entries), axis=1)
+        reads_entry = (slots.entries[:, None] == jnp.arange(entries)[None]) & at_work[:, None]
+        in_use = jnp.any(reads_entry.reshape(rows, lanes, entries), axis=1)
         value = jnp.where(slots.questions == question, 2, jnp.where(in_use, 0, 1))
         return jnp.where(at_work[:, None], 0, jnp.repeat(value, lanes, axis=0))
 

@@ -18,14 +18,15 @@ from rft_jax.rollout.slots import Outputs
 from rft_jax.types import Prompts
 
 TAKEN_AT_ONCE = 8
-"""A shard's ended outputs leave in parts of at least so many, and of all divided by so many."""
+"""A shard's ended outputs leave in parts of this size, or of its outputs divided by this number if
+that is more."""
 
 
 class Ended(NamedTuple):
-    """Outputs that have ended since the last such part, as numpy arrays; see Completions.
+    """E outputs of this process's rows that have ended since the last part; see Completions.
 
-    numbers: question row x G + sample index of each. Those of rows that this process owns.
-    steps: that the decode loop had run, summed over shards, when they were taken.
+    numbers: question row x G + sample index of each; steps: decode steps, summed over shards, when
+        they were taken.
     """
 
     numbers: Int[np.ndarray, "E"]
@@ -48,16 +49,16 @@ class Taken(NamedTuple):
 class Taking:
     """Takes ended outputs off the devices, each once.
 
-    Which ones, every shard finds by itself; the host knows how many there are. So all processes
-    run the same programs, and each copies what it owns.
+    Each shard finds its own; the host knows only how many there are. So all processes run the same
+    programs, and each copies what it owns.
     """
 
     def __init__(self, prompts: Prompts, num_samples: int) -> None:
         self._mesh = mesh_of(prompts.tokens)
         shards = batch_size_divisor(self._mesh) if self._mesh is not None else 1
         total = prompts.tokens.shape[0] * num_samples
-        self._of_shard = total // shards
-        self.at_once = max(TAKEN_AT_ONCE, -(-self._of_shard // TAKEN_AT_ONCE))
+        self._per_shard = total // shards
+        self.at_once = max(TAKEN_AT_ONCE, -(-self._per_shard // TAKEN_AT_ONCE))
         where = batch_sharding(self._mesh) if self._mesh is not None else None
         self._taken = put(np.zeros(total, bool), where)
 
@@ -67,14 +68,14 @@ class Taking:
         return taken
 
     def on_host(self, taken: Taken, steps: int) -> Iterator[Ended]:
-        """What this process owns of them; waits until they are there. steps: see Ended."""
+        """Yield what this process owns of them, waiting for it. steps: see Ended."""
         for part in owned_parts(taken):
             numbers, rows = part.rows
             shard = (part.first + np.arange(len(numbers))) // self.at_once
-            there = numbers >= 0
-            if there.any():
-                of_all = shard * self._of_shard + numbers
-                fields = (of_all[there], *(leaf[there] for leaf in rows), steps)
+            real = numbers >= 0
+            if real.any():
+                global_numbers = shard * self._per_shard + numbers
+                fields = (global_numbers[real], *(leaf[real] for leaf in rows), steps)
                 yield Ended._make(fields)
 
 
@@ -82,7 +83,7 @@ class Taking:
 def _take(
     outputs: Outputs, taken: Bool[Array, "B"], *, mesh: Mesh | None, at_once: int
 ) -> tuple[Bool[Array, "B"], Taken]:
-    def of_shard(outputs: Outputs, taken: Array) -> tuple[Array, Taken]:
+    def on_shard(outputs: Outputs, taken: Array) -> tuple[Array, Taken]:
         count = taken.shape[0]
         new = outputs.ended & (outputs.lengths > 0) & ~taken
         numbers = jnp.flatnonzero(new, size=at_once, fill_value=count)
@@ -91,4 +92,4 @@ def _take(
         taken = taken.at[numbers].set(True, mode="drop")
         return taken, Taken(jnp.where(numbers < count, numbers, -1), rows)
 
-    return on_shards(of_shard, mesh, (True, True))(outputs, taken)  # type: ignore[no-any-return]
+    return on_shards(on_shard, mesh, (True, True))(outputs, taken)  # type: ignore[no-any-return]

@@ -52,7 +52,7 @@ from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.training.state import Layout
 from rft_jax.training.update import Updater
 from rft_jax.types import Params, Question, TrainState
-from rft_jax.verification.open import watch_undecided
+from rft_jax.verification.canary import watch_undecided
 from rft_jax.verification.pool import VerifierPool
 
 Metrics = dict[str, Any]

@@ -36,7 +36,7 @@ from rft_jax.training import batch_filling
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
 from rft_jax.training.update import Updater
-from rft_jax.verification.open import open_verifiers
+from rft_jax.verification.canary import open_verifiers
 
 logger = logging.getLogger(__name__)
 

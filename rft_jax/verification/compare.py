@@ -32,13 +32,16 @@ _reference_expression = lru_cache(maxsize=1024)(parse_expression)
 def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> Judgement:
     """The verdict on a stated answer.
 
-    math: ask math-verify where the exact layers cannot decide; without it such an answer is
-    incorrect beside a reference that is understood, and undecided beside one that is not.
-    tolerance: largest relative difference of two plain numbers, 0 for none.
+    Args:
+        answer: what the output states, without what frames it (`extract.unwrapped`).
+        reference: a bare answer.
+        math: ask math-verify where the exact layers cannot decide; without it such an answer is
+            incorrect beside a reference that is understood, and undecided beside one that is not.
+        tolerance: largest relative difference of two plain numbers, 0 for none.
     """
-    expected, found = parse_number(reference), parse_number(answer)
-    if expected is not None and found is not None:
-        return _EQUAL if _within(found, expected, tolerance) else _UNEQUAL
+    expected, number = parse_number(reference), parse_number(answer)
+    if expected is not None and number is not None:
+        return _EQUAL if _within(number, expected, tolerance) else _UNEQUAL
     if expected is not None and _states_several(answer):
         return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
     if not _MATHEMATICAL.search(answer) and expected is not None:
@@ -53,8 +56,8 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     # Notations that only the layer of numbers reads, such as units and periods.
     if known is None and expected is not None and not expected.percent:
         known = parse_expression(str(expected.value))
-    if stated is None and found is not None and not found.percent:
-        stated = parse_expression(str(found.value))
+    if stated is None and number is not None and not number.percent:
+        stated = parse_expression(str(number.value))
     if known is not None and stated is not None:
         decided = same(stated, known)
         if decided is not None:
@@ -87,12 +90,12 @@ def _bad_reference() -> Judgement:
     return Judgement(Verdict.UNDECIDED, BAD_REFERENCE)
 
 
-def _within(found: Number, expected: Number, tolerance: Fraction) -> bool:
-    if equal(found, expected):
+def _within(number: Number, expected: Number, tolerance: Fraction) -> bool:
+    if equal(number, expected):
         return True
-    if not tolerance or found.percent != expected.percent:
+    if not tolerance or number.percent != expected.percent:
         return False
-    return abs(found.value - expected.value) <= tolerance * abs(expected.value)
+    return abs(number.value - expected.value) <= tolerance * abs(expected.value)
 
 
 def _states_several(answer: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from rft_jax.verification.exact.numbers import NUMBER_WORDS, equal, parse_number
@@ -87,30 +87,26 @@ def boxed_answer(text: str) -> Answer:
     boxes: list[tuple[int, int, int]] = []
     open_braces: list[tuple[bool, int, int]] = []
     for token in _BOX_TOKENS.finditer(text):
-        found = token.group()
-        if found == "}":
+        mark = token.group()
+        if mark == "}":
             if open_braces:
                 is_box, start, inner = open_braces.pop()
                 if is_box and not any(brace[0] for brace in open_braces[-1:]):
                     boxes.append((start, inner, token.start()))
-        elif found == "{" or len(found) > 2:
-            open_braces.append((len(found) > 2, token.start(), token.end()))
+        elif mark == "{" or len(mark) > 2:
+            open_braces.append((len(mark) > 2, token.start(), token.end()))
     if any(is_box for is_box, _, _ in open_braces):
         return Answer(None, UNCLOSED)
-    answers: list[str] = []
-    for _, inner, end in boxes:
-        answer = unwrapped(text[inner:end])
-        if answer and not any(_same(answer, other) for other in answers[-_MOST_ANSWERS:]):
-            answers.append(answer)
-    if not answers:
-        return _NO_ANSWER
+    answer = _listed(text[inner:end] for _, inner, end in boxes)
+    if answer is _NO_ANSWER:
+        return answer
     start, _, end = boxes[-1]
     before, after = text[max(0, start - _BESIDE) : start], text[end + 1 : end + _BESIDE]
     # An alternative in a box of its own is in the list already.
     boxed_too = len(boxes) > 1 and "box" in before + after
     if not boxed_too and (_OR_AFTER.match(after) or _OR_BEFORE.search(before)):
         return Answer(None, TWO_ANSWERS)
-    return _listed(answers)
+    return answer
 
 
 _MOST_ANSWERS = 8
@@ -123,19 +119,15 @@ _TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 def tagged_answer(text: str) -> Answer:
     """What the last `<answer>...</answer>` states; different contents are a list, as for boxes."""
-    answers: list[str] = []
+    contents: list[str] = []
     opened = -1
     for tag in _TAGS.finditer(text):
         if not tag.group(1):
             opened = tag.end()
         elif opened >= 0:
-            answer = unwrapped(text[opened : tag.start()])
+            contents.append(text[opened : tag.start()])
             opened = -1
-            if answer and not any(_same(answer, other) for other in answers[-_MOST_ANSWERS:]):
-                answers.append(answer)
-    if opened >= 0:
-        return Answer(None, UNCLOSED)
-    return _listed(answers) if answers else _NO_ANSWER
+    return _listed(contents) if opened < 0 else Answer(None, UNCLOSED)
 
 
 def auto_answer(text: str) -> Answer:
@@ -164,8 +156,8 @@ def lenient_last_number(text: str) -> Answer:
     answer = auto_answer(text)
     if answer.text is not None:
         return answer
-    found = _LAST_NUMBER.findall(text)
-    return Answer(found[-1], "") if found else _NO_ANSWER
+    numbers = _LAST_NUMBER.findall(text)
+    return Answer(numbers[-1], "") if numbers else _NO_ANSWER
 
 
 EXTRACTIONS: dict[str, Extraction] = {
@@ -229,7 +221,15 @@ def unwrapped(text: str) -> str:
     return text
 
 
-def _listed(answers: Sequence[str]) -> Answer:
+def _listed(contents: Iterable[str]) -> Answer:
+    """The different answers that several boxes or tags state, as one list."""
+    answers: list[str] = []
+    for content in contents:
+        answer = unwrapped(content)
+        if answer and not any(_same(answer, other) for other in answers[-_MOST_ANSWERS:]):
+            answers.append(answer)
+    if not answers:
+        return _NO_ANSWER
     if len(answers) > _MOST_ANSWERS:
         return Answer(None, TWO_ANSWERS)
     return Answer(", ".join(answers), "")
@@ -245,8 +245,8 @@ def _same(first: str, second: str) -> bool:
 def _states_another_number(text: str, answer: str) -> bool:
     """Whether words after an answer hold a number other than the answer's own."""
     own = parse_number(answer)
-    for found in _NUMBERS.finditer(text):
-        number = parse_number(found.group())
+    for match in _NUMBERS.finditer(text):
+        number = parse_number(match.group())
         if own is None or number is None or not equal(number, own):
             return True
     if any(character.isdigit() for character in text if character > "\x7f"):

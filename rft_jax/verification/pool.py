@@ -1,7 +1,7 @@
-"""Verification in worker processes, while the caller goes on sampling. Imports no jax.
+"""Verification in worker processes, while the caller samples. Imports no jax.
 
 Chunks of items, not items, cross process borders. A worker that overruns an item's deadline, or
-that ends by itself, is replaced: the item at work is undecided, and every other one is judged.
+that ends by itself, is replaced: the item at work is undecided, and all others are judged.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from typing import NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.limits import Limits
-from rft_jax.verification.nursery import Nursery
-from rft_jax.verification.process import START_SECONDS, EndedAtStartError, WorkerGone, WorkerProcess
-from rft_jax.verification.rules import TOO_LONG, TRUNCATED, VerifierSpec
+from rft_jax.verification.process import (
+    START_SECONDS,
+    EndedAtStartError,
+    Nursery,
+    WorkerGone,
+    WorkerProcess,
+)
+from rft_jax.verification.rules import TOO_LONG, TRUNCATED, Limits, VerifierSpec
 from rft_jax.verification.worker import IDLE, Verdicts
 
 CHUNK_ITEMS = 256
 """Items of the largest chunk."""
 CHUNK_CHARACTERS = 1_000_000
-"""A chunk takes no further item beyond so many characters: a worker holds a whole one."""
+"""A chunk with more characters than this takes no further item: a worker holds a whole chunk."""
 CHUNKS_PER_WORKER = 4
 """A small batch is cut so that each worker gets this many chunks, to even out slow items."""
 POLL_SECONDS = 0.05
-"""A deadline is noticed at most so late."""
+"""A deadline is noticed this late at most."""
 MAX_ENDS_WITHOUT_ITEM = 3
 """Workers in a row that may end before they begin an item; then the pool gives up."""
 
@@ -50,12 +54,10 @@ class Item(NamedTuple):
 
 
 class VerifierPool:
-    """Worker processes that judge items; a context manager that leaves no process behind.
-
-    Raises VerifierError when the verifier cannot be loaded in a worker.
-    """
+    """Worker processes that judge items; a context manager that leaves no process behind."""
 
     def __init__(self, spec: VerifierSpec, limits: Limits) -> None:
+        """Start the workers; VerifierError when one cannot load the verifier."""
         self.name = spec.name
         self._limits = limits
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
@@ -85,8 +87,11 @@ class VerifierPool:
             thread.start()
 
     def submit(self, items: Sequence[Item]) -> Future[list[Judgement]]:
-        """Begin to judge and return at once; the future's result is one judgement an item, in
-        order. The result raises VerifierError if the pool is closed first or its workers fail."""
+        """Begin to judge and return at once.
+
+        Returns: a future of one judgement an item, in order; its result raises VerifierError if
+            the pool is closed first or its workers fail.
+        """
         batch = _Batch(len(items))
         longest = self._limits.max_characters
         to_run = []
@@ -173,7 +178,7 @@ class VerifierPool:
                 process = fresh
         except VerifierError as error:
             self._stop(error)
-        except Exception as error:  # nothing may leave a caller waiting for ever
+        except Exception as error:  # no failure may leave a caller waiting
             self._stop(VerifierError(f"the verifier pool failed: {type(error).__name__}: {error}"))
         finally:
             self._processes[slot].kill()

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
+from rft_jax.verification.checks import CHECKS, Check
 from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
-from rft_jax.verification.equations import CHECKS, Check
 from rft_jax.verification.exact.numbers import parse_number
 from rft_jax.verification.extract import (
     EXTRACTIONS,
@@ -36,6 +36,23 @@ TRUNCATED = "truncated"
 TOO_LONG = "too long"
 
 _UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
+
+
+class Limits(NamedTuple):
+    """Limits of a pool and of each of its workers.
+
+    workers: processes that judge at the same time.
+    timeout_seconds: wall time that one item may take, counted from when its work begins.
+    memory_mb: address space in MiB that a worker may add to what it has once its verifier is
+    loaded; an item that asks for more is undecided ("out of memory").
+    max_characters: length of the longest reference or output that is judged; an item above it is
+    undecided ("too long") and reaches no worker.
+    """
+
+    workers: int
+    timeout_seconds: float
+    memory_mb: int = 2048
+    max_characters: int = 200_000
 
 
 class VerifierSpec(NamedTuple):
@@ -137,7 +154,7 @@ def _expected(reference: str) -> str | None:
 
 
 def _random(rate: float) -> Verifier:
-    """Verdicts by lot, the same for the same texts: a control that tells learning from artefact."""
+    """Random verdicts, the same for the same texts: a control that tells learning from artefact."""
 
     def judge(reference: str, output: str) -> bool:
         text = f"{reference}\0{output}".encode("utf-8", "surrogatepass")
@@ -157,15 +174,15 @@ def _check(name: str) -> Check:
 
 def _checked(verifier: Verifier, checks: dict[str, Check]) -> Verifier:
     def judge(reference: str, output: str) -> Judgement | bool:
-        found = verifier(reference, output)
-        correct = found is True or (
-            isinstance(found, Judgement) and found.verdict is Verdict.CORRECT
+        result = verifier(reference, output)
+        correct = result is True or (
+            isinstance(result, Judgement) and result.verdict is Verdict.CORRECT
         )
         if correct:
             for name, check in checks.items():
                 if not check(output):
                     return Judgement(Verdict.INCORRECT, f"failed {name}")
-        return found
+        return result
 
     return judge
 
@@ -177,16 +194,16 @@ def _users_function(field: str, name: str, expected: str, signature: str) -> Any
     try:
         module = importlib.import_module(module_name)
     except BaseException as error:  # a module may also call sys.exit
-        found = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise VerifierError(
             f"{field} is {name!r}: module {module_name} cannot be imported in a "
-            f"worker ({found}); it must lie in the current folder or on the Python path."
+            f"worker ({problem}); it must lie in the current folder or on the Python path."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        found = "does not exist" if function is None else f"is a {type(function).__name__}"
+        problem = "does not exist" if function is None else f"is a {type(function).__name__}"
         raise VerifierError(
-            f"{field} is {name!r}: {module_name}.{function_name} {found}; it must be "
+            f"{field} is {name!r}: {module_name}.{function_name} {problem}; it must be "
             f"a function {signature}."
         )
     return function

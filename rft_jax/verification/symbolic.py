@@ -1,4 +1,4 @@
-"""The layer beneath `expressions.py`: math-verify's LaTeX parser and sympy, if installed.
+"""The layer below `exact/`: math-verify's LaTeX parser and sympy, if installed.
 
 `pip install math-verify` brings both. Only its LaTeX parser is used, never its parser of plain
 expressions, which runs text as code. Numbers are read here, exactly (its own way runs each through
@@ -17,6 +17,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rft_jax.verification.exact.structures import every
+
 MAX_CHARACTERS = 400
 MAX_DEPTH = 12
 MAX_ITEMS = 8
@@ -28,7 +30,7 @@ SEEN = 1e-30
 _POINTS = ((1, 2), (-1, 3), (2, 5))
 """Start and step of the values of the letters at a point, positive, negative, positive."""
 _GENERATORS = 12
-"""Numbers of symbols for which `warm_up` has sympy make its polynomial routines."""
+"""Numbers of symbols for which `warm_up` has sympy build its polynomial routines."""
 
 _REFUSED = re.compile(
     r"""
@@ -83,20 +85,20 @@ def symbolically_equal(answer: str, reference: str) -> bool | None:
     if refusable(answer) or refusable(reference):
         return None
     expected = _read_reference(reference)
-    found = None if expected is None else _read(answer)
-    if found is None:
+    stated = None if expected is None else _read(answer)
+    if stated is None:
         return None
     try:
-        return _same(found, expected)
+        return _same(stated, expected)
     except Exception:  # sympy raises whatever it likes on what it cannot do
         return None
 
 
 def warm_up() -> None:
-    """Import all that reading and comparing import, and have sympy make what it makes once.
+    """Import all that reading and comparing import, and have sympy build what it builds once.
 
-    Its routines for polynomials are code made from templates (no text of a model is in it), once
-    for each number of symbols.
+    Its routines for polynomials are code built from templates (no model's text in it), once for
+    each number of symbols.
     """
     from sympy.polys.monomials import MonomialOps
 
@@ -148,101 +150,98 @@ def _read(text: str) -> Any:
             return None
         complex_numbers = "i" in _SINGLE_LETTER.findall(normal)
         settings = library.ConversionConfig(lowercase_symbols=False)
-        found = converter({}, not complex_numbers, False, settings).parse(normal)
+        value = converter({}, not complex_numbers, False, settings).parse(normal)
         if complex_numbers:
-            found = found.subs(library.get_symbol("i", False), library.sympy.I)
-        found = found.doit()
+            value = value.subs(library.get_symbol("i", False), library.sympy.I)
+        value = value.doit()
         infinite = (library.sympy.nan, library.sympy.zoo)
-        return None if found.has(*infinite) else found
+        return None if value.has(*infinite) else value
     except Exception:  # antlr and latex2sympy raise plain Exceptions
         return None
 
 
-def _same(found: Any, expected: Any) -> bool | None:
+def _same(stated: Any, expected: Any) -> bool | None:
     """Compare by kind, part by part; values by `_equal_values`."""
     from sympy import Eq, FiniteSet, Interval, MatrixBase, Tuple
 
-    if isinstance(found, Eq) or isinstance(expected, Eq):
-        return _equations(found, expected)
-    if isinstance(found, MatrixBase) and isinstance(expected, MatrixBase):
-        return found.shape == expected.shape and _all(list(found), list(expected))
-    if isinstance(found, Interval) and isinstance(expected, Interval):
-        if (found.left_open, found.right_open) != (expected.left_open, expected.right_open):
+    if isinstance(stated, Eq) or isinstance(expected, Eq):
+        return _equations(stated, expected)
+    if isinstance(stated, MatrixBase) and isinstance(expected, MatrixBase):
+        return stated.shape == expected.shape and _all(list(stated), list(expected))
+    if isinstance(stated, Interval) and isinstance(expected, Interval):
+        if (stated.left_open, stated.right_open) != (expected.left_open, expected.right_open):
             return False
-        return _all([found.start, found.end], [expected.start, expected.end])
-    if isinstance(found, Tuple) and isinstance(expected, Tuple):
-        return _all(list(found), list(expected))
-    if isinstance(found, FiniteSet) and isinstance(expected, FiniteSet):
-        return _any_order(list(found.args), list(expected.args))
-    if _is_value(found) and _is_value(expected):
-        return _equal_values(found, expected)
-    if _is_value(found) != _is_value(expected):
+        return _all([stated.start, stated.end], [expected.start, expected.end])
+    if isinstance(stated, Tuple) and isinstance(expected, Tuple):
+        return _all(list(stated), list(expected))
+    if isinstance(stated, FiniteSet) and isinstance(expected, FiniteSet):
+        return _any_order(list(stated.args), list(expected.args))
+    if _is_value(stated) and _is_value(expected):
+        return _equal_values(stated, expected)
+    if _is_value(stated) != _is_value(expected):
         return None
-    return True if found == expected else None
+    return True if stated == expected else None
 
 
-def _equations(found: Any, expected: Any) -> bool | None:
+def _equations(stated: Any, expected: Any) -> bool | None:
     """x = 5 is 5; two equations are the same up to a constant factor."""
     from sympy import Eq
 
-    if not isinstance(found, Eq) or not isinstance(expected, Eq):
-        equation, other = (found, expected) if isinstance(found, Eq) else (expected, found)
+    if not isinstance(stated, Eq) or not isinstance(expected, Eq):
+        equation, other = (stated, expected) if isinstance(stated, Eq) else (expected, stated)
         return _same(equation.rhs, other) if equation.lhs.is_Symbol else None
-    if found.lhs == expected.lhs:
-        return _same(found.rhs, expected.rhs)
-    sides = (found.lhs, found.rhs, expected.lhs, expected.rhs)
+    if stated.lhs == expected.lhs:
+        return _same(stated.rhs, expected.rhs)
+    sides = (stated.lhs, stated.rhs, expected.lhs, expected.rhs)
     if not all(_is_value(side) for side in sides):
         return None
-    over, under = found.lhs - found.rhs, expected.lhs - expected.rhs
+    over, under = stated.lhs - stated.rhs, expected.lhs - expected.rhs
     if over == 0 or under == 0:
         return None
     ratio = (over / under).simplify()
     return True if ratio.is_number and ratio.is_finite and not ratio.is_zero else None
 
 
-def _is_value(found: Any) -> bool:
+def _is_value(stated: Any) -> bool:
     from sympy import Expr
 
-    return isinstance(found, Expr) and not found.is_Matrix
+    return isinstance(stated, Expr) and not stated.is_Matrix
 
 
-def _all(found: list[Any], expected: list[Any]) -> bool | None:
-    if len(found) != len(expected):
+def _all(stated: list[Any], expected: list[Any]) -> bool | None:
+    if len(stated) != len(expected):
         return False
-    verdicts = [_same(one, other) for one, other in zip(found, expected, strict=True)]
-    if False in verdicts:
-        return False
-    return None if None in verdicts else True
+    return every([_same(one, other) for one, other in zip(stated, expected, strict=True)])
 
 
-def _any_order(found: list[Any], expected: list[Any]) -> bool | None:
+def _any_order(stated: list[Any], expected: list[Any]) -> bool | None:
     """Whether each of one is in the other."""
-    if max(len(found), len(expected)) > MAX_ITEMS:
+    if max(len(stated), len(expected)) > MAX_ITEMS:
         return None
-    table = [[_same(one, other) for other in expected] for one in found]
+    table = [[_same(one, other) for other in expected] for one in stated]
     lines = [*table, *map(list, zip(*table, strict=True))]
     if any(all(verdict is False for verdict in line) for line in lines):
         return False
     return True if all(True in line for line in lines) else None
 
 
-def _equal_values(found: Any, expected: Any) -> bool | None:
+def _equal_values(stated: Any, expected: Any) -> bool | None:
     """Unequal when the difference is seen at a point; equal when sympy shows it to be zero."""
-    if found == expected:
+    if stated == expected:
         return True
-    difference = found - expected
+    difference = stated - expected
     if difference == 0:
         return True
     if difference.is_Rational:
         return False
-    if _differ(found, expected):
+    if _differ(stated, expected):
         return False
     from sympy import simplify
 
     return True if simplify(difference) == 0 else None
 
 
-def _differ(found: Any, expected: Any) -> bool:
+def _differ(stated: Any, expected: Any) -> bool:
     """Whether two values are clearly different at one of `_POINTS`, or as they stand.
 
     Where one of them is not real, such as the logarithm of a negative number, none is: whoever
@@ -250,14 +249,14 @@ def _differ(found: Any, expected: Any) -> bool:
     """
     from sympy import I, Rational
 
-    symbols = sorted(found.free_symbols | expected.free_symbols, key=str)
-    means_complex = found.has(I) or expected.has(I)
+    symbols = sorted(stated.free_symbols | expected.free_symbols, key=str)
+    means_complex = stated.has(I) or expected.has(I)
     for start, step in _POINTS if symbols else _POINTS[:1]:
         point = {
             symbol: Rational(start * (3 + step * place), 7 + place)
             for place, symbol in enumerate(symbols)
         }
-        first, second = (side.xreplace(point).evalf(DIGITS) for side in (found, expected))
+        first, second = (side.xreplace(point).evalf(DIGITS) for side in (stated, expected))
         if not means_complex and not (first.is_real and second.is_real):
             continue
         difference = (first - second).evalf(DIGITS)

@@ -35,9 +35,8 @@ from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.state import make_layout, shardings
 from rft_jax.training.update import UpdateMetrics, init_state, update
 from rft_jax.types import Completions, PackedBatch, Params, Prompts, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 pytestmark = pytest.mark.slow
 

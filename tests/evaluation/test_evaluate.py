@@ -25,9 +25,8 @@ from rft_jax.runs import setup
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import make_layout
 from rft_jax.types import Question, Sample, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 QUESTIONS = [Question(id, f"{id}?", str(id)) for id in (3, 5, 8)]
 RIGHT, WRONG, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNDECIDED

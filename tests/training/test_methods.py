@@ -143,8 +143,16 @@ def test_dedupe_and_cap_are_by_verdict() -> None:
 @pytest.mark.parametrize(
     ("coefficient", "trains_on", "message"),
     [
-        (lambda facts: np.ones(1), "decided", r"gave float64 of shape \(1,\): a number for each of 3"),
-        (lambda facts: np.array(["1"] * 3), "decided", "gave <U1 of shape .3,.: a number for each of"),
+        (
+            lambda facts: np.ones(1),
+            "decided",
+            r"gave float64 of shape \(1,\): a number for each of 3",
+        ),
+        (
+            lambda facts: np.array(["1"] * 3),
+            "decided",
+            "gave <U1 of shape .3,.: a number for each of",
+        ),
         (lambda facts: np.array([1, np.nan, 1]), "decided", "gave nan: finite numbers"),
         (plus_minus, "accepted", "gave -1 for an output that is not accepted and trains_on is 'ac"),
     ],

@@ -44,9 +44,8 @@ from rft_jax.training.objective import k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.selection import select
 from rft_jax.types import Sample, Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 DENOMINATORS: tuple[Denominator, ...] = typing.get_args(Denominator)
 KEPT = st.lists(st.integers(0, 5), min_size=1, max_size=20)

@@ -18,9 +18,8 @@ from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import pool as pool_module
 from rft_jax.verification import process as process_module
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import TRUNCATED, VerifierSpec, load_verifier
+from rft_jax.verification.rules import TRUNCATED, Limits, VerifierSpec, load_verifier
 
 hash_rule = load_verifier(VerifierSpec("hash"))
 ACCEPTED = Judgement(Verdict.CORRECT, "accepted")

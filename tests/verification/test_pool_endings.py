@@ -15,9 +15,8 @@ import pytest
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 
 def items_of(*outputs: str) -> list[Item]:
@@ -76,9 +75,8 @@ def test_a_bad_start_leaves_no_descriptor() -> None:
 _PARENT = """
 import sys, time
 from rft_jax.types import Verdict
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import VerifierSpec
+from rft_jax.verification.rules import Limits, VerifierSpec
 print("main runs", flush=True)
 pool = VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 600.0))
 print(pool.verify([Item("", "pid", True)])[0].reason, flush=True)

@@ -56,6 +56,39 @@ class Value(Expression):
     upper: Sum
     lower: Sum
 
+    def __add__(self, other: Value) -> Value:
+        if self.lower == other.lower:
+            return _quotient(_added(self.upper, other.upper), self.lower)
+        upper = _added(_multiplied(self.upper, other.lower), _multiplied(other.upper, self.lower))
+        return _quotient(upper, _multiplied(self.lower, other.lower))
+
+    def __neg__(self) -> Value:
+        return Value({term: -number for term, number in self.upper.items()}, self.lower)
+
+    def __sub__(self, other: Value) -> Value:
+        return self + -other
+
+    def __mul__(self, other: Value) -> Value:
+        return _quotient(_multiplied(self.upper, other.upper), _multiplied(self.lower, other.lower))
+
+    def __truediv__(self, other: Value) -> Value:
+        """Refused when other is zero, or when self is and other is opaque: it may be zero too."""
+        if not other.upper or (not self.upper and is_opaque(other)):
+            raise Unreadable
+        return self * Value(other.lower, other.upper)
+
+    def __pow__(self, exponent: Fraction) -> Value:
+        """Refused: 0 ** 0, and fractional powers of negative numbers (see `root`)."""
+        if abs(exponent.numerator) > MAX_EXPONENT or exponent.denominator > MAX_EXPONENT:
+            raise Unreadable
+        if exponent.denominator != 1:
+            return _fractional_power(self, exponent)
+        times = exponent.numerator
+        if times <= 0 and not self.upper:
+            raise Unreadable
+        base = self if times >= 0 else Value(self.lower, self.upper)
+        return _quotient(_powered(base.upper, abs(times)), _powered(base.lower, abs(times)))
+
 
 def integer(number: int) -> Value:
     """A whole number as a value."""
@@ -66,7 +99,7 @@ def integer(number: int) -> Value:
 
 def rational(number: Fraction) -> Value:
     """A rational number as a value."""
-    return divide(integer(number.numerator), integer(number.denominator))
+    return integer(number.numerator) / integer(number.denominator)
 
 
 def generator(name: str, exponent: Exponent = 1) -> Value:
@@ -82,63 +115,18 @@ def as_fraction(value: Value) -> Fraction | None:
     return Fraction(upper.get((), 0), lower[()])
 
 
-def add(left: Value, right: Value) -> Value:
-    """left + right"""
-    if left.lower == right.lower:
-        return _quotient(_added(left.upper, right.upper), left.lower)
-    upper = _added(
-        _multiplied(left.upper, right.lower),
-        _multiplied(right.upper, left.lower),
-    )
-    return _quotient(upper, _multiplied(left.lower, right.lower))
-
-
-def negate(value: Value) -> Value:
-    """-value"""
-    return Value({term: -number for term, number in value.upper.items()}, value.lower)
-
-
-def multiply(left: Value, right: Value) -> Value:
-    """left * right"""
-    return _quotient(
-        _multiplied(left.upper, right.upper),
-        _multiplied(left.lower, right.lower),
-    )
-
-
-def divide(left: Value, right: Value) -> Value:
-    """left / right; refused when right is zero, or opaque below zero (it may be zero itself)."""
-    if not right.upper or (not left.upper and is_opaque(right)):
-        raise Unreadable
-    return multiply(left, Value(right.lower, right.upper))
-
-
-def power(base: Value, exponent: Fraction) -> Value:
-    """base ** exponent: 0 ** 0 and fractional powers of negative numbers but roots are refused."""
-    if abs(exponent.numerator) > MAX_EXPONENT or exponent.denominator > MAX_EXPONENT:
-        raise Unreadable
-    if exponent.denominator != 1:
-        return _fractional_power(base, exponent)
-    times = exponent.numerator
-    if times <= 0 and not base.upper:
-        raise Unreadable
-    if times < 0:
-        base, times = Value(base.lower, base.upper), -times
-    return _quotient(_powered(base.upper, times), _powered(base.lower, times))
-
-
 def root(radicand: Value, degree: int) -> Value:
     """The degree-th root; of a negative number the real one, or the imaginary square root."""
     number = as_fraction(radicand)
     if not 2 <= degree <= MAX_EXPONENT:
         raise Unreadable
     if number is None or number >= 0:
-        return power(radicand, Fraction(1, degree)) if radicand.upper else radicand
-    positive = power(negate(radicand), Fraction(1, degree))
+        return radicand ** Fraction(1, degree) if radicand.upper else radicand
+    positive = (-radicand) ** Fraction(1, degree)
     if degree % 2:
-        return negate(positive)
+        return -positive
     if degree == 2:
-        return multiply(generator("i"), positive)
+        return generator("i") * positive
     raise Unreadable
 
 
@@ -170,8 +158,8 @@ def equal(left: Value, right: Value) -> bool | None:
             return None
     if same:
         return True
-    found = names(left) | names(right)
-    if {"e", "π"} <= found or any(name[0] == "#" for name in found):
+    both = names(left) | names(right)
+    if {"e", "π"} <= both or any(name[0] == "#" for name in both):
         return None
     return False
 
@@ -191,7 +179,7 @@ def factored(number: int) -> tuple[tuple[int, int], ...]:
     """(prime, exponent) of a positive integer, by trial division; large ones are refused."""
     if number > MAX_FACTORED:
         raise Unreadable
-    found = []
+    factors = []
     divisor = 2
     while divisor * divisor <= number:
         exponent = 0
@@ -199,11 +187,11 @@ def factored(number: int) -> tuple[tuple[int, int], ...]:
             number //= divisor
             exponent += 1
         if exponent:
-            found.append((divisor, exponent))
+            factors.append((divisor, exponent))
         divisor += 1 if divisor == 2 else 2
     if number > 1:
-        found.append((number, 1))
-    return tuple(found)
+        factors.append((number, 1))
+    return tuple(factors)
 
 
 def _added(left: Sum, right: Sum) -> Sum:
@@ -336,18 +324,18 @@ def _fractional_power(base: Value, exponent: Fraction) -> Value:
         if over < 0 and not unsure:
             raise Unreadable
         if over > 0 and len(unsure) <= 1 and simple and "i" not in unsure:
-            result = divide(_root_of(over, exponent), _root_of(under, exponent))
+            result = _root_of(over, exponent) / _root_of(under, exponent)
             for name, power in upper:
-                result = multiply(result, _power_of(name, power * exponent))
+                result *= _power_of(name, power * exponent)
             for name, power in lower:
-                result = divide(result, _power_of(name, power * exponent))
+                result /= _power_of(name, power * exponent)
             return result
     return _power_of(f"#({describe(base)})", exponent)
 
 
 def _power_of(name: str, exponent: Fraction) -> Value:
     if exponent < 0:
-        return divide(Value(ONE, ONE), _power_of(name, -exponent))
+        return Value(ONE, ONE) / _power_of(name, -exponent)
     monomial, factor = _reduced({name: exponent})
     return Value({monomial: factor}, ONE)
 
@@ -357,5 +345,5 @@ def _root_of(number: int, exponent: Fraction) -> Value:
         number, exponent = whole, 2 * exponent
     result = Value(ONE, ONE)
     for prime, times in factored(number):
-        result = multiply(result, _power_of(f"√{prime}", times * exponent))
+        result *= _power_of(f"√{prime}", times * exponent)
     return result

@@ -12,15 +12,10 @@ from rft_jax.verification.exact import functions
 from rft_jax.verification.exact.algebra import (
     Unreadable,
     Value,
-    add,
     as_fraction,
     describe,
-    divide,
     generator,
     integer,
-    multiply,
-    negate,
-    power,
     rational,
     root,
 )
@@ -85,8 +80,8 @@ class Arithmetic:
                 sign = 1
             term = self._term()
             if sign < 0:
-                term = negate(term)
-            total = term if total is None else add(total, term)
+                term = -term
+            total = term if total is None else total + term
         self.depth -= 1
         return total
 
@@ -108,22 +103,22 @@ class Arithmetic:
             kind = self.kind
             if kind == "*":
                 self.at += 1
-                product = multiply(product, self._signed_factor())
+                product *= self._signed_factor()
                 divided = False
             elif kind == "/":
                 self.at += 1
-                product = divide(product, self._signed_factor())
+                product /= self._signed_factor()
                 divided = True
             elif kind in _FACTOR_STARTS or (kind == "|" and not self._bars):
                 if divided:  # 1/2x
                     raise Unreadable
-                product = multiply(product, self._factor())
+                product *= self._factor()
             else:
                 return product
 
     def _signed_factor(self) -> Value:
         if self.take("-"):
-            return negate(self._factor())
+            return -self._factor()
         return self._factor()
 
     def _factor(self) -> Value:
@@ -162,11 +157,11 @@ class Arithmetic:
         """A degree is a unit, dropped, but within a function it makes an angle."""
         if not self._angles:
             return value
-        return multiply(value, divide(generator("π"), integer(180)))
+        return value * (generator("π") / integer(180))
 
     def _exponent(self) -> Value:
         if self.take("-"):
-            return negate(self._primary())
+            return -self._primary()
         return self._primary()
 
     def _primary(self) -> Value:
@@ -183,7 +178,7 @@ class Arithmetic:
             return self._bracketed(kind)
         if kind == "frac" or kind == "binom":
             over, under = self._argument(), self._argument()
-            return divide(over, under) if kind == "frac" else functions.binomial(over, under)
+            return over / under if kind == "frac" else functions.binomial(over, under)
         if kind == "sqrt":
             return self._root(plain=text == "plain")
         if kind == "function":
@@ -227,10 +222,10 @@ class Arithmetic:
             self.at += 3
         if upper is None:
             return value
-        part = as_fraction(divide(upper, lower))
+        part = as_fraction(upper / lower)
         if not text.isdigit() or part is None or not 0 < part < 1 or self.kind in ("^", "/", "!"):
             raise Unreadable
-        return add(value, rational(part))
+        return value + rational(part)
 
     def _whole(self, at: int) -> int:
         text = self.tokens[at][1]
@@ -287,13 +282,13 @@ class Arithmetic:
         else:
             argument = self._factor()
             while self.kind in ("name", "frac", "sqrt"):
-                argument = multiply(argument, self._factor())
+                argument *= self._factor()
         self._angles -= 1
         self.depth -= 1
         if base is not None:
-            logarithms = (functions.logarithm("ln", part) for part in (argument, base))
-            return power(divide(*logarithms), times)
-        return power(functions.apply(name, argument), times)
+            value = functions.logarithm("ln", argument) / functions.logarithm("ln", base)
+            return value**times
+        return functions.apply(name, argument) ** times
 
     def at_end(self) -> bool:
         """Whether all tokens are read."""

@@ -13,12 +13,10 @@ from rft_jax.verification.exact.algebra import (
     Expression,
     Unreadable,
     Value,
-    add,
     equal,
     generator,
     is_letter,
     names,
-    negate,
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
 from rft_jax.verification.exact.latex_tokens import END, tokens_of
@@ -219,34 +217,34 @@ class _Reader(Arithmetic):
 
     def _part(self) -> Expression:
         kind = self.kind
-        found: Expression
+        part: Expression
         if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
             self.at += 1  # `\left[\begin{array}` is a matrix in brackets
-            found = self._matrix()
+            part = self._matrix()
             self.expect(")" if kind == "(" else "]")
         elif kind == "{{" or (kind in ("(", "[", "{") and self._has_items()):
-            found = self._brackets(kind)
+            part = self._brackets(kind)
         elif self.tokens[self.at] == ("name", "RR"):
             self.at += 1
-            found = interval_of(negate(generator(INFINITY)), generator(INFINITY), False, False)
+            part = interval_of(-generator(INFINITY), generator(INFINITY), False, False)
         elif kind == "matrix":
-            found = self._matrix()
+            part = self._matrix()
         elif kind == "infinity" or (
             kind in ("+", "-") and self.tokens[self.at + 1][0] == "infinity"
         ):
-            found = generator(INFINITY)
+            part = generator(INFINITY)
             if kind != "infinity":
                 self.at += 1
-                found = negate(found) if kind == "-" else found
+                part = -part if kind == "-" else part
             self.at += 1
         elif self._is_based():
-            found = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
+            part = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
             self.at += 2
         else:
-            found = self._quantity()
+            part = self._quantity()
         if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
             raise Unreadable
-        return found
+        return part
 
     def _is_based(self) -> bool:
         kind, text = self.tokens[self.at]
@@ -333,15 +331,15 @@ def _equation(name: str, left: Expression | None, right: Expression) -> Expressi
         return right
     if letter := _letter(right):  # 5 = x
         return Equation(letter, right, value)
-    if not any(is_letter(found) for found in names(value) | names(right)):
+    if not any(is_letter(other) for other in names(value) | names(right)):
         raise Unreadable  # 2 = 3
     return Equation("", value, right)
 
 
 def _letter(value: Value) -> str:
     """The one letter a value is, or empty."""
-    found = names(value)
-    letter = min(found) if len(found) == 1 else ""
+    letters = names(value)
+    letter = min(letters) if len(letters) == 1 else ""
     return letter if letter and is_letter(letter) and value == generator(letter) else ""
 
 
@@ -356,9 +354,9 @@ def _inequality(sides: list[Expression], relations: list[str]) -> Expression:
             left, right = right, left
         elif relation not in (">", ">=", "!="):
             raise Unreadable
-        parts.append((add(left, negate(right)), relation.replace("<", ">")))
-    found = set().union(*(names(part) for part, _ in parts))
-    if not any(is_letter(name) or name[0] == "#" for name in found):
+        parts.append((left - right, relation.replace("<", ">")))
+    letters = set().union(*(names(part) for part, _ in parts))
+    if not any(is_letter(name) or name[0] == "#" for name in letters):
         raise Unreadable
     return Inequality(parts)
 

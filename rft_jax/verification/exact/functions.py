@@ -13,16 +13,11 @@ from rft_jax.verification.exact.algebra import (
     ONE,
     Unreadable,
     Value,
-    add,
     as_fraction,
     describe,
-    divide,
     factored,
     generator,
     integer,
-    multiply,
-    negate,
-    power,
     rational,
     root,
 )
@@ -46,11 +41,11 @@ def apply(name: str, argument: Value) -> Value:
         over, under = {
             "tan": (sine, cosine), "cot": (cosine, sine), "sec": (one, cosine), "csc": (one, sine),
         }[name]  # fmt: skip
-        return divide(over, under)
+        return over / under
     if name == "ln":
         return logarithm("ln", argument)
     if name == "lg":
-        return divide(logarithm("ln", argument), logarithm("ln", integer(10)))
+        return logarithm("ln", argument) / logarithm("ln", integer(10))
     if name == "log":  # of base 10 or e: only the writer knows
         return logarithm("log", argument)
     if name == "exp":
@@ -66,13 +61,13 @@ def logarithm(name: str, argument: Value) -> Value:
         total = rational(exponent)
     number = as_fraction(argument)
     if number is None:
-        return add(total, _opaque(name, argument))
+        return total + _opaque(name, argument)
     if number <= 0:
         raise Unreadable
     for part, sign in ((number.numerator, 1), (number.denominator, -1)):
         for prime, times in factored(part):
             term = generator(f"#{name}({prime})")
-            total = add(total, multiply(integer(sign * times), term))
+            total += integer(sign * times) * term
     return total
 
 
@@ -84,22 +79,22 @@ def _without_e(value: Value) -> tuple[Value, Fraction]:
     exponent = Fraction(dict(over).get("e", 0)) - Fraction(dict(under).get("e", 0))
     if not exponent:
         return value, exponent
-    return divide(value, power(generator("e"), exponent)), exponent
+    return value / generator("e") ** exponent, exponent
 
 
 def raise_to(base: Value, exponent: Value) -> Value:
     """base ** exponent; whole parts of an exponent with letters come out: 2^(n+1) is 2 * 2^n."""
     number = as_fraction(exponent)
     if number is not None:
-        return power(base, number)
+        return base**number
     if not base.upper:
         raise Unreadable
     result = integer(1)
     if exponent.lower == ONE and () in exponent.upper:
         whole = exponent.upper[()]
-        result = power(base, Fraction(whole))
-        exponent = add(exponent, integer(-whole))
-    return multiply(result, generator(f"#({describe(base)})^({describe(exponent)})"))
+        result = base ** Fraction(whole)
+        exponent += integer(-whole)
+    return result * generator(f"#({describe(base)})^({describe(exponent)})")
 
 
 def factorial(value: Value) -> Value:
@@ -155,14 +150,14 @@ def _sine_or_cosine(name: str, argument: Value) -> Value:
     known = {
         Fraction(0): integer(0),
         Fraction(1, 6): rational(HALF),
-        Fraction(1, 4): divide(root(integer(2), 2), integer(2)),
-        Fraction(1, 3): divide(root(integer(3), 2), integer(2)),
+        Fraction(1, 4): root(integer(2), 2) / integer(2),
+        Fraction(1, 3): root(integer(3), 2) / integer(2),
         HALF: integer(1),
     }
     value = known.get(turns)
     if value is None:
         value = generator(f"#sin({turns}π)")
-    return value if sign == 1 else negate(value)
+    return value if sign == 1 else -value
 
 
 def _multiple_of_pi(value: Value) -> Fraction | None:

@@ -10,6 +10,7 @@ import re
 
 from rft_jax.verification.exact.algebra import Unreadable
 from rft_jax.verification.exact.functions import NAMES
+from rft_jax.verification.exact.numbers import words
 
 MAX_TOKENS = 1_000
 
@@ -47,57 +48,45 @@ _UNICODE = str.maketrans(
         "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "⟨": r"\langle ", "⟩": r"\rangle ",
     }
 )  # fmt: skip
-_GREEK = frozenset(
-    {
-        "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
-        "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau",
-        "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta",
-        "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell",
-    }
-)  # fmt: skip
+_GREEK = words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
+    " ell"
+)
 _COMMANDS: dict[str, Token] = {
-    "cdot": ("*", ""), "times": ("*", ""), "ast": ("*", ""), "div": ("/", ""),
-    "pi": ("name", "π"), "infty": ("infinity", ""), "pm": ("pm", ""), "mp": ("mp", ""),
-    "sqrt": ("sqrt", "latex"), "frac": ("frac", ""), "dfrac": ("frac", ""), "tfrac": ("frac", ""),
-    "cfrac": ("frac", ""), "binom": ("binom", ""), "dbinom": ("binom", ""), "tbinom": ("binom", ""),
-    "le": ("<=", ""), "leq": ("<=", ""), "leqslant": ("<=", ""), "lt": ("<", ""),
-    "ge": (">=", ""), "geq": (">=", ""), "geqslant": (">=", ""), "gt": (">", ""),
-    "ne": ("!=", ""), "neq": ("!=", ""), "approx": ("approx", ""), "in": ("in", ""),
-    "cup": ("cup", ""), "degree": ("degree", ""), "circ": ("circ", ""), "lbrace": ("{{", ""),
-    "rbrace": ("}}", ""), "lfloor": ("floor", ""), "rfloor": ("end floor", ""),
-    "lceil": ("ceil", ""), "rceil": ("end ceil", ""), "lvert": ("|", ""), "rvert": ("|", ""),
-    "vert": ("|", ""), "mid": ("|", ""), "langle": ("(", ""), "rangle": (")", ""),
-    "emptyset": ("name", "∅"), "varnothing": ("name", "∅"), "imath": ("name", "i"),
-    "percent": ("%", ""), "lbrack": ("[", ""), "rbrack": ("]", ""),
+    command: (kind, "")
+    for kind, commands in {
+        "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", "<": "lt", ">": "gt",
+        ">=": "ge geq geqslant", "!=": "ne neq", "frac": "frac dfrac tfrac cfrac",
+        "binom": "binom dbinom tbinom", "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack",
+        "{{": "lbrace", "}}": "rbrace", "|": "lvert rvert vert mid", "floor": "lfloor",
+        "end floor": "rfloor", "ceil": "lceil", "end ceil": "rceil", "%": "percent",
+        "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx", "in": "in", "cup": "cup",
+        "degree": "degree", "circ": "circ",
+    }.items()
+    for command in commands.split()
+} | {
+    "pi": ("name", "π"), "imath": ("name", "i"), "emptyset": ("name", "∅"),
+    "varnothing": ("name", "∅"), "sqrt": ("sqrt", "latex"),
 }  # fmt: skip
 _ESCAPED: dict[str, Token] = {
-    r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""),
-    r"\\": ("row", ""),
+    r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""), r"\\": ("row", ""),
 }  # fmt: skip
 _WORDS: dict[str, Token] = {
     "sqrt": ("sqrt", "plain"), "pi": ("name", "π"), "and": (",", ""), "or": (",", ""),
-    "infinity": ("infinity", ""), "percent": ("%", ""), "pct": ("%", ""),
-    "percentage": ("%", ""),
+    "infinity": ("infinity", ""), "percent": ("%", ""), "pct": ("%", ""), "percentage": ("%", ""),
 }  # fmt: skip
-_UNITS = frozenset(
-    {
-        "mm", "cm", "dm", "km", "kg", "mg", "mL", "ml", "ft", "in", "lb", "lbs", "oz", "mph",
-        "kmh", "inch", "inches", "foot", "feet", "yard", "yards", "mile", "miles", "meter",
-        "meters", "metre", "metres", "gram", "grams", "liter", "liters", "second", "seconds",
-        "sec", "minute", "minutes", "min", "hour", "hours", "hr", "day", "days", "week",
-        "weeks", "month", "months", "year", "years", "degree", "degrees", "deg", "dollar",
-        "dollars", "cent", "cents", "unit", "units", "square", "cubic", "sq", "people",
-        "students", "ways", "points",
-    }
-)  # fmt: skip
-_NO_UNIT = frozenset(
-    {
-        "or", "and", "not", "no", "more", "less", "fewer", "greater", "least", "most", "than", "if",
-        "when", "except", "to", "about", "approximately", "from", "between", "over", "under", "up",
-        "hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "pi",
-        "thirds", "quarters", "percent", "squared", "cubed", "times", "plus", "minus", "negative",
-    }
-)  # fmt: skip
+_UNITS = words(
+    "mm cm dm km kg mg mL ml ft in lb lbs oz mph kmh inch inches foot feet yard yards mile miles "
+    "meter meters metre metres gram grams liter liters second seconds sec minute minutes min hour "
+    "hours hr day days week weeks month months year years degree degrees deg dollar dollars cent "
+    "cents unit units square cubic sq people students ways points"
+)
+_NO_UNIT = words(
+    "or and not no more less fewer greater least most than if when except to about approximately "
+    "from between over under up hundred thousand million billion trillion dozen half halves pi "
+    "thirds quarters percent squared cubed times plus minus negative"
+)
 """Words that change what a number says: `5 \\text{ or more}`."""
 _UNIT_LETTERS = "mgLshdJNWVK"
 """In `\\text{}` after a number or a unit: a unit. Elsewhere they are letters."""
@@ -112,11 +101,11 @@ def tokens_of(text: str) -> list[Token]:
     """The tokens of a text, END last."""
     if not text.isascii():
         text = text.translate(_UNICODE)
-    found: list[Token] = []
+    tokens: list[Token] = []
     at, size, depth = 0, len(text), 0
     while at < size:
         match = _TOKEN.match(text, at)
-        if match is None or len(found) > MAX_TOKENS:
+        if match is None or len(tokens) > MAX_TOKENS:
             raise Unreadable
         at = match.end()
         kind = match.lastgroup
@@ -129,51 +118,51 @@ def tokens_of(text: str) -> list[Token]:
                 depth += 1
             elif token[0] in ")]":
                 depth -= 1
-            found.append(token)
+            tokens.append(token)
         elif kind == "number":
-            found.append(("number", re.sub(r"[^0-9.]", "", match[0])))
+            tokens.append(("number", re.sub(r"[^0-9.]", "", match[0])))
         elif kind == "letters":
-            _add_letters(match[0], found)
+            _add_letters(match[0], tokens)
         elif kind == "command":
-            _add_command(match[0][1:], found)
+            _add_command(match[0][1:], tokens)
         elif kind == "thousands":
-            _add_thousands(match[0], depth, found)
+            _add_thousands(match[0], depth, tokens)
         elif kind == "escaped":
-            found.append(_ESCAPED[match[0]])
+            tokens.append(_ESCAPED[match[0]])
             depth += {r"\{": 1, r"\}": -1}.get(match[0], 0)
         elif kind == "text":
-            _add_text(match["words"], found)
+            _add_text(match["words"], tokens)
         elif kind == "fraction":
             digit = [("{", ""), ("number", match["over"]), ("}", "")]
             under = [("{", ""), ("number", match["under"]), ("}", "")] if match["under"] else []
-            found += [("frac", ""), *digit, *under]
+            tokens += [("frac", ""), *digit, *under]
         elif kind == "index":
-            _add_index(match["long"] or match["short"], found)
+            _add_index(match["long"] or match["short"], tokens)
         elif kind == "field":
-            found.append(("name", match[0][-2:].strip("{}")[-1] * 2))
+            tokens.append(("name", match[0][-2:].strip("{}")[-1] * 2))
         else:
             edge = match["edge"] + ("" if match["shape"] == "array" else match["shape"][0])
-            found.append(("matrix", edge))
-    found.append(END)
-    return found
+            tokens.append(("matrix", edge))
+    tokens.append(END)
+    return tokens
 
 
-def _add_letters(word: str, found: list[Token]) -> None:
+def _add_letters(word: str, tokens: list[Token]) -> None:
     if word in NAMES:
-        found.append(("function", word))
-    elif word == "U" and found and found[-1][0] in (")", "]", "}}"):
-        found.append(("cup", ""))
+        tokens.append(("function", word))
+    elif word == "U" and tokens and tokens[-1][0] in (")", "]", "}}"):
+        tokens.append(("cup", ""))
     elif word in _WORDS:
-        found.append(_WORDS[word])
+        tokens.append(_WORDS[word])
     elif word in _UNITS:
-        found.append(("text", word))
+        tokens.append(("text", word))
     elif len(word) <= 3:
-        found += [("name", letter) for letter in word]
+        tokens += [("name", letter) for letter in word]
     else:
         raise Unreadable
 
 
-def _add_command(name: str, found: list[Token]) -> None:
+def _add_command(name: str, tokens: list[Token]) -> None:
     token = _COMMANDS.get(name)
     if token is None:
         if name in NAMES:
@@ -182,58 +171,58 @@ def _add_command(name: str, found: list[Token]) -> None:
             token = ("name", "\\" + name)
         else:
             raise Unreadable
-    found.append(token)
+    tokens.append(token)
 
 
-def _add_thousands(text: str, depth: int, found: list[Token]) -> None:
+def _add_thousands(text: str, depth: int, tokens: list[Token]) -> None:
     """`1,000` is a number, but within brackets a comma separates: `(1,100)` is a pair."""
     if depth <= 0:
-        found.append(("number", text.replace(",", "")))
+        tokens.append(("number", text.replace(",", "")))
         return
     first, *rest = text.split(",")
-    found.append(("number", first))
+    tokens.append(("number", first))
     for group in rest:
         if group[0] == "0":  # `(1,000)`: neither a pair nor surely a number
             raise Unreadable
-        found += [(",", ""), ("number", group)]
+        tokens += [(",", ""), ("number", group)]
 
 
-def _add_text(words: str, found: list[Token]) -> None:
+def _add_text(text: str, tokens: list[Token]) -> None:
     """`\\text{...}`: a separator, a letter, or words, which are a unit or a name."""
-    plain = words.strip(" ,")
+    plain = text.strip(" ,")
     if plain in ("and", "or"):
-        found.append((",", ""))
+        tokens.append((",", ""))
         return
     if plain in NAMES:
-        found.append(("function", plain))
+        tokens.append(("function", plain))
         return
     if plain in _WORDS:
-        found.append(_WORDS[plain])
+        tokens.append(_WORDS[plain])
         return
     if not _NO_UNIT.isdisjoint(plain.casefold().split()):
         raise Unreadable
-    letter = _LETTER_TEXT.fullmatch(words)
-    measured = found and found[-1][0] in ("number", "}", ")")
-    per = len(found) > 1 and found[-1][0] == "/" and found[-2][0] == "text"
+    letter = _LETTER_TEXT.fullmatch(text)
+    measured = tokens and tokens[-1][0] in ("number", "}", ")")
+    per = len(tokens) > 1 and tokens[-1][0] == "/" and tokens[-2][0] == "text"
     if letter and letter[1] in _UNIT_LETTERS and (measured or per):
-        found.append(("text", letter[1]))
+        tokens.append(("text", letter[1]))
     elif letter:
-        found.append(("name", letter[1]))
-    elif _WORD_TEXT.fullmatch(words):
-        found.append(("text", " ".join(words.split())))
-    elif words.strip():
+        tokens.append(("name", letter[1]))
+    elif _WORD_TEXT.fullmatch(text):
+        tokens.append(("text", " ".join(text.split())))
+    elif text.strip():
         raise Unreadable
 
 
-def _add_index(index: str, found: list[Token]) -> None:
-    if not found:
+def _add_index(index: str, tokens: list[Token]) -> None:
+    if not tokens:
         raise Unreadable
-    kind, text = found[-1]
+    kind, text = tokens[-1]
     if kind == "name" and "_" not in text:
-        found[-1] = ("name", f"{text}_{index}")
+        tokens[-1] = ("name", f"{text}_{index}")
     elif kind == "number" and index.isdigit():
-        found.append(("base", index))
+        tokens.append(("base", index))
     elif (kind, text) == ("function", "log"):
-        found.append(("index", index))
+        tokens.append(("index", index))
     else:
         raise Unreadable

@@ -60,24 +60,25 @@ _UNIT = re.compile(
 )
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
 # Units that may touch their number (5cm); of single letters only these are units (5 m, not 5 x).
-_ATTACHED = _words(
+_ATTACHED = words(
     "km cm mm nm mi ft in yd kg mg lb lbs oz ml mL cL dL hr hrs min mins sec secs ms mph kph kmh "
     "am pm AM PM °C °F ° USD EUR cents dollars"
 )
-_LETTERS = _words("m g s h L l N W V J A C F K")
+_LETTERS = words("m g s h L l N W V J A C F K")
 # Words that state another number, an alternative or a denial: what they follow is no plain number.
-NUMBER_WORDS = _words(
+NUMBER_WORDS = words(
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
     "hundred thousand million billion trillion dozen half halves third thirds fourths fifths "
     "sixths sevenths eighths ninths tenths hundredths thousandths"
 )
-_NO_UNITS = NUMBER_WORDS | _words(
+_NO_UNITS = NUMBER_WORDS | words(
     "or nor not no maybe perhaps approximately about plus minus times over divided multiplied "
     "squared cubed factorial mod modulo choose point negative positive e pi i sqrt sin cos tan log "
     "ln exp infinity inf nan wrong incorrect false unknown"
@@ -107,15 +108,15 @@ def parse_number(text: str) -> Number | None:
     match = _NUMBER.fullmatch(_plain(text))
     if match is None:
         return None
-    found = match.groupdict()
-    sign, inner_sign, percent = found["sign"], found["inner_sign"], bool(found["percent"])
-    if (sign or not found["currency"]) and inner_sign:
+    groups = match.groupdict()
+    sign, inner_sign, percent = groups["sign"], groups["inner_sign"], bool(groups["percent"])
+    if (sign or not groups["currency"]) and inner_sign:
         return None
-    if not _is_unit(found["unit"], with_percent=percent, with_currency=bool(found["currency"])):
+    if not _is_unit(groups["unit"], with_percent=percent, with_currency=bool(groups["currency"])):
         return None
-    if found["currency"] and percent:
+    if groups["currency"] and percent:
         return None
-    value = _value(found)
+    value = _value(groups)
     if value is None:
         return None
     return Number(-value if (sign or inner_sign) == "-" else value, percent)
@@ -145,22 +146,22 @@ def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
     return (-value if sign else value) / 10 ** len(decimals)
 
 
-def _value(found: dict[str, str | None]) -> Fraction | None:
+def _value(groups: dict[str, str | None]) -> Fraction | None:
     """The magnitude, or None where a denominator is zero or a mixed number's part is no part."""
-    whole = _ungrouped(found["whole"] or "")
-    decimals = found["only_decimals"] or found["decimals"] or ""
+    whole = _ungrouped(groups["whole"] or "")
+    decimals = groups["only_decimals"] or groups["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals))
-    if found["denominator"]:
-        divisor = int(_ungrouped(found["denominator"]))
+    if groups["denominator"]:
+        divisor = int(_ungrouped(groups["denominator"]))
         if divisor == 0:
             return None
         value /= divisor
-    if found["part"] and found["parts"]:
-        part, parts = int(found["part"]), int(found["parts"])
+    if groups["part"] and groups["parts"]:
+        part, parts = int(groups["part"]), int(groups["parts"])
         if not 0 < part < parts:
             return None
         value += Fraction(part, parts)
-    return value * _SCALES[found["scale"]] if found["scale"] else value
+    return value * _SCALES[groups["scale"]] if groups["scale"] else value
 
 
 def _is_unit(text: str | None, *, with_percent: bool, with_currency: bool) -> bool:
@@ -176,10 +177,10 @@ def _is_unit(text: str | None, *, with_percent: bool, with_currency: bool) -> bo
     symbol = text.strip(" \\")
     if symbol in ("$", "€", "£", "¥", "₹", "¢"):
         return not with_currency
-    words = re.findall(r"[A-Za-zµΩ°]+", text)
-    if not text.startswith((" ", "-")) and words[0] not in _ATTACHED:
+    parts = re.findall(r"[A-Za-zµΩ°]+", text)
+    if not text.startswith((" ", "-")) and parts[0] not in _ATTACHED:
         return False
     return all(
         (len(word) > 1 or word in _LETTERS or word in ("a", "°")) and word.lower() not in _NO_UNITS
-        for word in words
+        for word in parts
     )

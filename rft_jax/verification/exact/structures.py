@@ -16,7 +16,7 @@ r"""What an answer can be beyond one value, and when two answers are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,10 @@ from rft_jax.verification.exact.algebra import (
     Sum,
     Unreadable,
     Value,
-    add,
-    divide,
     equal,
     integer,
     is_letter,
-    multiply,
     names,
-    negate,
 )
 
 INFINITY = "∞"
@@ -107,6 +103,16 @@ class Based(Expression):
     base: int
 
 
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    """False where one verdict is, else None where one is."""
+    unsure = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        unsure = unsure or verdict is None
+    return None if unsure else True
+
+
 def same(answer: Expression, reference: Expression) -> bool | None:
     """Whether two answers are the same; None where this layer cannot decide."""
     try:
@@ -131,7 +137,7 @@ def _percent(percent: Percent, other: Expression) -> bool | None:
         return equal(percent.value, other.value)
     if isinstance(other, Value):
         as_unit = equal(percent.value, other)
-        as_factor = equal(divide(percent.value, integer(100)), other)
+        as_factor = equal(percent.value / integer(100), other)
         return _any([as_unit, as_factor])
     if isinstance(other, Equation):
         return _equation(other, percent)
@@ -153,7 +159,7 @@ def _equation(equation: Equation, other: Expression) -> bool | None:
 def _difference(equation: Equation) -> Value | None:
     if equation.left is None or not isinstance(equation.right, Value):
         return None
-    return add(equation.left, negate(equation.right))
+    return equation.left - equation.right
 
 
 def _proportional(first: Value, second: Value, *, positive: bool) -> bool | None:
@@ -171,7 +177,7 @@ def _proportional(first: Value, second: Value, *, positive: bool) -> bool | None
     term = min(first.upper, key=str)
     if term in second.upper:
         a, b = first.upper[term], second.upper[term]
-        if equal(multiply(integer(b), first), multiply(integer(a), second)):
+        if equal(integer(b) * first, integer(a) * second):
             return (a > 0) == (b > 0) or not positive
     linear = _is_linear(first.upper) and _is_linear(second.upper)
     return False if linear else None
@@ -192,10 +198,10 @@ def _member(member: Member, other: Expression) -> bool | None:
     if isinstance(other, Member):
         return _same(member.within, other.within) if member.name == other.name else False
     if isinstance(other, Inequality):
-        found = _as_interval(other)
-        if found is None:
+        bounds = _as_interval(other)
+        if bounds is None:
             return None
-        name, interval = found
+        name, interval = bounds
         return _same(member.within, interval) if name == member.name else False
     return _same(member.within, other)
 
@@ -206,8 +212,8 @@ def _inequality(inequality: Inequality, other: Expression) -> bool | None:
     if isinstance(other, Member):
         return _member(other, inequality)
     if isinstance(other, Interval | Group):
-        found = _as_interval(inequality)
-        return None if found is None else _same(found[1], other)
+        bounds = _as_interval(inequality)
+        return None if bounds is None else _same(bounds[1], other)
     return False
 
 
@@ -217,11 +223,11 @@ def _inequalities(first: Inequality, second: Inequality) -> bool | None:
         return one[0] == other[0] and _same(one[1], other[1])
     if len(first.parts) != len(second.parts):
         return None
-    found = [
+    verdicts = [
         kind == other_kind and _proportional(part, other_part, positive=kind != "!=")
         for (part, kind), (other_part, other_kind) in zip(first.parts, second.parts, strict=True)
     ]
-    return True if all(found) else None
+    return True if all(verdicts) else None
 
 
 def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
@@ -242,7 +248,7 @@ def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
         constant_below = len(part.lower) == 1 and () in part.lower
         if slope is None or not constant_below or letter in names(Value(rest, ONE)):
             return None
-        end = divide(negate(Value(rest, ONE)), integer(slope))
+        end = -Value(rest, ONE) / integer(slope)
         if kind == "!=":
             pieces: list[Expression] = [Group("tuple", [low, end]), Group("tuple", [end, high])]
             return (letter, Group("union", pieces)) if len(inequality.parts) == 1 else None
@@ -305,8 +311,8 @@ def _groups(left: Expression, right: Expression) -> bool | None:
         return False if left.kind == "set" else None
     kinds = {left.kind, right.kind}
     if kinds == {"set"} or kinds == {"union"}:
-        found = _sets(left.items, right.items)
-        return None if kinds == {"union"} and not found else found
+        verdict = _sets(left.items, right.items)
+        return None if kinds == {"union"} and not verdict else verdict
     if len(kinds) == 1 and left.kind != "ratio":
         return _all_same(left.items, right.items)
     if len(kinds) == 1:
@@ -330,13 +336,7 @@ def _groups(left: Expression, right: Expression) -> bool | None:
 def _all_same(left: list[Expression], right: list[Expression]) -> bool | None:
     if len(left) != len(right):
         return False
-    unsure = False
-    for one, other in zip(left, right, strict=True):
-        found = _same(one, other)
-        if found is False:
-            return False
-        unsure = unsure or found is None
-    return None if unsure else True
+    return every(_same(one, other) for one, other in zip(left, right, strict=True))
 
 
 def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
@@ -350,15 +350,13 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
     verdicts = []
     for one, others in ((left, right), (right, left)):
         verdicts += [_any([_same(item, other) for other in others]) for item in one]
-    if False in verdicts:
-        return False
-    return None if None in verdicts else True
+    return every(verdicts)
 
 
-def _any(found: list[bool | None]) -> bool | None:
-    if True in found:
+def _any(verdicts: list[bool | None]) -> bool | None:
+    if True in verdicts:
         return True
-    return None if None in found else False
+    return None if None in verdicts else False
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -15,16 +17,11 @@ from rft_jax.verification.exact.algebra import (
     Sum,
     Unreadable,
     Value,
-    add,
     as_fraction,
-    divide,
     equal,
     factored,
     generator,
     integer,
-    multiply,
-    negate,
-    power,
     rational,
     root,
 )
@@ -39,6 +36,11 @@ TREES = st.recursive(
 )
 
 
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+}  # fmt: skip
+
+
 def form(tree: object) -> Value:
     """The normal form of a tree."""
     if isinstance(tree, int):
@@ -46,10 +48,8 @@ def form(tree: object) -> Value:
     if isinstance(tree, str):
         return generator(tree)
     sign, left, right = tree
-    one, other = form(left), form(right)
-    if sign == "-":
-        return add(one, negate(other))
-    return {"+": add, "*": multiply, "/": divide}[sign](one, other)
+    value: Value = OPERATIONS[sign](form(left), form(right))
+    return value
 
 
 def number(tree: object, point: dict[str, Fraction]) -> Fraction:
@@ -59,12 +59,8 @@ def number(tree: object, point: dict[str, Fraction]) -> Fraction:
     if isinstance(tree, str):
         return point[tree]
     sign, left, right = tree
-    one, other = number(left, point), number(right, point)
-    if sign == "+":
-        return one + other
-    if sign == "-":
-        return one - other
-    return one * other if sign == "*" else one / other
+    value: Fraction = OPERATIONS[sign](number(left, point), number(right, point))
+    return value
 
 
 POINTS = [
@@ -91,40 +87,40 @@ def test_laws(a: object, b: object, c: object) -> None:
         x, y, z = form(a), form(b), form(c)
     except Unreadable:
         assume(False)
-    assert equal(add(x, y), add(y, x))
-    assert equal(multiply(x, y), multiply(y, x))
-    assert equal(multiply(x, add(y, z)), add(multiply(x, y), multiply(x, z)))
-    square = power(add(x, y), Fraction(2))
-    mixed = multiply(integer(2), multiply(x, y))
-    assert equal(square, add(add(power(x, Fraction(2)), mixed), power(y, Fraction(2))))
+    assert equal(x + y, y + x)
+    assert equal(x * y, y * x)
+    assert equal(x * (y + z), x * y + x * z)
+    square = (x + y) ** Fraction(2)
+    mixed = integer(2) * (x * y)
+    assert equal(square, x ** Fraction(2) + mixed + y ** Fraction(2))
 
 
 @given(st.integers(1, 5_000), st.integers(1, 5_000))
 def test_square_roots(a: int, b: int) -> None:
-    product = multiply(root(integer(a), 2), root(integer(b), 2))
+    product = root(integer(a), 2) * root(integer(b), 2)
     assert equal(product, root(integer(a * b), 2))
-    assert equal(power(root(integer(a), 2), Fraction(2)), integer(a))
+    assert equal(root(integer(a), 2) ** Fraction(2), integer(a))
     assert equal(root(integer(a), 2), root(integer(b), 2)) is (a == b)
-    assert equal(add(root(integer(a), 2), root(integer(b), 2)), root(integer(a + b), 2)) is False
+    assert equal(root(integer(a), 2) + root(integer(b), 2), root(integer(a + b), 2)) is False
 
 
 @given(st.integers(1, 200), st.integers(2, 6), st.integers(1, 200), st.integers(2, 6))
 def test_roots(a: int, n: int, b: int, m: int) -> None:
-    assert equal(power(root(integer(a), n), Fraction(n)), integer(a))
+    assert equal(root(integer(a), n) ** Fraction(n), integer(a))
     assert equal(root(integer(a), n), root(integer(b), m)) is (a**m == b**n)
 
 
 def test_roots_in_the_denominator() -> None:
     one, half = integer(1), root(integer(2), 2)
-    assert equal(divide(one, add(one, half)), add(half, integer(-1)))
-    assert equal(divide(one, half), divide(half, integer(2)))
+    assert equal(one / (one + half), half + integer(-1))
+    assert equal(one / half, half / integer(2))
 
 
 def test_imaginary_unit() -> None:
     i = generator("i")
-    assert equal(power(i, Fraction(2)), integer(-1))
-    assert equal(root(integer(-4), 2), multiply(integer(2), i))
-    assert equal(divide(integer(1), i), negate(i))
+    assert equal(i ** Fraction(2), integer(-1))
+    assert equal(root(integer(-4), 2), integer(2) * i)
+    assert equal(integer(1) / i, -i)
     assert equal(root(integer(-8), 3), integer(-2))
 
 
@@ -139,18 +135,18 @@ def test_opaque_and_transcendental_are_undecided_when_unequal() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: divide(integer(1), integer(0)),
-        lambda: divide(integer(0), generator("#sin(2)")),
-        lambda: power(integer(0), Fraction(0)),
-        lambda: power(integer(0), Fraction(-1)),
-        lambda: power(integer(0), Fraction(-1, 2)),
-        lambda: power(integer(-8), Fraction(1, 3)),
+        lambda: integer(1) / integer(0),
+        lambda: integer(0) / generator("#sin(2)"),
+        lambda: integer(0) ** Fraction(0),
+        lambda: integer(0) ** Fraction(-1),
+        lambda: integer(0) ** Fraction(-1, 2),
+        lambda: integer(-8) ** Fraction(1, 3),
         lambda: root(integer(-4), 4),
         lambda: root(integer(4), 1),
         lambda: integer(1 << (MAX_BITS + 1)),
-        lambda: power(integer(10), Fraction(MAX_EXPONENT + 1)),
-        lambda: power(integer(1 << 1_000), Fraction(1_000)),
-        lambda: power(add(generator("x"), integer(1)), Fraction(MAX_EXPONENT)),
+        lambda: integer(10) ** Fraction(MAX_EXPONENT + 1),
+        lambda: integer(1 << 1_000) ** Fraction(1_000),
+        lambda: (generator("x") + integer(1)) ** Fraction(MAX_EXPONENT),
         lambda: factored(10**9 + 7),
     ],
 )
@@ -172,6 +168,4 @@ def test_rationals(number: Fraction) -> None:
 
 def test_forms_have_no_common_integer_factor() -> None:
     upper: Sum = {(("x", 1),): 2, (): 4}
-    assert divide(Value(upper, integer(1).upper), integer(-6)) == Value(
-        {(("x", 1),): -1, (): -2}, {(): 3}
-    )
+    assert Value(upper, integer(1).upper) / integer(-6) == Value({(("x", 1),): -1, (): -2}, {(): 3})

@@ -1,7 +1,7 @@
 """Checks of an output beside its answer: are its calculations right, does it end in its answer?
 
 A calculation is marked `<<48/2=24>>`, as in GSM8K. Its sides are evaluated exactly, by the parser
-below: digits, + - * / ( ) and decimals, nothing else; no text is ever handed to Python's own.
+below: digits, decimals and + - * / ( ) only; no text ever reaches Python's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _InvalidError(ValueError):
 
 def equations_hold(output: str) -> bool:
     """Whether every `<<a=b>>` of the output is exactly true (`1/3=0.33` is not)."""
-    return all(_holds(found.group(1)) for found in _MARKED.finditer(output))
+    return all(_holds(match.group(1)) for match in _MARKED.finditer(output))
 
 
 def ends_with_answer(output: str) -> bool:
@@ -51,10 +51,10 @@ def evaluate(text: str) -> Fraction | None:
         return None
     try:
         tokens = _tokens(_CURRENCY.sub("", text))
-        value, position = _sum(tokens, 0)
+        value = _sum(tokens)
     except (_InvalidError, ZeroDivisionError):
         return None
-    return value if position == len(tokens) else None
+    return None if tokens else value
 
 
 def _holds(equation: str) -> bool:
@@ -67,6 +67,7 @@ _Token = Fraction | str
 
 
 def _tokens(text: str) -> list[_Token]:
+    """The tokens of a calculation, the first one last."""
     tokens: list[_Token] = []
     position = 0
     text = text.rstrip()
@@ -81,46 +82,39 @@ def _tokens(text: str) -> list[_Token]:
             value = Fraction(number.replace(",", "").rstrip("."))
             tokens.append(value / 100 if percent else value)
         position = match.end()
-    return tokens
+    return tokens[::-1]
 
 
-# Each function returns a value and the next position.
+# Each of these takes its tokens off the end of the list.
 
 
-def _sum(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
-    value, position = _product(tokens, position)
-    while position < len(tokens) and tokens[position] in ("+", "-"):
-        sign = 1 if tokens[position] == "+" else -1
-        term, position = _product(tokens, position + 1)
-        value += sign * term
-    return value, position
+def _sum(tokens: list[_Token]) -> Fraction:
+    value = _product(tokens)
+    while tokens and tokens[-1] in ("+", "-"):
+        sign = 1 if tokens.pop() == "+" else -1
+        value += sign * _product(tokens)
+    return value
 
 
-def _product(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
-    value, position = _factor(tokens, position)
-    while position < len(tokens) and tokens[position] in ("*", "/"):
-        is_product = tokens[position] == "*"
-        factor, position = _factor(tokens, position + 1)
-        value = value * factor if is_product else value / factor
-    return value, position
+def _product(tokens: list[_Token]) -> Fraction:
+    value = _factor(tokens)
+    while tokens and tokens[-1] in ("*", "/"):
+        value = value * _factor(tokens) if tokens.pop() == "*" else value / _factor(tokens)
+    return value
 
 
-def _factor(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
-    sign = 1
-    while position < len(tokens) and tokens[position] in ("+", "-"):
-        sign = -sign if tokens[position] == "-" else sign
-        position += 1
-    if position == len(tokens):
-        raise _InvalidError
-    token = tokens[position]
+def _factor(tokens: list[_Token]) -> Fraction:
+    token = tokens.pop() if tokens else ")"
     if isinstance(token, Fraction):
-        return sign * token, position + 1
+        return token
+    if token in ("+", "-"):
+        return _factor(tokens) if token == "+" else -_factor(tokens)
     if token != "(":
         raise _InvalidError
-    value, position = _sum(tokens, position + 1)
-    if position == len(tokens) or tokens[position] != ")":
+    value = _sum(tokens)
+    if not tokens or tokens.pop() != ")":
         raise _InvalidError
-    return sign * value, position + 1
+    return value
 
 
 def _ends_in_box(text: str) -> bool:

@@ -10,11 +10,11 @@ import pytest
 
 _TRY = """
 import os, socket, subprocess, sys
-import rft_jax.verification.guard as guard
-guard.install()
+from rft_jax.verification import sandbox
+sandbox.forbid_code()
 try:
     exec(ATTEMPT)
-except guard.Blocked as error:
+except sandbox.Blocked as error:
     print("blocked", error.event)
 """
 
@@ -22,7 +22,8 @@ except guard.Blocked as error:
 def attempt(text: str, folder: Path) -> str:
     # The attempt is compiled before the guard is there, as a library's code would be.
     script = _TRY.replace("ATTEMPT", "CODE").replace(
-        "guard.install()", f"CODE = compile({text!r}, 'attempt', 'exec')\nguard.install()"
+        "sandbox.forbid_code()",
+        f"CODE = compile({text!r}, 'attempt', 'exec')\nsandbox.forbid_code()",
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, check=False

@@ -12,7 +12,7 @@ import tiny_experiment
 from rft_jax.config import Config, EvaluationConfig, VerificationConfig
 from rft_jax.errors import ConfigError, VerifierError
 from rft_jax.types import Question
-from rft_jax.verification.open import open_verifiers, watch_undecided
+from rft_jax.verification.canary import open_verifiers, watch_undecided
 
 GSM8K = [
     Question(number, f"{number} + 1?", str(number + 1), f"so it is\n#### {number + 1}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_jax.verification.equations import ends_with_answer, equations_hold, evaluate
+from rft_jax.verification.checks import ends_with_answer, equations_hold, evaluate
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The verifiers of a run: made from its settings, tried on known answers, watched as it goes on."""
+"""The verifiers of a run: opened from its settings, tried on known answers, and watched."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Question, Verdict
 from rft_jax.verification.compare import may_be_equal
 from rft_jax.verification.extract import FORMS
-from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import RANDOM, VerifierSpec
+from rft_jax.verification.rules import RANDOM, Limits, VerifierSpec
 
 CANARY_QUESTIONS = 256
 """Questions whose known answers are judged before the first step, evenly spread over the data."""
@@ -39,13 +38,7 @@ def open_verifiers(
 
 def limits_of(config: Config) -> Limits:
     """The limits of a run's verifier processes."""
-    settings = config.verification
-    return Limits(
-        workers=settings.workers,
-        timeout_seconds=settings.timeout_seconds,
-        memory_mb=settings.memory_mb,
-        max_characters=settings.max_characters,
-    )
+    return Limits(**{name: getattr(config.verification, name) for name in Limits._fields})
 
 
 def training_spec(config: Config) -> VerifierSpec:
@@ -67,11 +60,18 @@ def evaluation_spec(config: Config) -> VerifierSpec | None:
 
 
 def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Config) -> None:
-    """The canary: judge answers known to be right and known to be wrong, made of the data.
+    """The canary: judge answers known to be right and known to be wrong, made from the data.
 
     Right: a question's own solution (or its answer in the rule's form, see verification.canary);
-    wrong: that of another question with another answer. Raises VerifierError when the verifier
-    disagrees with any. A function of the user's is tried on solutions only: its form is not known.
+    wrong: that of another question with another answer. A user's function is tried on solutions
+    only: its form is not known.
+
+    Args:
+        pool: of the verifier.
+        questions: of which CANARY_QUESTIONS are tried.
+        config: of the run.
+
+    Raises: VerifierError when the verifier disagrees with any.
     """
     mode, name = config.verification.canary, pool.name
     if mode == "off" or name == RANDOM:
@@ -100,7 +100,13 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
 
 
 def watch_undecided(undecided: float, sampled: float, config: Config, where: str) -> None:
-    """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided."""
+    """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided.
+
+    Args:
+        undecided, sampled: numbers of outputs.
+        config: of the run, with both bounds.
+        where: the step, for the message.
+    """
     share = undecided / sampled if sampled else 0.0
     settings = config.verification
     text = (
@@ -110,7 +116,7 @@ def watch_undecided(undecided: float, sampled: float, config: Config, where: str
     )
     if share > settings.stop_undecided:
         raise VerifierError(
-            f"{text} That is above verification.stop_undecided, {settings.stop_undecided}: mend "
+            f"{text} That is above verification.stop_undecided, {settings.stop_undecided}: fix "
             "the verifier or raise the bound."
         )
     if share > settings.warn_undecided:
