@@ -3,6 +3,9 @@
 A message names the thing, says what was found, what was expected, and the remedy.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """The work cannot be done as asked; the command line prints the message and ends with 2."""
@@ -26,3 +29,9 @@ class VerifierError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint, or the host state in it, is not one this run can resume from."""
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """The end of a message: `; did you mean NEAREST?`, or a full stop when no name is near."""
+    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else "."

@@ -9,10 +9,12 @@ M micro-batches of an update, R packed rows of a micro-batch.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     from jax import Array
     from jaxtyping import Bool, Float, Int
 
@@ -82,21 +84,48 @@ class Sample:
         """|o|."""
         return len(self.tokens)
 
+    @property
+    def log_prob(self) -> float:
+        """log pi(o | q) of the sampling distribution, in nats; nan where it is not known."""
+        return sum(self.log_probs) if self.log_probs else math.nan
+
 
 @dataclass(frozen=True)
 class Remote(Sample):
     """What other processes know of an output that is not trained on: its text and tokens, empty
     here, stay with the process that verified it.
 
-    length: its tokens; reason: the first characters of it.
+    length: its tokens; sum_log_probs: over them, in nats; reason: the first characters of it.
     """
 
     length: int = 0
+    sum_log_probs: float = 0.0
 
     @property
     def num_tokens(self) -> int:
         """|o|."""
         return self.length
+
+    @property
+    def log_prob(self) -> float:
+        """log pi(o | q) of the sampling distribution, in nats."""
+        return self.sum_log_probs
+
+
+class Facts(NamedTuple):
+    """What a method's coefficient sees of the B decided outputs of a step or a pool, on the host.
+
+    question_ids: outputs of one question are a group. correct: I(o) = 1. rewards: 1.0 where
+    correct, else 0.0. lengths: |o| in tokens, EOS included. finished: ended with EOS.
+    log_probs: log pi(o | q) of the sampling distribution in nats; nan for demonstrations.
+    """
+
+    question_ids: Int[np.ndarray, "B"]
+    correct: Bool[np.ndarray, "B"]
+    rewards: Float[np.ndarray, "B"]
+    lengths: Int[np.ndarray, "B"]
+    finished: Bool[np.ndarray, "B"]
+    log_probs: Float[np.ndarray, "B"]
 
 
 class Decoded(NamedTuple):

@@ -23,7 +23,6 @@ from rft_jax.config import (
     DataConfig,
     Denominator,
     MeshConfig,
-    Method,
     ObjectiveConfig,
     SelectionConfig,
 )
@@ -117,7 +116,7 @@ def sampling() -> Sampling:
 
 
 def config(
-    method: Method,
+    method: str,
     denominator: Denominator = "sampled",
     *,
     kl_coefficient: float = 0.0,

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rft_jax.config import Config
-from rft_jax.config.serialize import build, flatten
+from rft_jax.config.serialize import build, flatten, plain
 from rft_jax.errors import ConfigError
 from rft_jax.io.paths import Folder, make, write_atomically
 
@@ -61,7 +60,7 @@ def save_config(
     commit = git_commit()
     content = {
         "name": name,
-        "config": dataclasses.asdict(config),
+        "config": plain(config),
         "versions": versions(),
         "git_commit": commit.commit if commit else None,
         "dirty": commit.dirty if commit else None,

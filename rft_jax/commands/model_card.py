@@ -17,13 +17,6 @@ from rft_jax.hub.folder import read_json
 from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.paths import folder_of
 
-METHODS = {
-    "sft": "supervised fine-tuning on demonstrations",
-    "rft": "rejection-sampling fine-tuning (RFT), on outputs of the frozen start that reach the "
-    "reference answer",
-    "online_rft": "online rejection-sampling fine-tuning (Online RFT), on outputs of the current "
-    "policy, sampled anew at every step, that reach the reference answer",
-}
 ERRORS = {"greedy/accuracy": "greedy/standard_error", "pass_at/1": "sampled/standard_error"}
 """Measures whose standard error over questions is logged, and its name."""
 
@@ -50,7 +43,7 @@ def model_card(policy: Policy, name: str) -> str:
 def _front_matter(run: Config | None, base: str | None) -> list[str]:
     tags = ["rft_jax"]
     if run is not None:
-        tags += [run.method.replace("_", "-"), *(["lora"] if run.model.lora_rank else [])]
+        tags += [run.row.name.replace("_", "-"), *(["lora"] if run.model.lora_rank else [])]
     return [
         "---",
         "library_name: transformers",
@@ -68,7 +61,7 @@ def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
     settings = json.dumps(dataclasses.asdict(run), indent=2, ensure_ascii=False)
     results = _results(folder)
     return [
-        f"A language model trained with rft_jax: {METHODS[run.method]}.",
+        f"A language model trained with rft_jax: {run.row.about}.",
         "",
         *_table(("", "what"), _facts(policy.step, run, base, read_json(folder / FILE))),
         "",
@@ -91,14 +84,16 @@ def _facts(
         )
     commit = f", commit {info['git_commit']}" if info.get("git_commit") else ""
     facts = {
-        "method": f"{run.method}, {run.steps:,} steps",
+        "method": f"{run.row.name}, {run.steps:,} steps",
         "checkpoint": "" if step is None else f"of step {step:,}",
         "start": f"`{run.init_from}`" + (f", which goes back to {base}" if base else ""),
         "trained": trained,
         "training data": f"`{data.train}`",
         "validation data": f"`{data.validation}`",
         "test data": f"`{data.test}`" if data.test else "",
-        "verifier": "" if run.method == "sft" else f"{judged.verifier}, {judged.comparison}",
+        "verifier": ""
+        if run.row.source == "demonstrations"
+        else f"{judged.verifier}, {judged.comparison}",
         "made by": f"rft_jax {info['versions']['rft_jax']}{commit}"
         + (" and changes to it" if info.get("dirty") else ""),
         "devices": f"{info['num_devices']} x {info['device']}",

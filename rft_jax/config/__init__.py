@@ -1,5 +1,6 @@
 """Every setting of a run, typed and frozen; experiment files import from here. Loads no jax."""
 
+from rft_jax.config.method import Method
 from rft_jax.config.run import (
     CheckpointConfig,
     Config,
@@ -8,7 +9,6 @@ from rft_jax.config.run import (
     EvaluationConfig,
     Experiment,
     MeshConfig,
-    Method,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,

@@ -241,7 +241,7 @@ def _find(experiment: Experiment, name: str, others: Sequence[str]) -> tuple[str
         section = field.partition(".")[0]
         if "." in field and getattr(experiment[run], section) is None:
             raise ConfigError(
-                f"--{name} does nothing: run {run} (method {experiment[run].method}) has no "
+                f"--{name} does nothing: run {run} (method {experiment[run].row.name}) has no "
                 f"section {section}."
             )
         return run, field

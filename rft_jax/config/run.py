@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from rft_jax.config.method import Method, resolve
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.sections import (
     CheckpointConfig,
@@ -51,16 +51,15 @@ __all__ = [
     "VerificationConfig",
 ]
 
-Method = Literal["sft", "rft", "online_rft"]
-
 
 @dataclass(frozen=True)
 class Config:
     """One run: a method (source of samples x gradient coefficient), its data, policy and update."""
 
-    method: Method
+    method: str | Method
     """sft: demonstrations; rft: accepted outputs of the frozen start; online_rft: accepted
-    outputs of the current policy (DeepSeekMath, section 5.2)."""
+    outputs of the current policy (DeepSeekMath, section 5.2); my_module:my_method: a Method of
+    your own (docs/methods.md)."""
     data: DataConfig
     tokenizer: TokenizerConfig
     steps: int
@@ -83,6 +82,11 @@ class Config:
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def row(self) -> Method:
+        """The method as a row: source, coefficient, what is trained on."""
+        return resolve(self.method)
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
@@ -119,35 +123,36 @@ class Config:
             "verification.verifier is 'random': name the rule that evaluates as "
             "evaluation.verifier.",
         )
-        samples = self.method != "sft"
+        row = self.row
+        samples = row.source != "demonstrations"
         from_log = self.pool is not None and bool(self.pool.from_rollouts)
         needs = {
             "rollout": samples and not from_log,
-            "pool": self.method == "rft",
+            "pool": row.source == "pool",
             "selection": samples,
         }
         for name, needed in needs.items():
             given = getattr(self, name) is not None
             why = " from a rollout log" if name == "rollout" and from_log else ""
-            require(given or not needed, f"{name} is missing: method {self.method} needs it.")
+            require(given or not needed, f"{name} is missing: method {row.name} needs it.")
             require(
                 needed or not given,
-                f"{name} does nothing under method {self.method}{why}: remove it.",
+                f"{name} does nothing under method {row.name}{why}: remove it.",
             )
-        online = self.method == "online_rft"
+        online = row.source == "policy"
         require(
             online == (self.update.sequences_per_step == 0),
             f"update.sequences_per_step is {self.update.sequences_per_step}: it must be 0 for "
-            "online_rft (the rollout decides) and at least 1 for sft and rft.",
+            "a method whose source is the policy (the rollout decides) and at least 1 for others.",
         )
         require(
             online or self.objective.kl_coefficient == 0,
             f"objective.kl_coefficient acts on the policy's own samples: it must be 0 under method "
-            f"{self.method}.",
+            f"{row.name}.",
         )
         require(
             not samples or self.init_from != "random",
-            f"init_from is random: method {self.method} starts from a supervised model; name it "
+            f"init_from is random: method {row.name} starts from a supervised model; name it "
             "as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
         )
         if self.refill is not None:
@@ -172,8 +177,8 @@ class Config:
 
     def _check_refill(self, refill: RefillConfig) -> None:
         require(
-            self.method == "online_rft",
-            f"refill does nothing under method {self.method}: remove it.",
+            self.row.source == "policy",
+            f"refill does nothing under method {self.row.name}: remove it.",
         )
         assert self.rollout is not None
         assert self.selection is not None

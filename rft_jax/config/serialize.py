@@ -6,22 +6,17 @@ listed under its own name, `rollout`.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from rft_jax.config import method
+from rft_jax.config.method import Method
 from rft_jax.config.run import Config
-from rft_jax.errors import ConfigError
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """The end of a message: `; did you mean NEAREST?`, or a full stop when no name is near."""
-    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]}?" if nearest else "."
+from rft_jax.errors import ConfigError, suggest
 
 
 @functools.cache
@@ -31,7 +26,8 @@ def section_types() -> Mapping[str, type]:
     for name, hint in typing.get_type_hints(Config).items():
         choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         for choice in choices:
-            if isinstance(choice, type) and is_dataclass(choice):
+            # A method of one's own is a value, not a section of settings.
+            if isinstance(choice, type) and is_dataclass(choice) and choice is not Method:
                 sections[name] = choice
     return sections
 
@@ -58,7 +54,7 @@ def flatten(config: Config) -> dict[str, Any]:
         if item.name in section_types() and value is not None:
             values.update({f"{item.name}.{f.name}": getattr(value, f.name) for f in fields(value)})
         else:
-            values[item.name] = value
+            values[item.name] = method.to_json(value) if item.name == "method" else value
     return values
 
 
@@ -68,15 +64,18 @@ def check_types(config: Config) -> None:
         value = getattr(config, name)
         if not isinstance(value, section) and not (value is None and _may_be_none(name)):
             raise ConfigError(f"{name} is {value!r}: a {section.__name__} is expected.")
+    check_value("method", config.method)
     for name, value in flatten(config).items():
-        if name in field_types():
+        if name in field_types() and name != "method":
             check_value(name, value)
 
 
 def check_value(name: str, value: object) -> None:
     """ConfigError when `value` is not of the type declared for the field of this dotted name."""
     hint = field_types()[name]
-    if typing.get_origin(hint) is Literal:
+    if name == "method":
+        _expect(isinstance(value, str | Method), name, value, "a name or a Method")
+    elif typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         _expect(value in choices, name, value, f"one of {', '.join(choices)}", choices)
     elif typing.get_origin(hint) is tuple:
@@ -131,7 +130,16 @@ def build(values: Mapping[str, Any]) -> Config:
     return Config(**arguments)
 
 
+def plain(config: Config) -> dict[str, Any]:
+    """The nested plain values of a Config that JSON holds; `build` is the inverse."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    nested = {name: asdict(v) if name in section_types() and v else v for name, v in values.items()}
+    return nested | {"method": method.to_json(config.method)}
+
+
 def _plain(name: str, value: Any) -> Any:
+    if name == "method" and isinstance(value, Mapping):
+        return method.from_json(value)
     restored = tuple(value) if isinstance(value, list) else value
     check_value(name, restored)
     return restored

@@ -63,7 +63,7 @@ def check_lengths(
     for question in questions:
         if question.solution is None:
             raise DataError(
-                f"{source}: question {question.id} has no solution: method sft trains on "
+                f"{source}: question {question.id} has no solution, and the method trains on "
                 "demonstrations; give every row a solution or choose another source."
             )
         completions.append((len(completion_tokens(question.solution, tokenizer)), question.id))

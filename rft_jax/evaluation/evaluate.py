@@ -13,7 +13,7 @@ from rft_jax.distributed.collectives import told_by_all
 from rft_jax.io.paths import Folder, make, write_atomically
 from rft_jax.keys import Purpose
 from rft_jax.observe.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
-from rft_jax.rollout.engine import Part, Rollout, Sampling, blocks, rollout
+from rft_jax.rollout.engine import Part, Rollout, Sampling, blocks, sample, verify
 from rft_jax.training.selection import distinct
 from rft_jax.types import Params, Question, Sample, Verdict
 from rft_jax.verification.rules import vote
@@ -102,17 +102,19 @@ def draw(
 
     def outputs(count: int, temperature: float) -> Rollout:
         drawn = [
-            rollout(
-                params,
-                block.questions,
-                sampling,
-                step=0,
-                num_samples=count,
-                temperature=temperature,
-                purpose=Purpose.EVALUATION,
-                questions_per_batch=block.multiple,
-                num_slots=config.questions_per_batch * count,
-                on_part=on_part,
+            verify(
+                sample(
+                    params,
+                    block.questions,
+                    sampling,
+                    step=0,
+                    num_samples=count,
+                    temperature=temperature,
+                    purpose=Purpose.EVALUATION,
+                    questions_per_batch=block.multiple,
+                    num_slots=config.questions_per_batch * count,
+                    on_part=on_part,
+                )
             )
             for block in blocks(questions, config.questions_per_batch)
         ]

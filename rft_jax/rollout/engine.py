@@ -1,4 +1,4 @@
-"""One sampling phase: questions in, verified samples out; and the log that keeps every output."""
+"""One sampling phase: questions in, outputs out, and their verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rft_jax.distributed.shards import addressed_rows, put
 from rft_jax.keys import Purpose, run_key
 from rft_jax.observe.profiling import phase
 from rft_jax.observe.progress import Progress
-from rft_jax.rollout.gather import exchange
+from rft_jax.rollout.gather import gather_samples
 from rft_jax.rollout.sampler import Ended, compile_programs, sample_stream
 from rft_jax.types import Decoded, Judgement, Params, Prompts, Question, Sample
 from rft_jax.verification.pool import Item, VerifierPool
@@ -38,7 +38,7 @@ def nowhere(_: str) -> None:
 @dataclass(frozen=True)
 class Sampling:
     """What stays the same from one rollout of a run to the next. verifier: None where outputs are
-    sampled alone; at: told where the work is (parallel/watch.py)."""
+    sampled alone; at: told where the work is (distributed/watchdog.py)."""
 
     model: ModelConfig
     data: DataConfig
@@ -179,7 +179,31 @@ def sample_outputs(
         yield Part(drafts, ended.entropies.sum(axis=1) / ended.lengths, ended.steps)
 
 
-def rollout(
+@dataclass
+class Outputs:
+    """Outputs of one rollout, all sampled, whose verdicts are on their way.
+
+    drafts, entropies: of this process, by number; judging: (numbers, their verdicts when they
+    come); steps: of the decode loop. shares: outputs that every process must have whole. The rest
+    says what was asked, and when.
+    """
+
+    questions: Sequence[Question]
+    sampling: Sampling
+    step: int
+    num_samples: int
+    rows: int
+    shares: Callable[[Sample], bool] | None
+    began: float
+    drafts: dict[int, Draft] = field(default_factory=dict)
+    entropies: dict[int, float] = field(default_factory=dict)
+    judging: list[tuple[list[int], Future[list[Judgement]]]] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    steps: int = 0
+    ended: float = 0.0
+
+
+def sample(
     params: Params,
     questions: Sequence[Question],
     sampling: Sampling,
@@ -192,79 +216,86 @@ def rollout(
     num_slots: int = 0,
     shares: Callable[[Sample], bool] | None = None,
     on_part: Callable[[Part], None] | None = None,
-) -> Rollout:
-    """Sample outputs as `sample_outputs` does, and verify them meanwhile.
+) -> Outputs:
+    """Sample outputs as `sample_outputs` does; each is given to the verifier once it has ended,
+    while the device decodes the others.
 
-    shares: outputs that every process must have whole (exchange.py); on_part: called with each part
-    of the outputs as it comes.
+    Args:
+        shares: outputs that every process must have whole (gather.py).
+        on_part: called with each part of the outputs as it comes.
     """
     assert sampling.verifier is not None, "a rollout verifies"
-    started = time.perf_counter()
-    sampling.at(f"{purpose.name.lower()} of step {step + 1}")
-    drafts: dict[int, Draft] = {}
-    entropies: dict[int, float] = {}
-    pending: list[tuple[list[int], Future[list[Judgement]]]] = []
-    spans: list[tuple[float, float]] = []
-    parts = sample_outputs(
-        params,
-        questions,
-        sampling,
-        step=step,
-        num_samples=num_samples,
-        temperature=temperature,
-        purpose=purpose,
-        questions_per_batch=questions_per_batch,
-        num_slots=num_slots,
+    rows = rows_for(len(questions), questions_per_batch, batch_size_divisor(sampling.mesh))
+    outputs = Outputs(
+        questions, sampling, step, num_samples, rows, shares, began=time.perf_counter()
     )
-    steps = 0
+    sampling.at(f"{purpose.name.lower()} of step {step + 1}")
     with phase("sampling"):
-        for part in parts:
-            steps = max(steps, part.steps)
-            entropies |= zip(part.drafts, part.entropies.tolist(), strict=True)
+        for part in sample_outputs(
+            params,
+            questions,
+            sampling,
+            step=step,
+            num_samples=num_samples,
+            temperature=temperature,
+            purpose=purpose,
+            questions_per_batch=questions_per_batch,
+            num_slots=num_slots,
+        ):
+            outputs.steps = max(outputs.steps, part.steps)
+            outputs.entropies |= zip(part.drafts, part.entropies.tolist(), strict=True)
             items = [
                 Item(questions[number // num_samples].answer, draft.text, draft.finished)
                 for number, draft in part.drafts.items()
             ]
             submitted = time.perf_counter()
             future = sampling.verifier.submit(items)
-            future.add_done_callback(functools.partial(_note, spans, submitted))
-            pending.append((list(part.drafts), future))
-            drafts |= part.drafts
+            future.add_done_callback(functools.partial(_note, outputs.spans, submitted))
+            outputs.judging.append((list(part.drafts), future))
+            outputs.drafts |= part.drafts
             if on_part is not None:
                 on_part(part)
-    ended = time.perf_counter()
+    outputs.ended = time.perf_counter()
+    return outputs
+
+
+def verify(outputs: Outputs) -> Rollout:
+    """Wait for the verdicts that are not there yet, and have all processes know all samples."""
+    sampling, step = outputs.sampling, outputs.step
+    waiting = time.perf_counter()
     sampling.at(f"verdicts of step {step + 1}")
     own: dict[int, Sample] = {}
     with phase("verifying"):
-        for numbers, future in pending:
+        for numbers, future in outputs.judging:
             for number, judgement in zip(numbers, future.result(), strict=True):
                 verdict, reason = judgement.verdict, judgement.reason
-                own[number] = Sample(**drafts[number]._asdict(), verdict=verdict, reason=reason)
-    waited = time.perf_counter() - ended
+                draft = outputs.drafts[number]
+                own[number] = Sample(**draft._asdict(), verdict=verdict, reason=reason)
+    waited = time.perf_counter() - waiting
     # A place of its own: who waits for another one's verdicts is further than that one.
     sampling.at(f"exchange of step {step + 1}")
     own = {number: own[number] for number in sorted(own)}
-    samples, of_all = exchange(
+    samples, entropies = gather_samples(
         own,
-        entropies,
-        questions,
+        outputs.entropies,
+        outputs.questions,
         step=step,
-        num_samples=num_samples,
-        rows=rows_for(len(questions), questions_per_batch, batch_size_divisor(sampling.mesh)),
+        num_samples=outputs.num_samples,
+        rows=outputs.rows,
         mesh=sampling.mesh,
         width=sampling.data.max_completion_tokens,
-        shares=shares,
+        shares=outputs.shares,
         tokenizer=sampling.tokenizer,
     )
     return Rollout(
         samples=samples,
         own=list(own.values()),
-        entropies=of_all,
-        seconds_sampling=ended - started,
+        entropies=entropies,
+        seconds_sampling=outputs.ended - outputs.began,
         seconds_verifying=waited,
-        seconds_verifying_hidden=_covered(spans, until=ended),
+        seconds_verifying_hidden=_covered(outputs.spans, until=outputs.ended),
         # One whose own outputs end early sees too few of the steps.
-        decoded=(_decoded(questions, samples, largest(steps), sampling),),
+        decoded=(_decoded(outputs.questions, samples, largest(outputs.steps), sampling),),
     )
 
 

@@ -1,10 +1,10 @@
 """What the processes of a job tell each other about the outputs they have verified.
 
 Each process decodes, verifies and logs the outputs of its own rows. Of every output all processes
-learn the facts that steps are decided by: verdict, reason, length, entropy. Of those that are
-trained on they learn tokens and log-probs too, eight bytes a token: an update packs its sequences
-into rows whose places have nothing to do with where they were sampled, so that all devices have
-equally much to do, and a batch is the same however many processes there are.
+learn the facts that steps are decided by: verdict, reason, length, log-prob, entropy. Of those that
+are trained on they learn tokens and log-probs too, eight bytes a token: an update packs its
+sequences into rows whose places have nothing to do with where they were sampled, so that all
+devices have equally much to do, and a batch is the same however many processes there are.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def _record(width: int) -> np.dtype:
     return np.dtype([
         ("there", "?"), ("shared", "?"), ("finished", "?"), ("verdict", "u1"),
         ("sample_index", "<i4"), ("row", "<i4"), ("length", "<i4"), ("entropy", "<f8"),
+        ("log_prob", "<f8"),
         ("reason", f"S{REASON_BYTES}"), ("tokens", "<i4", (width,)), ("log_probs", "<f4", (width,)),
     ])  # fmt: skip
 
@@ -40,7 +41,7 @@ def _short(reason: str) -> bytes:
     return reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
 
 
-def exchange(
+def gather_samples(
     own: Mapping[int, Sample],
     entropies: Mapping[int, float],
     questions: Sequence[Question],
@@ -72,6 +73,7 @@ def exchange(
         record["row"], record["sample_index"] = divmod(number, num_samples)
         record["verdict"] = _VERDICTS.index(sample.verdict)
         record["length"], record["entropy"] = sample.num_tokens, entropies[number]
+        record["log_prob"] = sample.log_prob
         record["reason"] = _short(sample.reason)
         if shares and shares(sample):
             record["shared"] = True
@@ -95,7 +97,9 @@ def _told(record: np.void, question: Question, step: int, tokenizer: Tokenizer) 
     verdict, reason = _VERDICTS[record["verdict"]], bytes(record["reason"]).decode()
     address = (question.id, int(record["sample_index"]), step)
     if not record["shared"]:
-        return Remote(*address, "", (), (), finished, verdict, reason, length)
+        return Remote(
+            *address, "", (), (), finished, verdict, reason, length, float(record["log_prob"])
+        )
     tokens = record["tokens"][:length].tolist()
     text = tokenizer.decode(tokens[:-1] if finished else tokens)
     log_probs = tuple(record["log_probs"][:length].tolist())

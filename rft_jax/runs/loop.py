@@ -1,16 +1,22 @@
-"""The loop: questions -> rollout -> verdicts -> selection -> update, for every method alike.
+"""The loop. `step` is the algorithm on one page:
 
-Where a job has several processes, all of them go through it alike: what they decide by is the same
-everywhere (exchange.py), and what a person reads is written by process 0.
+    questions -> outputs -> verdicts -> selection -> weights -> batch -> update
+
+for every method alike (rft_jax/training/methods.py). Where a job has several processes, all of them
+go through it alike: what they decide by is the same everywhere (rollout/gather.py), and what a
+person reads is written by process 0.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.clock import SaveClock
@@ -25,21 +31,31 @@ from rft_jax.observe.log import Kind, MetricsLog
 from rft_jax.observe.profiling import Profiler, phase
 from rft_jax.observe.progress import Progress
 from rft_jax.observe.system import Compilations, peak_memory_bytes
-from rft_jax.rollout.engine import Sampling
+from rft_jax.rollout import log as rollout_log
+from rft_jax.rollout.engine import Rollout, Sampling, verify
+from rft_jax.rollout.funnel import funnel
 from rft_jax.rollout.params import rollout_params
-from rft_jax.runs import pool, setup
-from rft_jax.runs import sources as supply
+from rft_jax.runs import setup
+from rft_jax.runs.sources import (
+    PolicySource,
+    Pool,
+    Source,
+    demonstrations,
+    seconds_of,
+    take,
+    writer,
+)
 from rft_jax.runs.utilization import Meter, sampling_metrics, update_metrics
-from rft_jax.training import batch_filling as refill
-from rft_jax.training.objective import METHODS
-from rft_jax.training.packing import TrainingSequence
+from rft_jax.training import batch_filling
+from rft_jax.training.packing import pack_step
+from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.training.state import Layout
-from rft_jax.training.step import Updating, make_update
-from rft_jax.types import Params, TrainState
+from rft_jax.training.update import Updater
+from rft_jax.types import Params, Question, TrainState
 from rft_jax.verification.open import watch_undecided
 from rft_jax.verification.pool import VerifierPool
 
-START = Position(epoch=0, index=0)
+Metrics = dict[str, Any]
 
 
 class RunResult(NamedTuple):
@@ -51,7 +67,7 @@ class RunResult(NamedTuple):
     stopped_by: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counters:
     """Sums over the whole run, resumptions included; saved in every checkpoint."""
 
@@ -61,11 +77,30 @@ class Counters:
     skipped_updates: int = 0
     seconds: float = 0.0
 
+    def plus(self, **changes: int) -> Counters:
+        """With these added."""
+        return replace(self, **{name: getattr(self, name) + more for name, more in changes.items()})
 
-@dataclass
+
+class State(NamedTuple):
+    """All that a step changes, and all that a checkpoint holds.
+
+    train: parameters and optimizer, on the devices; step: steps made; position: of the stream;
+    surplus: kept outputs that wait for a later batch (training/batch_filling.py).
+    """
+
+    train: TrainState
+    step: int = 0
+    position: Position = Position()
+    surplus: batch_filling.Surplus = ()
+    counters: Counters = Counters()
+
+
+@dataclass(frozen=True)
 class Run:
-    """One run in progress: what is fixed, and the loop's state. log: None but in process 0;
-    stopped: the signal received so far, 0 for none, which all processes must ask for together."""
+    """What stays the same from the first step of a run to its last. log: None but in process 0;
+    stopped: the signal received so far, 0 for none, which all processes must ask for together;
+    began: on time.perf_counter's clock, the seconds of earlier attempts before now."""
 
     config: Config
     folder: Folder
@@ -73,219 +108,258 @@ class Run:
     evaluator: VerifierPool
     questions: setup.Questions
     layout: Layout
-    updating: Updating
+    update: Updater
     meter: Meter
     log: MetricsLog | None
     checkpoints: checkpoint.Checkpoints
     compilations: Compilations
     profiler: Profiler
     stopped: Callable[[], int]
-    state: TrainState
-    step: int = 0
-    position: Position = START
-    surplus: refill.Surplus = ()
-    counters: Counters = field(default_factory=Counters)
-    started: float = field(default_factory=time.perf_counter)
+    began: float
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """The name of the run in its experiment."""
         return self.folder.name
 
-    def rollout_params(self) -> Params:
+    def rollout_params(self, state: State) -> Params:
         """The current policy in the layout and type it samples in."""
-        params = join(self.updating.frozen, self.state.params)
+        params = join(self.update.frozen, state.train.params)
         return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
 
-    def costs(self) -> dict[str, Any]:
+    def costs(self, counters: Counters) -> dict[str, Any]:
         """The counters as metrics."""
-        self.counters.seconds = time.perf_counter() - self.started
         names = ("sampled_tokens", "sampled_outputs", "updates", "skipped_updates")
-        sums = {f"cost/{name}": getattr(self.counters, name) for name in names}
-        return sums | {"seconds/elapsed": self.counters.seconds}
+        sums = {f"cost/{name}": getattr(counters, name) for name in names}
+        return sums | {"seconds/elapsed": time.perf_counter() - self.began}
 
-    def write(self, kind: Kind, facts: dict[str, Any]) -> None:
+    def write(self, kind: Kind, state: State, metrics: Metrics) -> None:
         """A line of metrics, with the counters."""
         if self.log is not None:
-            self.log.write(kind, self.step, facts | self.costs())
+            self.log.write(kind, state.step, metrics | self.costs(state.counters))
 
 
-def loop(this: Run) -> RunResult:
-    """The algorithm: steps until the last one or a signal, then the test."""
-    config, first = this.config, this.step
-    every, accuracy = config.evaluation.every_steps, None
-    saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
-    clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
-    source = _supply(this)
-    if source is None:
-        return RunResult(0, False, this.stopped())
-    if every and this.step == 0:
-        accuracy = _evaluate(this, "validation")
-    stop = this.stopped()
-    with Progress(config.steps, first, this.name) as progress:
-        while this.step < config.steps and not stop:
-            with this.profiler.step(this.step + 1):
-                facts = _step(this, source)
-                facts |= {
-                    "system/compilations": this.compilations.count,
-                    "seconds/compiling": this.compilations.seconds,
-                    "system/peak_memory_bytes": peak_memory_bytes(),
-                    "seconds/checkpointing": saving,
-                }
-                this.write("train", facts)
-                judged = None
-                if every and this.step % every == 0:
-                    judged = accuracy = _evaluate(this, "validation")
-                # Clocks differ: that of process 0 decides.
-                due = largest(is_main() and clock.due(this.step, time.monotonic()))
-                saving = _save(this, judged) if due else 0.0
-                clock = clock.saved(time.monotonic()) if due else clock
-            progress.update(
-                this.step,
-                acceptance=facts.get("pass_rate"),
-                accuracy=accuracy,
-                objective=facts["objective/value"],
-                tokens_per_second=facts["speed/tokens_per_second"],
-            )
-            stop = this.stopped()
-    if this.step < config.steps:
-        if this.checkpoints.latest_step() != this.step:
-            _save(this, None)
-        return RunResult(this.step - first, False, stop)
-    if config.data.test and not stop and not _is_tested(this):
-        _evaluate(this, "test")
-    this.checkpoints.wait_until_finished()
-    if stop := stop or this.stopped():
-        return RunResult(this.step - first, False, stop)
-    if not this.counters.updates:
-        raise UserError(
-            f"{this.name}: none of {config.steps} steps had an accepted output, so nothing was "
-            f"learnt; look at the outputs in {this.folder / 'rollouts'}, start from a better model "
-            "or check verification.verifier."
-        )
-    by_main(f"{this.name} is finished", lambda: _finish(this))
-    return RunResult(this.step - first, True)
+def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
+    """One step of any method.
 
-
-def _is_tested(this: Run) -> bool:
-    return from_main(
-        f"{this.name} is tested",
-        lambda: this.log is not None and this.log.has("test", this.step),
+    It samples one round, and with batch filling rounds until enough is kept. A minibatch of a fixed
+    set comes verified, selected and weighed: that was done once, with the whole set.
+    """
+    config, began = run.config, time.perf_counter()
+    policy = functools.cache(lambda: run.rollout_params(state))
+    asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
+    while True:
+        questions, position = take(source, config.seed, position, asked)
+        outputs = source.outputs(questions, policy, state.step)
+        if isinstance(outputs, Kept):
+            kept = outputs
+            break
+        rounds.append(verify(outputs))
+        asked |= zip(questions, outputs.questions, strict=True)
+        samples = [sample for drawn in rounds for sample in drawn.samples]
+        kept = select(samples, config)
+        room = {"num_sampled": len(samples), "num_unasked": source.size - len(asked)}
+        if batch_filling.is_full(kept, state.surplus, config, **room):
+            break
+    metrics = _record(run, state, rounds, asked, kept)
+    kept, surplus, filled = batch_filling.fill(
+        kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
     )
-
-
-def _supply(this: Run) -> supply.Supply | None:
-    """The run's source of samples; None when a signal came while RFT's pool was sampled."""
-    config, sampling, rollouts = this.config, this.sampling, this.folder / "rollouts"
-    train = this.questions.train
-    source = METHODS[config.method].source
-    if source == "policy":
-        return supply.online(train, config, sampling, rollouts)
-    if source == "demonstrations":
-        return supply.fixed(supply.demonstrations(train, config, sampling), config)
-    seconds: dict[str, float] = {}
-    if this.step == 0 and config.rollout is not None:
-        frozen = this.rollout_params()
-        sampled = pool.sample_pool(frozen, train, config, sampling, rollouts, this.stopped)
-        if sampled is None:
-            return None
-        seconds = sampled
-    sequences, facts = pool.sequences(train, config, sampling, rollouts)
-    watch_undecided(facts["funnel/undecided"], facts["funnel/sampled"], config, "the pool")
-    if this.step == 0:
-        this.counters.sampled_tokens = facts.pop("sampled_tokens")
-        this.counters.sampled_outputs = facts.pop("sampled_outputs")
-        this.write("train", facts | seconds)
-    return supply.fixed(sequences, config)
-
-
-def _step(this: Run, source: supply.Supply) -> dict[str, Any]:
-    """One step: the source's sequences, packed, and an update on them; its facts."""
-    counters = this.counters
-    began = time.perf_counter()
-    sequences, position, facts, surplus, decoded = source(
-        this.step, this.position, this.rollout_params, this.surplus
-    )
-    trained = sum(len(sequence.completion) for sequence in sequences)
-    sampled = facts.pop("sampled_tokens", 0)
-    counters.sampled_tokens += sampled
-    counters.sampled_outputs += facts.pop("sampled_outputs", 0)
-    watch_undecided(
-        facts.get("funnel/undecided", 0),
-        facts.get("funnel/sampled", 0),
-        this.config,
-        f"step {this.step + 1}",
-    )
-    updating = time.perf_counter()
-    with phase("updating"):
-        facts |= _update(this, sequences) if sequences else {"objective/value": None}
-    counters.updates += bool(sequences)
-    counters.skipped_updates += not sequences
-    this.position, this.surplus, this.step = position, surplus, this.step + 1
+    weights = weigh(kept, config)
+    sequences = training_sequences(kept, weights, source.prompt, config)
+    updating, updates = time.perf_counter(), state.counters.updates
+    train, changed = state.train, Metrics({"objective/value": None})
+    if sequences:
+        with phase("updating"):
+            batch = pack_step(sequences, config)
+            train, changed = run.update(train, batch, step=state.step, updates=updates)
+            changed["update/sequences"] = len(sequences)
     ended = time.perf_counter()
-    facts |= update_metrics(this.meter, sequences, ended - updating)
-    if decoded:
-        facts |= sampling_metrics(this.meter, decoded, facts["seconds/sampling"])
-    return facts | {
+    # Carried outputs have no log-probs of the current policy, and the maximum is of the batch.
+    if not all(len(sequence.log_probs) for sequence in sequences):
+        changed |= {name: None for name in changed if name.startswith("policy/log_prob_mismatch")}
+    sampled = sum(drawn.num_tokens for drawn in rounds)
+    counters = state.counters.plus(
+        sampled_tokens=sampled,
+        sampled_outputs=sum(len(drawn.samples) for drawn in rounds),
+        updates=bool(sequences),
+        skipped_updates=not sequences,
+    )
+    metrics |= filled | changed | update_metrics(run.meter, sequences, ended - updating)
+    trained = sum(len(sequence.completion) for sequence in sequences)
+    metrics |= {
         "seconds/updating": ended - updating,
         "speed/tokens_per_second": (sampled or trained) / (ended - began),
     }
+    return State(train, state.step + 1, position, surplus, counters), metrics
 
 
-def _update(this: Run, sequences: list[TrainingSequence]) -> dict[str, float | None]:
-    this.state, facts = make_update(
-        this.state, sequences, this.updating, step=this.step, updates=this.counters.updates
+def _record(
+    run: Run, state: State, rounds: list[Rollout], asked: dict[int, Question], kept: Kept
+) -> Metrics:
+    """Write the rollout's log, and count what became of its outputs; nothing without rounds."""
+    if not rounds:
+        return {}
+    own = [sample for drawn in rounds for sample in drawn.own]
+    samples = [sample for drawn in rounds for sample in drawn.samples]
+    rollout_log.write(
+        run.folder / "rollouts",
+        state.step,
+        own,
+        list(asked.values()),
+        seed=run.config.seed,
+        writer=writer(),
     )
-    return facts
+    counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
+    undecided, where = len(samples) - len(kept.decided), f"step {state.step + 1}"
+    watch_undecided(undecided, len(samples), run.config, where)
+    decoded = [one for drawn in rounds for one in drawn.decoded]
+    seconds = seconds_of(rounds)
+    entropies = np.concatenate([drawn.entropies for drawn in rounds])
+    return (
+        counts
+        | seconds
+        | {"policy/entropy": float(entropies.mean())}
+        | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
+    )
 
 
-def _evaluate(this: Run, kind: Kind) -> float | None:
+def loop(run: Run, state: State) -> RunResult:
+    """Steps until the last one or a signal, then the test."""
+    config, first = run.config, state.step
+    every, accuracy = config.evaluation.every_steps, None
+    saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
+    clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
+    source, state = _open_source(run, state)
+    if source is None:
+        return RunResult(0, False, run.stopped())
+    if every and state.step == 0:
+        accuracy = _evaluate(run, state, "validation")
+    stop = run.stopped()
+    with Progress(config.steps, first, run.name) as progress:
+        while state.step < config.steps and not stop:
+            with run.profiler.step(state.step + 1):
+                state, metrics = step(run, source, state)
+                metrics |= {
+                    "system/compilations": run.compilations.count,
+                    "seconds/compiling": run.compilations.seconds,
+                    "system/peak_memory_bytes": peak_memory_bytes(),
+                    "seconds/checkpointing": saving,
+                }
+                run.write("train", state, metrics)
+                judged = None
+                if every and state.step % every == 0:
+                    judged = accuracy = _evaluate(run, state, "validation")
+                # Clocks differ: that of process 0 decides.
+                due = largest(is_main() and clock.due(state.step, time.monotonic()))
+                saving = _save(run, state, judged) if due else 0.0
+                clock = clock.saved(time.monotonic()) if due else clock
+            progress.update(
+                state.step,
+                acceptance=metrics.get("pass_rate"),
+                accuracy=accuracy,
+                objective=metrics["objective/value"],
+                tokens_per_second=metrics["speed/tokens_per_second"],
+            )
+            stop = run.stopped()
+    done = state.step - first
+    if state.step < config.steps:
+        if run.checkpoints.latest_step() != state.step:
+            _save(run, state, None)
+        return RunResult(done, False, stop)
+    if config.data.test and not stop and not _is_tested(run, state):
+        _evaluate(run, state, "test")
+    run.checkpoints.wait_until_finished()
+    if stop := stop or run.stopped():
+        return RunResult(done, False, stop)
+    if not state.counters.updates:
+        raise UserError(
+            f"{run.name}: none of {config.steps} steps had an output to train on, so nothing was "
+            f"learnt; look at the outputs in {run.folder / 'rollouts'}, start from a better model "
+            "or check verification.verifier."
+        )
+    by_main(f"{run.name} is finished", lambda: _finish(run, state))
+    return RunResult(done, True)
+
+
+def _is_tested(run: Run, state: State) -> bool:
+    return from_main(
+        f"{run.name} is tested",
+        lambda: run.log is not None and run.log.has("test", state.step),
+    )
+
+
+def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
+    """The run's source of outputs, and the state with the cost of its pool; no source when a signal
+    came while the pool was sampled."""
+    config, train = run.config, run.questions.train
+    kind = config.row.source
+    if kind == "policy":
+        return PolicySource(train, config, run.sampling), state
+    if kind == "demonstrations":
+        return demonstrations(train, config, run.sampling), state
+    pool, seconds = Pool(train, config, run.sampling, run.folder / "rollouts"), dict[str, float]()
+    if state.step == 0 and config.rollout is not None:
+        policy = functools.cache(lambda: run.rollout_params(state))
+        sampled = pool.fill(policy, run.stopped)
+        if sampled is None:
+            return None, state
+        seconds = sampled
+    source, counts = pool.read()
+    watch_undecided(counts["funnel/undecided"], counts["funnel/sampled"], config, "the pool")
+    cost = {name: counts.pop(name) for name in ("sampled_tokens", "sampled_outputs")}
+    if state.step == 0:
+        state = state._replace(counters=replace(state.counters, **cost))
+        run.write("train", state, counts | seconds)
+    return source, state
+
+
+def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
     """Evaluate on one set, log it, and return the greedy accuracy."""
-    settings = this.config.evaluation
+    settings = run.config.evaluation
     validation = kind == "validation"
     began = time.perf_counter()
     with phase("evaluating"):
         metrics, rows = evaluate(
-            this.rollout_params(),
-            this.questions.validation if validation else this.questions.test,
-            replace(this.sampling, verifier=this.evaluator),
+            run.rollout_params(state),
+            run.questions.validation if validation else run.questions.test,
+            replace(run.sampling, verifier=run.evaluator),
             settings,
             num_samples=(
                 settings.samples_per_question if validation else settings.test_samples_per_question
             ),
         )
-    name = f"validation-{this.step:06d}.jsonl" if validation else "test.jsonl"
+    name = f"validation-{state.step:06d}.jsonl" if validation else "test.jsonl"
     if is_main():
-        write_rows(this.folder / "evaluation" / name, rows)
-    this.write(kind, metrics | {"seconds/evaluating": time.perf_counter() - began})
+        write_rows(run.folder / "evaluation" / name, rows)
+    run.write(kind, state, metrics | {"seconds/evaluating": time.perf_counter() - began})
     return metrics["greedy/accuracy"]
 
 
-def _save(this: Run, accuracy: float | None) -> float:
+def _save(run: Run, state: State, accuracy: float | None) -> float:
     """Checkpoint parameters, optimizer and host facts of the loop, all as of one step.
 
     accuracy: greedy, on validation, where it was measured after this step. Returns the seconds the
     loop waited; the writing goes on beside it.
     """
     began = time.perf_counter()
-    this.sampling.at(f"checkpoint of step {this.step}")
-    this.costs()
-    if this.log is not None:
-        this.log.settle()
+    run.sampling.at(f"checkpoint of step {state.step}")
+    if run.log is not None:
+        run.log.settle()
     host: dict[str, Any] = {
-        "position": asdict(this.position),
-        "counters": asdict(this.counters),
+        "position": asdict(state.position),
+        "counters": asdict(state.counters) | {"seconds": time.perf_counter() - run.began},
     }
-    if this.config.refill is not None:
-        host["surplus"] = refill.to_json(this.surplus)
+    if run.config.refill is not None:
+        host["surplus"] = batch_filling.to_json(state.surplus)
     with phase("checkpointing"):
-        saved = checkpoint.Saved(this.state, host)
-        checkpoint.save(this.checkpoints, this.step, saved, accuracy)
+        saved = checkpoint.Saved(state.train, host)
+        checkpoint.save(run.checkpoints, state.step, saved, accuracy)
     return time.perf_counter() - began
 
 
-def _finish(this: Run) -> None:
+def _finish(run: Run, state: State) -> None:
     """Mark the run as finished, in one atomic write."""
-    if this.log is not None:
-        this.log.settle()
-    write_atomically(this.folder / "finished.json", json.dumps(this.costs()) + "\n")
+    if run.log is not None:
+        run.log.settle()
+    write_atomically(run.folder / "finished.json", json.dumps(run.costs(state.counters)) + "\n")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint.manager import Saved
 from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
 from rft_jax.checkpoint.start import Start, load_start
 from rft_jax.config import Config
@@ -28,12 +30,12 @@ from rft_jax.observe.profiling import open_profiler, warn_of_done
 from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
-from rft_jax.runs.loop import Counters, Run, RunResult, loop
+from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
 from rft_jax.runs.utilization import meter
-from rft_jax.training import batch_filling as refill
+from rft_jax.training import batch_filling
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
-from rft_jax.training.step import Updating
+from rft_jax.training.update import Updater
 from rft_jax.verification.open import open_verifiers
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def run(
     trace; at: told where the run is. Every process of a job must call it.
     Raises ValueError subclasses with one-line messages for whatever a user can mend.
     """
-    config, folder = experiment[name], workdir / name
+    config, folder, began = experiment[name], workdir / name, time.perf_counter()
     check_same_config(folder, config)
     if from_main(f"{name} was finished", lambda: (folder / "finished.json").is_file()):
         warn_of_done(folder, profile, done=config.steps)
@@ -99,7 +101,7 @@ def run(
             evaluator=evaluator,
             questions=questions,
             layout=layout,
-            updating=Updating(
+            update=Updater(
                 config,
                 mesh,
                 optimizer,
@@ -119,13 +121,13 @@ def run(
             compilations=compilations,
             profiler=stack.enter_context(open_profiler(folder, profile, done=first)),
             stopped=lambda: largest(signal()),
-            state=saved[1].state if saved else fresh_state(start.trained, optimizer, layout),
-            step=first,
+            began=began,
         )
-        if saved is not None:
-            _restore_host(this, saved[1].host)
-            logger.info("%s: going on from step %d", name, first)
-        return loop(this)
+        if saved is None:
+            return loop(this, State(fresh_state(start.trained, optimizer, layout)))
+        state = _resumed(this, saved[1], first)
+        logger.info("%s: resuming from step %d", name, first)
+        return loop(replace(this, began=began - state.counters.seconds), state)
 
 
 def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:
@@ -137,21 +139,29 @@ def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) ->
     save_config(folder, folder.name, config, device=device, num_devices=num_devices)
 
 
-def _restore_host(this: Run, host: Mapping[str, Any]) -> None:
-    """Position, counters and surplus as `_save` left them; CheckpointError (CheckpointError for the
-    surplus) when they are not."""
-    path = f"{this.folder}/checkpoints/{this.step}"
+def _resumed(run: Run, saved: Saved, step: int) -> State:
+    """The state as the loop saved it.
+
+    Raises:
+        CheckpointError: its host facts are not those of this version or this run's data.
+    """
+    path = f"{run.folder}/checkpoints/{step}"
     try:
-        this.position = Position(**host["position"])
-        this.counters = Counters(**host["counters"])
-        if this.config.refill is not None:
-            ids = {question.id for question in this.questions.train}
-            this.surplus = refill.from_json(
-                host.get("surplus"), this.config, step=this.step, question_ids=ids, source=path
-            )
+        state = State(
+            saved.state,
+            step,
+            Position(**saved.host["position"]),
+            counters=Counters(**saved.host["counters"]),
+        )
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: host holds {host}, which is no position and counters of this version: use "
-            "the version that wrote it, or start over with another --workdir."
+            f"{path}: host holds {saved.host}, which is no position and counters of this version: "
+            "use the version that wrote it, or start over with another --workdir."
         ) from error
-    this.started -= this.counters.seconds
+    if run.config.refill is None:
+        return state
+    ids = {question.id for question in run.questions.train}
+    surplus = batch_filling.from_json(
+        saved.host.get("surplus"), run.config, step=step, question_ids=ids, source=path
+    )
+    return state._replace(surplus=surplus)

@@ -129,8 +129,9 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
     # RFT from a log of rollouts asks no questions.
     from_log = config.pool is not None and bool(config.pool.from_rollouts)
     evaluates = config.evaluation.every_steps > 0
+    demonstrations = config.row.source == "demonstrations"
     questions = Questions(
-        train=() if from_log else part(data.train, demonstrations=config.method == "sft"),
+        train=() if from_log else part(data.train, demonstrations=demonstrations),
         validation=(
             part(data.validation, first=config.evaluation.num_questions) if evaluates else ()
         ),

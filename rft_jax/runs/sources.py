@@ -1,170 +1,191 @@
-"""What each step trains on: the three sources of samples of the methods' table.
+"""Where the outputs of a step come from: the policy of the step, demonstrations, or a pool.
 
-Demonstrations and RFT's pool are fixed sets; Online RFT samples anew.
+A source has one method, `outputs`. The policy's are sampled as they are asked for. Demonstrations
+and a pool are fixed sets: selected and weighed once, as a whole, by the functions that a step uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from rft_jax.config import Config
-from rft_jax.data.prompts import completion_tokens, prompt_tokens
-from rft_jax.data.stream import Position, take
+from rft_jax.data import stream
+from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
+from rft_jax.data.stream import Position
+from rft_jax.distributed.collectives import from_main, meet
+from rft_jax.errors import UserError
 from rft_jax.io.paths import Folder
 from rft_jax.keys import Purpose
+from rft_jax.observe.progress import Progress
 from rft_jax.rollout import log as rollout_log
-from rft_jax.rollout.engine import Rollout, Sampling, rollout
+from rft_jax.rollout.engine import Outputs, Rollout, Sampling, sample, verify
 from rft_jax.rollout.funnel import funnel
-from rft_jax.training import batch_filling as refill
-from rft_jax.training.objective import METHODS, output_weights
-from rft_jax.training.packing import TrainingSequence
-from rft_jax.training.selection import select
-from rft_jax.types import Decoded, Params, Question, Sample, Verdict
+from rft_jax.training.methods import is_trained
+from rft_jax.training.selection import Kept, select, weigh
+from rft_jax.types import Params, Question, Sample, Verdict
 
-Facts = dict[str, Any]
+Metrics = dict[str, Any]
 
 
-class Supplied(NamedTuple):
-    """sequences: empty when nothing was accepted; position: of the stream after this step;
-    surplus: what the next step may train on (refill); decoded: what was sampled for it."""
+class Source(Protocol):
+    """What a run trains on."""
 
-    sequences: list[TrainingSequence]
-    position: Position
-    facts: Facts
-    surplus: refill.Surplus = ()
-    decoded: tuple[Decoded, ...] = ()
+    @property
+    def size(self) -> int:
+        """Rows of its stream."""
+
+    @property
+    def per_step(self) -> int:
+        """Rows taken at a time."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a row that an epoch's end and the next one's start both name counts twice."""
+
+    def outputs(
+        self, rows: Sequence[int], policy: Callable[[], Params], step: int
+    ) -> Outputs | Kept:
+        """The outputs of these rows: on their way to the verifier, or of a set that is weighed."""
+        ...
+
+    def prompt(self, question_id: int) -> Sequence[int]:
+        """The prompt tokens of a question."""
+        ...
 
 
-Supply = Callable[[int, Position, Callable[[], Params], refill.Surplus], Supplied]
-"""(step, position, the policy in its rollout layout, when it is wanted, surplus of the step before)
--> what to train on."""
+def take(
+    source: Source, seed: int, position: Position, asked: Container[int]
+) -> tuple[list[int], Position]:
+    """The next rows of a source's stream, none of those asked, and the position after them.
 
-
-class Chosen(NamedTuple):
-    """The outputs of a rollout or pool to train on, with their weights in the objective."""
-
-    sequences: list[TrainingSequence]
-    num_distinct: int
-    num_kept: int
-
-
-def choose(
-    samples: Sequence[Sample], questions: Sequence[Question], config: Config, sampling: Sampling
-) -> Chosen:
-    """Coefficients, selection and denominator: from verified samples to weighted sequences.
-
-    With a KL term every decided output is returned, as the KL is over all samples of the policy;
-    otherwise only the kept ones are.
+    A question that a step has asked is passed over: it would get the same samples, as their keys
+    are addressed. So is, for the same reason, one that an epoch's end and the next one's start
+    both name.
     """
-    assert config.selection is not None
-    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
-    correct = np.array([sample.accepted for sample in decided], bool)
-    coefficients = METHODS[config.method].coefficient(correct)
-    coefficient_of = {id(s): float(c) for s, c in zip(decided, coefficients, strict=True) if c}
-    kept, num_distinct = select([s for s in decided if id(s) in coefficient_of], config.selection)
-    weights = output_weights(
-        np.array([sample.question_id for sample in kept], np.int64),
-        denominator=config.objective.denominator,
-        num_sampled=len(decided),
-        num_questions=len({sample.question_id for sample in decided}),
-    )
-    weight_of = {
-        id(sample): coefficient_of[id(sample)] * float(weight)
-        for sample, weight in zip(kept, weights, strict=True)
-    }
-    with_kl = config.objective.kl_coefficient > 0
-    prompts = {
-        question.id: prompt_tokens(question.text, config.data, sampling.tokenizer)
-        for question in questions
-    }
-    sequences = [
-        TrainingSequence(
-            prompt=prompts[sample.question_id],
-            completion=sample.tokens,
-            weight=weight_of.get(id(sample), 0.0),
-            kl_weight=1.0 / len(decided) if with_kl else 0.0,
-            log_probs=sample.log_probs,
+    while True:
+        rows, position = stream.take(source.size, seed, position, source.per_step)
+        named = rows.tolist() if source.repeats else list(dict.fromkeys(rows.tolist()))
+        if new := [row for row in named if row not in asked]:
+            return new, position
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Outputs of the current policy (Online RFT), or of the one that is given, for a pool."""
+
+    questions: Sequence[Question]
+    config: Config
+    sampling: Sampling
+    repeats: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.questions)
+
+    @property
+    def per_step(self) -> int:
+        assert self.config.rollout is not None
+        return self.config.rollout.questions_per_step
+
+    def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Outputs:
+        """One round of the rollout's settings, on its way to the verifier."""
+        rollout, with_kl = self.config.rollout, self.config.objective.kl_coefficient > 0
+        assert rollout is not None
+        method = self.config.row
+
+        def shares(output: Sample) -> bool:
+            # With a KL term every decided output is trained on.
+            return is_trained(method, output) or (
+                with_kl and output.verdict is not Verdict.UNDECIDED
+            )
+
+        return sample(
+            policy(),
+            [self.questions[row] for row in rows],
+            self.sampling,
+            step=step,
+            num_samples=rollout.samples_per_question,
+            temperature=rollout.temperature,
+            purpose=Purpose.ROLLOUT,
+            questions_per_batch=rollout.questions_per_step,
+            num_slots=rollout.slots,
+            shares=shares,
         )
-        for sample in (decided if with_kl else kept)
-    ]
-    return Chosen(sequences, num_distinct, len(kept))
+
+    def prompt(self, question_id: int) -> Sequence[int]:
+        """The prompt tokens of a question."""
+        text = self._by_id[question_id].text
+        return prompt_tokens(text, self.config.data, self.sampling.tokenizer)
+
+    @functools.cached_property
+    def _by_id(self) -> dict[int, Question]:
+        return {question.id: question for question in self.questions}
 
 
-def fixed(sequences: Sequence[TrainingSequence], config: Config) -> Supply:
-    """Minibatches of a fixed set, in seeded random order, epoch after epoch.
+@dataclass(frozen=True)
+class FixedSet:
+    """Minibatches of a fixed set of samples, in seeded random order, epoch after epoch.
 
     Weights are those of the whole set; a minibatch scales them so that its expectation is theirs.
     """
-    size = config.update.sequences_per_step
-    scale = len(sequences) / size
 
-    def supply(
-        step: int,
-        position: Position,
-        policy: Callable[[], Params],
-        surplus: refill.Surplus,
-    ) -> Supplied:
-        rows, position = take(len(sequences), config.seed, position, size)
-        batch = [
-            sequences[row]._replace(weight=sequences[row].weight * scale, log_probs=())
-            for row in rows
-        ]
-        return Supplied(batch, position, {})
+    kept: Kept
+    weights: Sequence[float]
+    prompts: Mapping[int, Sequence[int]]
+    per_step: int
+    repeats: bool = True
 
-    return supply
+    @property
+    def size(self) -> int:
+        return len(self.kept.samples)
 
-
-def demonstrations(
-    questions: Sequence[Question], config: Config, sampling: Sampling
-) -> list[TrainingSequence]:
-    """The source's own solutions, each an accepted output (SFT)."""
-    weights = output_weights(
-        np.array([question.id for question in questions], np.int64),
-        denominator=config.objective.denominator,
-        num_sampled=len(questions),
-        num_questions=len(questions),
-    )
-    coefficients = METHODS[config.method].coefficient(np.ones(len(questions), bool))
-    return [
-        TrainingSequence(
-            prompt_tokens(question.text, config.data, sampling.tokenizer),
-            completion_tokens(question.solution or "", sampling.tokenizer),
-            float(weight * coefficient),
+    def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Kept:
+        """The samples of these rows."""
+        scale = self.size / self.per_step
+        return self.kept._replace(
+            samples=[self.kept.samples[row] for row in rows],
+            coefficients=[self.kept.coefficients[row] for row in rows],
+            weights=[self.weights[row] * scale for row in rows],
         )
-        for question, weight, coefficient in zip(questions, weights, coefficients, strict=True)
+
+    def prompt(self, question_id: int) -> Sequence[int]:
+        """The prompt tokens of a question."""
+        return self.prompts[question_id]
+
+
+def demonstrations(questions: Sequence[Question], config: Config, sampling: Sampling) -> FixedSet:
+    """The questions' own solutions, each an accepted output."""
+    samples = [
+        Sample(
+            question_id=question.id,
+            sample_index=0,
+            step=0,
+            text=question.solution or "",
+            tokens=tuple(completion_tokens(question.solution or "", sampling.tokenizer)),
+            log_probs=(),
+            finished=True,
+            verdict=Verdict.CORRECT,
+            reason="demonstration",
+        )
+        for question in questions
     ]
+    return _fixed(samples, questions, config, sampling)
 
 
-def sample_round(
-    params: Params, questions: Sequence[Question], config: Config, sampling: Sampling, step: int
-) -> Rollout:
-    """One round of the rollout's settings."""
-    assert config.rollout is not None
-    return rollout(
-        params,
-        questions,
-        sampling,
-        step=step,
-        num_samples=config.rollout.samples_per_question,
-        temperature=config.rollout.temperature,
-        purpose=Purpose.ROLLOUT,
-        questions_per_batch=config.rollout.questions_per_step,
-        num_slots=config.rollout.slots,
-        # With a KL term every decided output is trained on.
-        shares=_is_decided if config.objective.kl_coefficient else _is_accepted,
-    )
-
-
-def _is_decided(sample: Sample) -> bool:
-    return sample.verdict is not Verdict.UNDECIDED
-
-
-def _is_accepted(sample: Sample) -> bool:
-    return sample.accepted
+def _fixed(
+    samples: Sequence[Sample], questions: Sequence[Question], config: Config, sampling: Sampling
+) -> FixedSet:
+    kept = select(samples, config)
+    # What the sampler reported is of another policy than the one that is updated.
+    kept = kept._replace(samples=[replace(sample, log_probs=()) for sample in kept.samples])
+    prompts = {q.id: prompt_tokens(q.text, config.data, sampling.tokenizer) for q in questions}
+    return FixedSet(kept, weigh(kept, config), prompts, config.update.sequences_per_step)
 
 
 def writer() -> rollout_log.Writer:
@@ -181,100 +202,125 @@ def seconds_of(rounds: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def next_questions(
-    questions: Sequence[Question],
-    config: Config,
-    position: Position,
-    asked: Container[int] = frozenset(),
-) -> tuple[list[Question], Position]:
-    """One round's questions. One that an epoch's end and the next one's start both name is
-    asked once: the second time it would get the same samples (their keys are addressed).
+@dataclass(frozen=True)
+class Pool:
+    """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it."""
 
-    asked: ids of the questions that the step has asked before, not all of them; they are passed
-    over for the same reason.
-    """
-    assert config.rollout is not None
-    count, new = config.rollout.questions_per_step, list[Question]()
-    while not new:
-        rows, position = take(len(questions), config.seed, position, count)
-        named = [questions[row] for row in dict.fromkeys(rows.tolist())]
-        new = [question for question in named if question.id not in asked]
-    return new, position
+    questions: Sequence[Question]
+    config: Config
+    sampling: Sampling
+    folder: Folder
 
+    def rounds(self) -> Iterator[list[int]]:
+        """The rows of each rollout that fills the pool."""
+        assert self.config.pool is not None
+        source, position = PolicySource(self.questions, self.config, self.sampling), Position()
+        for _ in range(self.config.pool.rollout_steps):
+            rows, position = take(source, self.config.seed, position, frozenset())
+            yield rows
 
-def _filled_sequences(
-    filled: refill.Filled, questions: Mapping[int, Question], config: Config, sampling: Sampling
-) -> list[TrainingSequence]:
-    """`choose` for a step with refill; questions: by id."""
-    weights = output_weights(
-        np.array([sample.question_id for sample in filled.trained], np.int64),
-        denominator=config.objective.denominator,
-        num_sampled=filled.num_sampled,
-        num_questions=filled.num_questions,
-    )
-    coefficients = METHODS[config.method].coefficient(
-        np.array([sample.accepted for sample in filled.trained], bool)
-    )
-    return [
-        TrainingSequence(
-            prompt_tokens(questions[sample.question_id].text, config.data, sampling.tokenizer),
-            sample.tokens,
-            float(coefficient) * float(weight),
-            log_probs=sample.log_probs,
+    def fill(
+        self, policy: Callable[[], Params], stopped: Callable[[], int]
+    ) -> dict[str, float] | None:
+        """Sample what is not in the log yet; its seconds, or None when stopped before the end.
+
+        A rollout that is there whole is not repeated, so a killed run resumes where it was.
+
+        Args:
+            policy: the frozen start.
+            stopped: the signal so far, the same in all processes.
+        """
+        assert self.config.pool is not None
+        name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
+        source = PolicySource(self.questions, self.config, self.sampling)
+        there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+        seconds: dict[str, float] = {}
+        with Progress(len(steps), len(there), name) as progress:
+            for step, rows in enumerate(self.rounds()):
+                if step in there:
+                    continue
+                if stopped():
+                    return None
+                drawn = verify(source.outputs(rows, policy, step))
+                asked = [self.questions[row] for row in rows]
+                rollout_log.write(
+                    self.folder, step, drawn.own, asked, seed=self.config.seed, writer=writer()
+                )
+                new = seconds_of([drawn])
+                seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
+                progress.update(
+                    step + 1,
+                    acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
+                    tokens_per_second=drawn.num_tokens / sum(new.values()),
+                )
+        return seconds
+
+    def read(self) -> tuple[FixedSet, Metrics]:
+        """The fixed set, from the log or from pool.from_rollouts, and its funnel.
+
+        Raises:
+            UserError: no output is trained on, or the log is not one of this run's tokenizer and
+                shapes.
+            DataError: a prompt is too long, or the log is damaged.
+        """
+        assert self.config.pool is not None
+        logs = self.config.pool.from_rollouts or (str(self.folder),)
+        pairs = (
+            rollout_log.read_folders(logs) if self.config.pool.from_rollouts else self._own_log()
         )
-        for sample, weight, coefficient in zip(filled.trained, weights, coefficients, strict=True)
-    ]
-
-
-def online(
-    questions: Sequence[Question],
-    config: Config,
-    sampling: Sampling,
-    folder: Folder,
-) -> Supply:
-    """Outputs of the current policy, sampled at each step and logged in `folder` (Online RFT).
-
-    One round a step; with refill, rounds until enough outputs are kept (training/batch_filling.py).
-    """
-    by_id = {question.id: question for question in questions}
-
-    def supply(
-        step: int,
-        position: Position,
-        policy: Callable[[], Params],
-        surplus: refill.Surplus,
-    ) -> Supplied:
-        params = policy()
-        asked: dict[int, Question] = {}
-        rounds: list[Rollout] = []
-        samples: list[Sample] = []
-        own: list[Sample] = []
-        while not rounds or refill.wants_another_round(
-            samples, surplus, config, num_unasked=len(questions) - len(asked)
-        ):
-            new, position = next_questions(questions, config, position, asked)
-            asked |= {question.id: question for question in new}
-            rounds.append(sample_round(params, new, config, sampling, step))
-            samples += rounds[-1].samples
-            own += rounds[-1].own
-        rollout_log.write(
-            folder, step, own, list(asked.values()), seed=config.seed, writer=writer()
-        )
-        facts: Facts = {}
-        if config.refill is None:
-            chosen = choose(samples, list(asked.values()), config, sampling)
-        else:
-            filled = refill.fill(samples, surplus, config, step=step, num_rounds=len(rounds))
-            sequences = _filled_sequences(filled, by_id, config, sampling)
-            chosen = Chosen(sequences, filled.num_distinct, filled.num_kept)
-            facts, surplus = dict(filled.facts), filled.surplus
-        facts |= funnel(samples, num_distinct=chosen.num_distinct, num_kept=chosen.num_kept)
-        facts |= seconds_of(rounds) | {
-            "policy/entropy": float(np.concatenate([drawn.entropies for drawn in rounds]).mean()),
-            "sampled_tokens": sum(drawn.num_tokens for drawn in rounds),
+        asked = list({question.id: question for question, _ in pairs}.values())
+        samples = [sample for _, sample in pairs]
+        _check_log(", ".join(logs), asked, samples, self.config, self.sampling)
+        fixed = _fixed(samples, asked, self.config, self.sampling)
+        if not fixed.size:
+            raise UserError(
+                f"{', '.join(logs)}: none of {len(samples)} sampled outputs is trained on (method "
+                f"{self.config.row.name}; {sum(s.accepted for s in samples)} are correct): look at "
+                "them in the report, start from a better model, or sample more "
+                "(pool.rollout_steps, rollout.samples_per_question)."
+            )
+        kept = fixed.kept
+        counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
+        return fixed, counts | {
+            "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),
         }
-        decoded = tuple(one for drawn in rounds for one in drawn.decoded)
-        return Supplied(chosen.sequences, position, facts, surplus, decoded)
 
-    return supply
+    def _own_log(self) -> list[tuple[Question, Sample]]:
+        """In the order in which its questions were asked, whichever process wrote it."""
+        meet(f"{self.folder.parent.name} pool is written")
+        pairs = []
+        for step, rows in enumerate(self.rounds()):
+            place = {self.questions[row].id: number for number, row in enumerate(rows)}
+            of_step = rollout_log.read_step(self.folder, step)
+            pairs += sorted(of_step, key=lambda pair: place.get(pair[0].id, -1))
+        return pairs
+
+
+def _check_log(
+    source: str,
+    questions: Sequence[Question],
+    samples: Sequence[Sample],
+    config: Config,
+    sampling: Sampling,
+) -> None:
+    """Raise unless the outputs fit the run's shapes and their tokens are their text."""
+    data, tokenizer = config.data, sampling.tokenizer
+    rows = config.model.vocab_size or tokenizer.vocab_size
+    check_lengths(questions, source=source, data=data, tokenizer=tokenizer, demonstrations=False)
+    for output in samples:
+        tokens, place = output.tokens, f"step {output.step}, question {output.question_id}"
+        if not 0 < len(tokens) <= data.max_completion_tokens:
+            raise UserError(
+                f"{source}: an output of {place} has {len(tokens)} tokens and "
+                f"data.max_completion_tokens is {data.max_completion_tokens}: set it to that of "
+                "the run that sampled."
+            )
+        ids = all(0 <= token < rows for token in tokens)
+        ends = not output.finished or tokens[-1] in tokenizer.eos_ids
+        shown = tokens[:-1] if output.finished else tokens
+        if not ids or not ends or tokenizer.decode(shown) != output.text:
+            raise UserError(
+                f"{source}: the tokens of an output of {place} are not its text under "
+                f"{tokenizer.path}: name the tokenizer it was sampled with as tokenizer.path."
+            )

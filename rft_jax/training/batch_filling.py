@@ -1,12 +1,12 @@
-"""Refill: a step of Online RFT samples until N outputs are kept, or a cap is reached. No jax.
+"""Batch filling (config section `refill`): a step samples until N outputs are kept, or a cap.
 
 **A step** samples rounds of rollout.questions_per_step questions from the stream, all with one
 policy and one `step` in the address of their keys. A question is asked once in a step: asked again
-it would give the same samples. After each round its verdicts are waited for, and the step goes on
-while fewer than N = refill.accepted outputs are kept by `selection` (dedupe and cap per question,
-over the whole step), one more round fits under refill.max_sampled, and a question is left to ask.
-A step samples at least one round: each update sees the policy it changes, and no step is without
-metrics.
+it would give the same samples. After each round its verdicts are waited for, and the step samples
+another while fewer than N = refill.accepted outputs are kept by `selection` (dedupe and cap per
+question, over the whole step), one more round fits under refill.max_sampled, and a question is left
+to ask. A step samples at least one round: each update sees the policy it changes, and no step is
+without metrics.
 
 **The batch** holds at most N outputs: this step's in the order they were sampled, and then, where
 these do not suffice, outputs of earlier steps that are carried over, oldest first. A carried output
@@ -16,30 +16,30 @@ Selection looks at both together: no question exceeds its cap within a batch.
 **Surplus**, what is kept beyond N, is carried over with the step that sampled it, which is the
 version of the policy: while anything is carried, every step makes an update. At most
 refill.max_staleness updates lie between the policy that sampled an output and the one it trains;
-after that it is dropped. With 0, the default, nothing is carried and training is on-policy.
-kept + carried in = trained + carried out + dropped, in every step.
+after that it is dropped. With 0, the default, nothing is carried and training is on-policy. kept +
+carried in = trained + carried out + dropped, in every step.
 
 **Cap reached**, or nothing left to ask: the step trains on what there is, a short batch. With
-nothing at all the update is skipped, as without refill.
+nothing at all the update is skipped, as without batch filling.
 
 **Weights.** A kept output stands for D / K outputs: the D decided outputs of the step that sampled
 it over the K that were kept. `sampled` divides by what the batch stands for. Hence surplus that is
 dropped or carried takes its share of the rejected outputs with it, and the weights of an on-policy
 batch add up to K / D, as if all K were trained on; a batch with carried outputs is the mean of the
 estimates of several policies, each weighted by the outputs it stands for; and a step of one round
-with no surplus is a step without refill, bit by bit. `accepted_per_question` counts questions
-likewise; `accepted` divides by the outputs trained on.
+with no surplus is a step without batch filling, bit by bit. `accepted_per_question` counts
+questions likewise; `accepted` divides by the outputs trained on.
 
 **Bias.** (a) Kept outputs come in proportion to pass rates, as in eq. 11: easy questions fill the
-batch, and the rounds that refill adds bring more of the same. (b) The stopping rule looks at what
-was accepted. Rounds with easy questions stop early and share their batch with few others, hard
-ones are diluted by the rounds after them: K / D is too large on average, by a factor of
-1 + O(1 / N) (one output a round, N = 1: it is -p log p / (1 - p) in place of p), and leans to easy
-questions. With `accepted` every batch pulls equally, so that an output sampled in a lucky step
-counts for more. (c) The one question that N cuts through loses outputs; as questions come in random
-order, the cut favours no other. (d) Carried outputs are of an older policy, and no importance
-weight corrects it. selection.max_per_question counters (a) and (b): an easy question fills no more
-than its cap, and the step goes on to other questions.
+batch, and the rounds that batch filling adds bring more of the same. (b) The stopping rule looks at
+what was accepted. Steps with easy questions stop early and share their batch with few others, hard
+ones are diluted by the rounds after them: K / D is too large on average, by a factor of 1 + O(1 /
+N) (one output a round, N = 1: it is -p log p / (1 - p) in place of p), and leans to easy questions.
+With `accepted` every batch pulls equally, so that an output sampled in a lucky step counts for
+more. (c) The one question that N cuts through loses outputs; as questions come in random order, the
+cut favours no other. (d) Carried outputs are of an older policy, and no importance weight corrects
+it; their coefficients are those of the step that sampled them. selection.max_per_question counters
+(a) and (b): an easy question fills no more than its cap, and the step samples other questions.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from rft_jax.config import Config
 from rft_jax.errors import CheckpointError
-from rft_jax.training.selection import select
+from rft_jax.training.selection import Kept, reduced
 from rft_jax.types import Sample, Verdict
 
 
@@ -63,92 +63,80 @@ class Carried:
     step has them.
     outputs: decided outputs of its step for each kept one (D / K).
     questions: questions with a decided output in its step for each question with a kept one.
+    coefficient: GC, of the facts of its step.
     """
 
     sample: Sample
     outputs: float
     questions: float
+    coefficient: float = 1.0
 
 
 Surplus = tuple[Carried, ...]
 """What is carried from one step to the next, oldest first."""
 
 
-class Filled(NamedTuple):
-    """What a step trains on, and what it leaves.
-
-    trained: at most N outputs, this step's first; num_sampled: the decided outputs they stand for;
-    num_questions: the questions; surplus: for the next step; num_distinct, num_kept: of this
-    step's outputs; facts: metrics by name.
-    """
-
-    trained: list[Sample]
-    num_sampled: float
-    num_questions: float
-    surplus: Surplus
-    num_distinct: int
-    num_kept: int
-    facts: dict[str, int]
+def _beside(kept: Kept, surplus: Surplus, config: Config) -> list[Carried]:
+    """What selection keeps of the surplus beside this step's outputs, which come first."""
+    together = reduced([*kept.samples, *(one.sample for one in surplus)], config.selection)[1]
+    chosen = {id(sample) for sample in together}
+    return [one for one in surplus if id(one.sample) in chosen]
 
 
-class _Candidates(NamedTuple):
-    """This step's kept outputs, and the carried ones that selection keeps beside them."""
-
-    kept: list[Sample]
-    carried: list[Carried]
-    num_distinct: int
-
-
-def _candidates(samples: Sequence[Sample], surplus: Surplus, config: Config) -> _Candidates:
-    assert config.selection is not None
-    accepted = [sample for sample in samples if sample.accepted]
-    kept, num_distinct = select(accepted, config.selection)
-    # Selection keeps the first of several, so this step's stay as they are.
-    together, _ = select([*kept, *(one.sample for one in surplus)], config.selection)
-    chosen = {id(sample) for sample in together[len(kept) :]}
-    return _Candidates(kept, [one for one in surplus if id(one.sample) in chosen], num_distinct)
-
-
-def wants_another_round(
-    samples: Sequence[Sample], surplus: Surplus, config: Config, *, num_unasked: int
+def is_full(
+    kept: Kept, surplus: Surplus, config: Config, *, num_sampled: int, num_unasked: int
 ) -> bool:
-    """Whether a step that has sampled `samples` so far goes on; never without refill.
+    """Whether a step has sampled enough; after one round without batch filling.
 
-    num_unasked: questions of the whole set that the step has not asked.
+    Args:
+        kept: of all that the step has sampled so far.
+        surplus: what the step before left.
+        config: its refill and rollout count.
+        num_sampled: outputs of the step so far.
+        num_unasked: questions of the whole set that the step has not asked.
     """
     if config.refill is None:
-        return False
+        return True
     assert config.rollout is not None
     one_round = config.rollout.questions_per_step * config.rollout.samples_per_question
-    if not num_unasked or len(samples) + one_round > config.refill.max_sampled:
-        return False
-    kept, carried, _ = _candidates(samples, surplus, config)
-    return len(kept) + len(carried) < config.refill.accepted
+    if not num_unasked or num_sampled + one_round > config.refill.max_sampled:
+        return True
+    return len(kept.samples) + len(_beside(kept, surplus, config)) >= config.refill.accepted
 
 
 def fill(
-    samples: Sequence[Sample], surplus: Surplus, config: Config, *, step: int, num_rounds: int
-) -> Filled:
-    """The batch of a step that has sampled all of `samples`, and the surplus after it.
+    kept: Kept, surplus: Surplus, config: Config, *, step: int, num_rounds: int
+) -> tuple[Kept, Surplus, dict[str, int]]:
+    """The batch of a step that has kept all of `kept`, the surplus after it, and metrics.
 
-    surplus: what the step before left, none of it older than refill.max_staleness.
+    Without batch filling the batch is `kept`.
+
+    Args:
+        kept: of all that the step has sampled.
+        surplus: what the step before left, none of it older than refill.max_staleness.
+        config: its refill and selection count.
+        step: of the run, from 0.
+        num_rounds: that the step has sampled.
     """
-    assert config.refill is not None
+    if config.refill is None:
+        return kept, surplus, {}
     most, max_staleness = config.refill.accepted, config.refill.max_staleness
-    kept, carried, num_distinct = _candidates(samples, surplus, config)
-    fresh, rest = kept[:most], kept[most:]
+    carried = _beside(kept, surplus, config)
+    fresh, rest = kept.samples[:most], kept.samples[most:]
     used, waiting = carried[: most - len(fresh)], carried[most - len(fresh) :]
 
-    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
-    asked = len(_questions(decided))
-    num_sampled, num_questions = float(len(decided)), float(asked)
+    num_sampled, num_questions = kept.num_sampled, kept.num_questions
     new: list[Carried] = []
-    if kept:
+    if kept.samples:
+        sampled, of_kept = kept.num_sampled, len(kept.samples)
+        asked, with_kept = kept.num_questions, len(_questions(kept.samples))
         # Multiplied first: with no surplus these are whole numbers, exactly.
-        num_sampled = len(decided) * len(fresh) / len(kept)
-        num_questions = asked * len(_questions(fresh)) / len(_questions(kept))
-        each, each_question = len(decided) / len(kept), asked / len(_questions(kept))
-        new = [Carried(replace(one, log_probs=()), each, each_question) for one in rest]
+        num_sampled = sampled * len(fresh) / of_kept
+        num_questions = asked * len(_questions(fresh)) / with_kept
+        new = [
+            Carried(replace(sample, log_probs=()), sampled / of_kept, asked / with_kept, value)
+            for sample, value in zip(rest, kept.coefficients[most:], strict=True)
+        ]
     num_sampled += sum(one.outputs for one in used)
     counted = _questions(fresh)
     for one in used:
@@ -159,13 +147,15 @@ def fill(
     left = tuple(one for one in (*waiting, *new) if step + 1 - one.sample.step <= max_staleness)
     num_stale = sum(step + 1 - one.sample.step > max_staleness for one in waiting)
     trained = [*fresh, *(one.sample for one in used)]
-    return Filled(
-        trained,
-        num_sampled,
-        num_questions,
+    batch = kept._replace(
+        samples=trained,
+        coefficients=[*kept.coefficients[:most], *(one.coefficient for one in used)],
+        num_sampled=num_sampled,
+        num_questions=num_questions,
+    )
+    return (
+        batch,
         left,
-        num_distinct,
-        len(kept),
         {
             "refill/rounds": num_rounds,
             "refill/trained": len(trained),
@@ -174,7 +164,7 @@ def fill(
             "refill/carried_out": len(left),
             "refill/dropped_stale": num_stale,
             "refill/dropped_surplus": (
-                len(surplus) + len(kept) - len(trained) - len(left) - num_stale
+                len(surplus) + len(kept.samples) - len(trained) - len(left) - num_stale
             ),
             "refill/cap_reached": int(len(trained) < most),
         },
@@ -188,7 +178,7 @@ def _questions(samples: Sequence[Sample]) -> set[int]:
 def to_json(surplus: Surplus) -> list[dict[str, Any]]:
     """The surplus as a checkpoint holds it; `from_json` gives it back exactly."""
     return [
-        {"outputs": one.outputs, "questions": one.questions}
+        {"outputs": one.outputs, "questions": one.questions, "coefficient": one.coefficient}
         | {name: value for name, value in asdict(one.sample).items() if name in _FIELDS}
         for one in surplus
     ]
@@ -202,10 +192,15 @@ _FIELDS: Mapping[str, type] = {
     "tokens": list,
     "finished": bool,
     "reason": str,
+    "verdict": str,
     "outputs": float,
     "questions": float,
+    "coefficient": float,
 }
-"""What is saved of a Carried; every one is correct and has no log-probs."""
+"""What is saved of a Carried; none has log-probs."""
+
+_BEFORE = {"verdict": "correct", "coefficient": 1.0}
+"""What a surplus was that was saved without these."""
 
 
 def from_json(
@@ -222,13 +217,23 @@ def from_json(
     restored = []
     for number, value in enumerate(values):
         where = f"surplus[{number}]"
-        if not isinstance(value, dict) or set(value) != set(_FIELDS):
-            raise _error(source, f"{where} must have the fields {', '.join(_FIELDS)} alone")
+        if not isinstance(value, dict) or set(_BEFORE | value) != set(_FIELDS):
+            raise _error(source, f"{where} must have the fields {', '.join(_FIELDS)} only")
+        fields: dict[str, Any] = _BEFORE | value
         for name, kind in _FIELDS.items():
-            if type(value[name]) is not kind:
-                raise _error(source, f"{where}.{name} is {value[name]!r}, expected {kind.__name__}")
-        fields = dict(value)
-        tokens, outputs, questions = (fields.pop(n) for n in ("tokens", "outputs", "questions"))
+            if type(fields[name]) is not kind:
+                raise _error(
+                    source, f"{where}.{name} is {fields[name]!r}, expected {kind.__name__}"
+                )
+        tokens, outputs, questions, coefficient = (
+            fields.pop(name) for name in ("tokens", "outputs", "questions", "coefficient")
+        )
+        if fields["verdict"] not in ("correct", "incorrect") or not math.isfinite(coefficient):
+            raise _error(
+                source,
+                f"{where} is {fields['verdict']!r} with coefficient {coefficient}, expected a "
+                "decided output with a finite one",
+            )
         if not tokens or not all(type(token) is int for token in tokens):
             raise _error(source, f"{where}.tokens is {tokens}, expected token ids")
         if not (1 <= outputs < math.inf and 1 <= questions < math.inf):
@@ -237,7 +242,8 @@ def from_json(
                 f"{where} stands for {outputs} outputs and {questions} questions, expected at "
                 "least 1 of each",
             )
-        sample = Sample(**fields, tokens=tuple(tokens), log_probs=(), verdict=Verdict.CORRECT)
+        fields["verdict"] = Verdict(fields["verdict"])
+        sample = Sample(**fields, tokens=tuple(tokens), log_probs=())
         if not 1 <= step - sample.step <= config.refill.max_staleness:
             raise _error(
                 source,
@@ -250,7 +256,7 @@ def from_json(
                 f"{where} answers question {sample.question_id}, which {config.data.train} does "
                 "not have",
             )
-        restored.append(Carried(sample, outputs, questions))
+        restored.append(Carried(sample, outputs, questions, coefficient))
     return tuple(restored)
 
 

@@ -1,15 +1,8 @@
-"""The objective: one table of methods, three denominators, one formula.
+"""The objective: weights over a denominator, and one formula for every method.
 
-Every method ascends (DeepSeekMath, arXiv 2402.03300, eq. 5)
+Every method (rft_jax/training/methods.py) ascends DeepSeekMath's eq. 5 (arXiv 2402.03300)
 
     grad J = E_{(q, o) ~ D} [ 1/|o| * sum_t GC(q, o, t) * grad log pi_theta(o_t | q, o_<t) ]
-
-and differs in D, where outputs come from, and in GC, the gradient coefficient:
-
-    method      D                                 GC     equations
-    sft         demonstrations                    1      6, 7
-    rft         pi_sft, frozen, sampled once      I(o)   8 to 10
-    online_rft  pi_theta, now                     I(o)   11
 
 |o| counts the EOS token, which is trained like any other. The expectation becomes a sum over
 outputs with explicit weights (`output_weights`); the device then computes
@@ -29,41 +22,11 @@ Deviations from the paper, each off or neutral by default, each the name of a te
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from rft_jax.config import Denominator, Method
-
-Coefficient = Callable[[Bool[np.ndarray, "B"]], Float[np.ndarray, "B"]]
-"""Which outputs are correct -> the gradient coefficient of each, the same at all its tokens."""
-
-
-def one(correct: Bool[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
-    """GC = 1 (eq. 7): every output is imitated."""
-    return np.ones(correct.shape, np.float32)
-
-
-def indicator(correct: Bool[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
-    """GC = I(o) (eq. 10 and 11): correct outputs are reinforced alike, others not at all."""
-    return correct.astype(np.float32)
-
-
-class MethodRow(NamedTuple):
-    """A method is a source of samples and a gradient coefficient."""
-
-    source: Literal["demonstrations", "pool", "policy"]
-    coefficient: Coefficient
-
-
-METHODS: dict[Method, MethodRow] = {
-    "sft": MethodRow("demonstrations", one),
-    "rft": MethodRow("pool", indicator),
-    "online_rft": MethodRow("policy", indicator),
-}
+from rft_jax.config import Denominator
 
 
 def output_weights(
@@ -73,14 +36,22 @@ def output_weights(
     num_sampled: float,
     num_questions: float,
 ) -> Float[np.ndarray, "B"]:
-    """The weight of each kept output, so that the sum over them estimates the expectation.
+    """1 over the denominator for each kept output, so that the sum over them estimates the
+    expectation.
 
-    question_ids: the question of each kept output; num_sampled: decided outputs, kept or not;
-    num_questions: questions with a decided output, kept or not. Under refill both are what the
-    kept outputs stand for, and need not be whole (rft_jax/training/batch_filling.py).
     sampled: 1 / num_sampled, the unbiased estimate of eq. 11, in which rejected outputs count;
     accepted: 1 / kept, the mean over what is trained on;
     accepted_per_question: the mean over each question's kept outputs, then over all questions.
+
+    Args:
+        question_ids: the question of each of B kept outputs.
+        denominator: one of the three.
+        num_sampled: decided outputs, kept or not. With batch filling, those that the kept ones
+            stand for, which need not be a whole number (rft_jax/training/batch_filling.py).
+        num_questions: questions with a decided output, kept or not; likewise.
+
+    Returns:
+        float32 [B].
     """
     kept = len(question_ids)
     if kept == 0:

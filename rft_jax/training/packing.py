@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rft_jax.config import Config
 from rft_jax.types import PackedBatch
 
 
@@ -105,3 +106,16 @@ def pack(
         "num_microbatches": np.int32(used),
     }
     return PackedBatch(**arrays)
+
+
+def pack_step(sequences: Sequence[TrainingSequence], config: Config) -> PackedBatch:
+    """The sequences of a step in the shapes that all its updates have (numpy)."""
+    shapes = config.update
+    most = shapes.sequences_per_step
+    if config.refill is not None:
+        most = config.refill.accepted
+    elif config.rollout is not None and not most:
+        most = config.rollout.questions_per_step * config.rollout.samples_per_question
+    longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
+    rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
+    return pack(sequences, max_microbatches=num_microbatches(most, longest, **rows), **rows)

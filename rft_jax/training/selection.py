@@ -1,13 +1,23 @@
-"""Which accepted outputs are trained on: dedupe, cap per question. Host side, no device work."""
+"""Which outputs are trained on, and with which weight: coefficients, dedupe, cap, denominator.
+
+Host side, no device work.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from rft_jax.config import SelectionConfig
-from rft_jax.types import Sample
+import numpy as np
+
+from rft_jax.config import Config, SelectionConfig
+from rft_jax.config.method import resolve
+from rft_jax.training.methods import coefficients, facts_of
+from rft_jax.training.objective import output_weights
+from rft_jax.training.packing import TrainingSequence
+from rft_jax.types import Sample, Verdict
 
 _DIGITS = frozenset("0123456789")
 _LEFT_SIDE = "".join(sorted(_DIGITS)) + "-+*/(). \t"
@@ -49,33 +59,119 @@ KEYS: dict[str, Callable[[str], str]] = {"text": text_key, "equations": equation
 
 
 def distinct(samples: Sequence[Sample], dedupe: str) -> list[Sample]:
-    """The first of each question's samples with equal keys, in order; all of them under "none"."""
+    """The first of each question's samples with equal keys and verdicts, in order; all of them
+    under "none"."""
     if dedupe == "none":
         return list(samples)
     key = KEYS[dedupe]
-    first: dict[tuple[int, str], Sample] = {}
+    first: dict[tuple[int, bool, str], Sample] = {}
     for sample in samples:
-        first.setdefault((sample.question_id, key(sample.text)), sample)
+        first.setdefault((sample.question_id, sample.accepted, key(sample.text)), sample)
     return list(first.values())
 
 
 def capped(samples: Sequence[Sample], max_per_question: int) -> list[Sample]:
-    """The first `max_per_question` samples of each question, in order; 0 keeps all.
+    """The first `max_per_question` samples of each question and verdict, in order; 0 keeps all.
 
     Samples of a question are exchangeable, so taking the first is a fair choice.
     """
     if not max_per_question:
         return list(samples)
     kept: list[Sample] = []
-    counts: dict[int, int] = defaultdict(int)
+    counts: dict[tuple[int, bool], int] = defaultdict(int)
     for sample in samples:
-        counts[sample.question_id] += 1
-        if counts[sample.question_id] <= max_per_question:
+        group = (sample.question_id, sample.accepted)
+        counts[group] += 1
+        if counts[group] <= max_per_question:
             kept.append(sample)
     return kept
 
 
-def select(accepted: Sequence[Sample], config: SelectionConfig) -> tuple[list[Sample], int]:
-    """The outputs to train on, and how many were distinct before the cap."""
-    unique = distinct(accepted, config.dedupe)
-    return capped(unique, config.max_per_question), len(unique)
+def reduced(
+    samples: Sequence[Sample], config: SelectionConfig | None
+) -> tuple[list[Sample], list[Sample]]:
+    """(distinct samples, those of them below the cap); all of them without a config."""
+    if config is None:
+        return list(samples), list(samples)
+    unique = distinct(samples, config.dedupe)
+    return unique, capped(unique, config.max_per_question)
+
+
+class Kept(NamedTuple):
+    """What a step trains on.
+
+    samples: outputs with a coefficient that selection has kept, in the order they came;
+    coefficients: GC of each; num_sampled, num_questions: the decided outputs, and the questions
+    with one, that they stand for; num_distinct: before the cap; decided: every decided output of
+    the step, over which a KL term is; weights: of each sample in the objective, where they are
+    known because the samples are a minibatch of a set that was weighed as a whole.
+    """
+
+    samples: Sequence[Sample]
+    coefficients: Sequence[float]
+    num_sampled: float
+    num_questions: float
+    num_distinct: int
+    decided: Sequence[Sample]
+    weights: Sequence[float] | None = None
+
+
+def select(samples: Sequence[Sample], config: Config) -> Kept:
+    """The samples that the method of `config` gives a coefficient, less duplicates and those
+    beyond the cap.
+
+    Coefficients are those of all decided samples together: a group's baseline sees every output.
+    """
+    decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+    found = coefficients(resolve(config.method), facts_of(decided))
+    coefficient_of = {id(s): float(c) for s, c in zip(decided, found, strict=True) if c}
+    unique, kept = reduced([s for s in decided if id(s) in coefficient_of], config.selection)
+    return Kept(
+        samples=kept,
+        coefficients=[coefficient_of[id(sample)] for sample in kept],
+        num_sampled=len(decided),
+        num_questions=len({sample.question_id for sample in decided}),
+        num_distinct=len(unique),
+        decided=decided,
+    )
+
+
+def weigh(kept: Kept, config: Config) -> Sequence[float]:
+    """The weight of each kept sample in the objective: its coefficient over the denominator."""
+    if kept.weights is not None:
+        return kept.weights
+    shares = output_weights(
+        np.array([sample.question_id for sample in kept.samples], np.int64),
+        denominator=config.objective.denominator,
+        num_sampled=kept.num_sampled,
+        num_questions=kept.num_questions,
+    )
+    return [c * float(share) for c, share in zip(kept.coefficients, shares, strict=True)]
+
+
+def training_sequences(
+    kept: Kept, weights: Sequence[float], prompt: Callable[[int], Sequence[int]], config: Config
+) -> list[TrainingSequence]:
+    """The kept samples as the update takes them, in their order.
+
+    With a KL term every decided sample is there, in the order sampled: the KL is over all samples
+    of the policy.
+
+    Args:
+        kept: of one step.
+        weights: of each kept sample.
+        prompt: question id -> prompt tokens.
+        config: objective.kl_coefficient counts.
+    """
+    with_kl = config.objective.kl_coefficient > 0
+    weight_of = {id(s): weight for s, weight in zip(kept.samples, weights, strict=True)}
+    return [
+        TrainingSequence(
+            prompt=prompt(sample.question_id),
+            completion=sample.tokens,
+            weight=weight_of.get(id(sample), 0.0),
+            kl_weight=1.0 / len(kept.decided) if with_kl else 0.0,
+            log_probs=sample.log_probs,
+        )
+        for sample in (kept.decided if with_kl else kept.samples)
+    ]

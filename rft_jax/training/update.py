@@ -1,20 +1,30 @@
-"""The update: (state, batch) -> (state, metrics), a pure function, jitted once."""
+"""The update: (state, batch) -> (state, metrics), a pure function, jitted once; and the host's side
+of it, which puts a batch on the devices and reads the metrics.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from rft_jax.config import ModelConfig
+from rft_jax.config import Config, ModelConfig
+from rft_jax.distributed.mesh import batch_sharding, replicated
+from rft_jax.distributed.shards import put
+from rft_jax.errors import UserError
 from rft_jax.models.adapters import join
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.objective import k3, objective
+from rft_jax.training.optimizer import schedule
 from rft_jax.types import PackedBatch, Params, TrainState
 
 
@@ -193,3 +203,78 @@ def update(
         mismatch_max=sums.mismatch_max,
         mismatch_mean=sums.mismatch_sum / jnp.maximum(sums.tokens, 1.0),
     )
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Makes the updates of a run; holds what stays the same from one to the next.
+
+    vocab_size: rows of the embedding; frozen: parameters under adapters; reference: pi_ref, None
+    without a KL term; at: told where the work is (distributed/watchdog.py).
+    """
+
+    config: Config
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    vocab_size: int
+    frozen: Params
+    reference: Params | None
+    at: Callable[[str], None]
+
+    def __call__(
+        self, state: TrainState, batch: PackedBatch, *, step: int, updates: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One update, and its metrics.
+
+        Args:
+            state: its arrays are taken.
+            batch: numpy.
+            step: of the run, before this one.
+            updates: of the run, before this one.
+
+        Raises:
+            UserError: the gradient is not finite.
+        """
+        config, mesh = self.config, self.mesh
+        self.at(f"update of step {step + 1}")
+        slots = int(batch.num_microbatches) * batch.segments[0].size
+        filled = int((batch.segments > 0).sum())
+        learning_rate = float(schedule(config.optimizer, config.steps)(np.int32(updates)))
+        online = config.row.source == "policy"
+        temperature = config.rollout.temperature if online and config.rollout else 1.0
+        by_rows, everywhere = batch_sharding(mesh, axis=1), replicated(mesh)
+        where = jax.tree.map(lambda leaf: by_rows if leaf.ndim else everywhere, batch)
+        state, metrics = update(
+            state,
+            self.reference,
+            put(batch, where),
+            put(np.float32(temperature), everywhere),
+            self.frozen,
+            config=config.model,
+            optimizer=self.optimizer,
+            kl_coefficient=config.objective.kl_coefficient,
+            chunk=max(1, config.update.logits_at_once // self.vocab_size),
+            mesh=mesh,
+        )
+        # Who waits for the devices of another process is further than one that has not begun.
+        self.at(f"result of the update of step {step + 1}")
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+        if not math.isfinite(values["gradient_norm"]):
+            raise UserError(
+                f"step {step + 1}: the gradient's norm is {values['gradient_norm']}; nothing of "
+                "this step is saved. Lower optimizer.learning_rate "
+                f"({config.optimizer.learning_rate}) and start again in another --workdir, or "
+                "remove the newest checkpoints to resume from an earlier one."
+            )
+        found = {
+            "objective/value": values["value"],
+            "optimizer/gradient_norm": values["gradient_norm"],
+            "optimizer/learning_rate": learning_rate,
+            "update/padding_efficiency": filled / slots,
+        }
+        if config.objective.kl_coefficient:
+            found["objective/kl"] = values["kl"]
+        if online:
+            for name in ("mismatch_max", "mismatch_mean"):
+                found[f"policy/log_prob_{name}"] = values[name]
+        return state, found

@@ -64,7 +64,8 @@ def evaluated(
         entropies = np.full(len(samples), 0.25 if len(calls) == 1 else 0.5)
         return Rollout(samples, samples, entropies, 0.0, 0.0, 0.0, ())
 
-    monkeypatch.setattr(evaluation, "rollout", rollout)
+    monkeypatch.setattr(evaluation, "sample", rollout)
+    monkeypatch.setattr(evaluation, "verify", lambda outputs: outputs)
     settings = EvaluationConfig(temperature=0.7, questions_per_batch=2)
     sampling = Sampling.__new__(Sampling)  # not looked into but for the rule that votes
     object.__setattr__(sampling, "verifier", SimpleNamespace(name="hash"))

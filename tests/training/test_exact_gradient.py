@@ -36,11 +36,12 @@ from enumeration import (
     table,
     token_score,
 )
+from steps import choose
 
-from rft_jax.config import Denominator, Method
+from rft_jax.config import Denominator
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.rollout import sampler
-from rft_jax.runs.sources import choose, demonstrations
+from rft_jax.runs.sources import demonstrations
 from rft_jax.training.objective import k3, objective
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.update import gradients
@@ -48,7 +49,7 @@ from rft_jax.types import PackedBatch, Prompts, Sample
 
 TOLERANCE = 1e-6
 DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
-METHODS: tuple[Method, ...] = ("rft", "online_rft")
+METHODS: tuple[str, ...] = ("rft", "online_rft")
 SHAPE = {"row_length": 8, "rows_per_microbatch": 2, "max_microbatches": 6}
 
 

@@ -26,6 +26,7 @@ from enumeration import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import choose
 
 from rft_jax.config import (
     Denominator,
@@ -36,11 +37,11 @@ from rft_jax.config import (
     SelectionConfig,
 )
 from rft_jax.models import transformer
-from rft_jax.runs.sources import choose
 from rft_jax.training import objective as module
 from rft_jax.training.batch_filling import Carried, fill
 from rft_jax.training.log_probs import target_log_probs
-from rft_jax.training.objective import METHODS, k3, objective, output_weights
+from rft_jax.training.methods import METHODS
+from rft_jax.training.objective import k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.types import Sample, Verdict
 from rft_jax.verification.limits import Limits

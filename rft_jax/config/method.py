@@ -1,0 +1,133 @@
+"""A method as a value: one row of DeepSeekMath's eq. 5 (arXiv 2402.03300). Loads no jax.
+
+    grad J = E_{(q, o) ~ D} [ 1/|o| * sum_t GC(q, o, t) * grad log pi_theta(o_t | q, o_<t) ]
+
+A row names D (source), the outputs that are trained on, and GC (coefficient). Everything else that
+depends on the method follows from these. The table of rows is rft_jax/training/methods.py; a row
+of your own needs no change there: put a Method into the experiment file, or name it as
+"my_module:my_method".
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rft_jax.errors import ConfigError, UserError, suggest
+from rft_jax.types import Facts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TABLE = "rft_jax.training.methods"
+"""The module whose METHODS a name without a colon stands for."""
+
+Source = Literal["demonstrations", "pool", "policy"]
+TrainsOn = Literal["accepted", "decided"]
+Coefficient = Callable[[Facts], "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A source of samples and a gradient coefficient.
+
+    Args:
+        source: where outputs come from: the questions' own solutions, a pool sampled once from the
+            frozen start, or the policy of the step.
+        trains_on: which outputs may have a coefficient: accepted ones, or all that are decided
+            (not undecided). Whole outputs of these alone cross between hosts.
+        coefficient: the facts of B decided outputs -> GC of each, a float array [B], the same at
+            all tokens of an output. Outputs of GC 0 are not trained on and cost nothing.
+        name: as messages, config.json and the model card call it; its function's without.
+        about: one line: what it is, with its source.
+    """
+
+    source: Source
+    trains_on: TrainsOn
+    coefficient: Coefficient
+    name: str = ""
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for field, choices in (
+            ("source", ("demonstrations", "pool", "policy")),
+            ("trains_on", ("accepted", "decided")),
+        ):
+            value = getattr(self, field)
+            if value not in choices:
+                raise ConfigError(
+                    f"Method.{field} is {value!r}: one of {', '.join(choices)} is expected"
+                    f"{suggest(str(value), choices)}"
+                )
+        if not callable(self.coefficient):
+            raise ConfigError(
+                f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
+            )
+
+
+@functools.cache
+def resolve(method: str | Method) -> Method:
+    """The row that a config's `method` stands for.
+
+    Args:
+        method: a row; the name of one in the table; or "my_module:my_method", imported.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if isinstance(method, Method):
+        coefficient = method.coefficient
+        name = method.name or getattr(coefficient, "__qualname__", type(coefficient).__name__)
+        return replace(method, name=name)
+    module, colon, attribute = method.partition(":")
+    if not colon:
+        table: Mapping[str, Method] = importlib.import_module(TABLE).METHODS
+        if method not in table:
+            raise ConfigError(
+                f"method is {method!r}: one of {', '.join(table)}, or my_module:my_method, is "
+                f"expected{suggest(method, table)}"
+            )
+        return table[method]
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"method is {method!r}, which cannot be imported ({error}): name a module beside the "
+            "experiment file, or an installed one, and a Method in it."
+        ) from error
+    if not isinstance(found, Method):
+        raise ConfigError(
+            f"method is {method!r}, which is of type {type(found).__name__}: a Method is expected."
+        )
+    return replace(found, name=method)
+
+
+def to_json(method: str | Method) -> str | dict[str, str]:
+    """What config.json holds of a method: the name of a row of the table, or what a row says of
+    itself, so that a run is read where its module is not at hand."""
+    if isinstance(method, str) and ":" not in method:
+        return method
+    row = resolve(method)
+    return {
+        "name": row.name, "source": row.source, "trains_on": row.trains_on, "about": row.about
+    }  # fmt: skip
+
+
+def from_json(value: str | Mapping[str, Any]) -> str | Method:
+    """The inverse of `to_json`; the coefficient of a row that is not of the table is not known,
+    and computing with it raises UserError."""
+    if isinstance(value, str):
+        return value
+    if set(value) != {"name", "source", "trains_on", "about"}:
+        raise ConfigError(f"method is {dict(value)!r}: a name, or a row's fields, are expected.")
+
+    def unknown(facts: Facts) -> np.ndarray:
+        raise UserError(
+            f"method {value['name']} was defined outside rft_jax and its coefficient is not saved: "
+            "train from the experiment file."
+        )
+
+    return Method(coefficient=unknown, **value)
