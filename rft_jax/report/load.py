@@ -60,9 +60,11 @@ class LoggedRun:
 
     @property
     def method(self) -> str:
-        """The method's name; empty where config.json cannot be read."""
+        """The method's name; empty where config.json does not say."""
         config = self.info.get("config")
-        return str(config.get("method", "")) if isinstance(config, dict) else ""
+        method = config.get("method", "") if isinstance(config, dict) else ""
+        # A row that is not of the package's table is saved with its fields.
+        return str(method.get("name", "") if isinstance(method, dict) else method)
 
     @property
     def samples(self) -> bool:
