@@ -196,6 +196,28 @@ def test_several_runs_of_a_method_are_compared_by_their_means(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_no_method_is_known_by_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    make_run(tmp_path, "b", "x_module:x", 0.3, 0.5)
+    folder = make_run(tmp_path, "c", "y", 0.3, 0.7)
+    info = json.loads((folder / "config.json").read_text())
+    info["config"]["method"] = {"name": "y_module:y", "source": "policy"}
+    (folder / "config.json").write_text(json.dumps(info))
+    runs = load_runs(tmp_path)
+    assert [run.method for run in runs] == ["sft", "x_module:x", "y_module:y"]
+    assert [one.label for one in comparisons(runs)] == ["b - a", "c - a", "c - b"]
+    assert "<span>y_module:y</span>" in write_report(tmp_path).read_text()
+
+
+def test_columns_that_no_run_has_a_figure_for_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    line = {"step": 1, "kind": "validation", "greedy/accuracy": 0.5, "cost/updates": 1}
+    write_lines(folder / "metrics.jsonl", [line])
+    table = results(load_runs(tmp_path))
+    assert table.header == ("run", "evaluated on", "greedy accuracy %", "updates")
+    assert table.rows == (("a", "validation, step 1", "50.0", "1"),)
+
+
 def test_an_rft_run_that_stands_first_is_compared_once(tmp_path: Path) -> None:
     make_run(tmp_path, "a", "rft", 0.1, 0.3)
     make_run(tmp_path, "b", "online_rft", 0.1, 0.3)
@@ -393,3 +415,20 @@ def test_importing_the_report_needs_neither_jax_nor_matplotlib() -> None:
         "assert not {'jax', 'matplotlib'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_metric_is_documented() -> None:
+    """docs/report.md names each metric that stands in the source of what writes metrics.jsonl."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "report.md").read_text()
+    groups = set(re.findall(r"`(\w+)/\w+`", text))
+    written = {
+        name
+        for room in ("runs", "training", "rollout", "evaluation")
+        for path in (root / "rft_jax" / room).glob("*.py")
+        for name in re.findall(r'"(\w+/\w+)"', path.read_text())
+        if name.partition("/")[0] in groups
+    }
+    assert len(written) > 40
+    # One literal is the start of two names.
+    assert sorted(name for name in written if f"`{name}" not in text) == []
