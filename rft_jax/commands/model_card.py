@@ -12,6 +12,7 @@ from typing import Any
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
+from rft_jax.config.method import Method
 from rft_jax.hub.folder import read_json
 from rft_jax.io.paths import folder_of
 from rft_jax.observe import log
@@ -50,9 +51,8 @@ def model_card(policy: Policy, name: str) -> str:
     return "\n".join([*_front_matter(run, base), f"# {name}", "", *about, "", *use, ""])
 
 
-def method_summary(run: Config) -> str:
-    """What the run trained on, in one line: the method's own words, or else its fields."""
-    row = run.row
+def method_summary(row: Method) -> str:
+    """A method in one line: its own words, or else its fields."""
     return row.about or f"method {row.name}, on {_OUTPUTS[row.source]} that are {row.trains_on}"
 
 
@@ -77,7 +77,7 @@ def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
     settings = json.dumps(info["config"], indent=2, ensure_ascii=False)
     results = _results(policy.folder)
     return [
-        f"A language model trained with rft_jax: {method_summary(run)}.",
+        f"A language model trained with rft_jax: {method_summary(run.row)}.",
         "",
         markdown(("", "what"), _facts(policy.step, run, base, info)),
         "",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -14,8 +11,8 @@ from rft_jax.config.method import Method, resolve
 
 @pytest.mark.parametrize("name", ["sft", "rft", "online_rft"])
 def test_a_row_of_the_table_says_it_itself(name: str) -> None:
-    run: Any = SimpleNamespace(row=resolve(name))
-    assert method_summary(run) == resolve(name).about != ""
+    row = resolve(name)
+    assert method_summary(row) == row.about != ""
 
 
 def test_a_row_without_words_is_described_by_its_fields() -> None:
