@@ -17,7 +17,6 @@ def test_a_row_of_the_table_says_it_itself(name: str) -> None:
 
 def test_a_row_without_words_is_described_by_its_fields() -> None:
     row = resolve(Method("policy", "decided", lambda facts: np.ones(1), "centred"))
-    run: Any = SimpleNamespace(row=row)
     assert (
-        method_summary(run) == "method centred, on outputs of the current policy that are decided"
+        method_summary(row) == "method centred, on outputs of the current policy that are decided"
     )
