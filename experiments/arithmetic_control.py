@@ -1,10 +1,10 @@
-"""Control: Online RFT on verdicts by lot, beside the real thing, on the quickstart's problems.
+"""Control: Online RFT on random verdicts, beside Online RFT itself, on the quickstart's problems.
 
-Both runs start from the same SFT model and differ in the verifier alone. What the control gains
-over its start, if anything, is not learnt from right answers: it is the effect of training on one's
-own samples. Both are evaluated by the true rule.
+Both runs start from the same SFT model and differ only in the verifier. What the control gains over
+its start, if anything, is not learnt from right answers: it is the effect of training on the
+policy's own samples. Both are evaluated by the true rule.
 
-Reproduces: no published figure; the idea of rewards by lot is that of arXiv 2506.10947.
+Reproduces: no published figure; the idea of random rewards is from arXiv 2506.10947.
 Expect: on 1,024 test questions greedy accuracy of 64.4 ± 1.5 % after SFT, 69.3 ± 1.4 % after Online
     RFT and 0.0 ± 0.0 % after the control: with half of all outputs accepted, right or wrong, the
     policy is lost within 93 of 160 updates. The gain of Online RFT needs I(o).
@@ -22,7 +22,7 @@ from rft_jax.config import Config
 
 
 def experiment() -> dict[str, Config]:
-    """The SFT start, Online RFT on true verdicts, and Online RFT on verdicts by lot."""
+    """The SFT start, Online RFT on true verdicts, and Online RFT on random verdicts."""
     runs = arithmetic.experiment()
     online = runs["online_rft"]
     control = replace(

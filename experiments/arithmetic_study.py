@@ -1,14 +1,14 @@
 """RFT against Online RFT on equal terms: seeds, a learning-rate grid, paired tests.
 
-Each seed has an SFT start of its own. From it both arms draw the same number of outputs (RFT all
-of them from the frozen start, Online RFT at each step) and make the same number of updates. The
+Each seed has its own SFT start. From it both arms sample the same number of outputs (RFT all of
+them from the frozen start, Online RFT at each step) and make the same number of updates. The
 learning rate of each arm is chosen on the validation questions, on the first seed; the test
-questions are looked at once, when a run ends.
+questions are evaluated once, when a run ends.
 
 Reproduces: DeepSeekMath (arXiv 2402.03300), section 5.2.1 and figure 5, in small: whether Online
     RFT pulls away from RFT late, and what it costs in diversity.
-Expect: see the table and figure in README.md; the numbers behind them are in
-    experiments/arithmetic_study.json.
+Expect: see the figure in README.md and the tables in docs/results.md; the numbers behind them are
+    in experiments/arithmetic_study.json.
 Time: about an hour on 2 CPU cores.
 Command: python experiments/arithmetic_study.py --workdir runs/arithmetic_study
 """
@@ -63,7 +63,7 @@ def _arm(base: Config, seed: int, rate: float) -> Config:
 
 
 def experiment() -> dict[str, Config]:
-    """The whole grid; the study carries out what its protocol asks for."""
+    """The whole grid; the study runs those that its protocol needs."""
     runs = {}
     pool = PoolConfig(rollout_steps=STEPS)
     for seed in SEEDS:
@@ -79,8 +79,8 @@ LAST = 3
 """Evaluations at the end of a run whose mean validation pass@1 chooses the learning rate."""
 
 
-def carry_out(workdir: Path, names: list[str], processes: int) -> None:
-    """Run each name in a process with one compute thread, `processes` at a time."""
+def run_all(workdir: Path, names: list[str], processes: int) -> None:
+    """Do each run in a process with one compute thread, `processes` at a time."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     }
@@ -94,7 +94,7 @@ def carry_out(workdir: Path, names: list[str], processes: int) -> None:
 
 
 def share_pool(workdir: Path, source: str, target: str) -> None:
-    """Give a run the pool of another with the same seed and start: it would draw the same bits."""
+    """Give a run the pool of another with the same seed and start: its own would be the same."""
     there = workdir / target / "rollouts"
     if not there.exists():
         part = there.with_suffix(".part")
@@ -114,20 +114,18 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
     """The protocol: starts, the grid on the first seed, the chosen rates on the others."""
     first, others = SEEDS[0], SEEDS[1:]
     low, *rest = RATES
-    carry_out(workdir, [f"sft_{seed}" for seed in SEEDS[:processes]], processes)
+    run_all(workdir, [f"sft_{seed}" for seed in SEEDS[:processes]], processes)
     more = [f"sft_{seed}" for seed in SEEDS[processes:]]
-    carry_out(workdir, [*(f"{arm}_{first}_{low}" for arm in ARMS), *more], processes)
+    run_all(workdir, [*(f"{arm}_{first}_{low}" for arm in ARMS), *more], processes)
     for rate in rest:
         share_pool(workdir, f"rft_{first}_{low}", f"rft_{first}_{rate}")
-    carry_out(workdir, [f"{arm}_{first}_{rate}" for rate in rest for arm in ARMS], processes)
+    run_all(workdir, [f"{arm}_{first}_{rate}" for rate in rest for arm in ARMS], processes)
     scores = {
         arm: {rate: validation_score(workdir, f"{arm}_{first}_{rate}") for rate in RATES}
         for arm in ARMS
     }
     chosen = {arm: max(scores[arm], key=scores[arm].__getitem__) for arm in ARMS}
-    carry_out(
-        workdir, [f"{arm}_{seed}_{chosen[arm]}" for seed in others for arm in ARMS], processes
-    )
+    run_all(workdir, [f"{arm}_{seed}_{chosen[arm]}" for seed in others for arm in ARMS], processes)
     runs = {
         str(seed): {"sft": f"sft_{seed}"} | {arm: f"{arm}_{seed}_{chosen[arm]}" for arm in ARMS}
         for seed in SEEDS
@@ -141,12 +139,12 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
         "curves": {
-            seed: {arm: curve(workdir, name) for arm, name in of_seed.items()}
-            for seed, of_seed in runs.items()
+            seed: {arm: curve(workdir, name) for arm, name in arms.items()}
+            for seed, arms in runs.items()
         },
         "test": {
-            seed: {arm: test_line(workdir, name) for arm, name in of_seed.items()}
-            for seed, of_seed in runs.items()
+            seed: {arm: test_line(workdir, name) for arm, name in arms.items()}
+            for seed, arms in runs.items()
         },
         "paired": {
             f"{b} - {a}": {
@@ -155,8 +153,8 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
             for a, b in (("sft", "rft"), ("sft", "online_rft"), ("rft", "online_rft"))
         },
         "seconds": {
-            seed: {arm: seconds(workdir, name) for arm, name in of_seed.items()}
-            for seed, of_seed in runs.items()
+            seed: {arm: seconds(workdir, name) for arm, name in arms.items()}
+            for seed, arms in runs.items()
         },
     }
 
@@ -200,8 +198,8 @@ def paired(
 ) -> dict[str, Any]:
     """b - a with 95 % intervals over questions, per seed and of the mean over seeds."""
     values = {
-        seed: [per_question(workdir, of_seed[arm], measure) for arm in (a, b)]
-        for seed, of_seed in runs.items()
+        seed: [per_question(workdir, arms[arm], measure) for arm in (a, b)]
+        for seed, arms in runs.items()
     }
     over_seeds = [np.mean([pair[side] for pair in values.values()], axis=0) for side in (0, 1)]
     result = {seed: paired_interval(*pair, seed=0)._asdict() for seed, pair in values.items()} | {
@@ -229,7 +227,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     for axis, (x, y, below, title) in zip(axes, over, strict=False):
         for arm in ARMS:
-            curves = [of_seed[arm] for of_seed in results["curves"].values()]
+            curves = [arms[arm] for arms in results["curves"].values()]
             for one in curves:
                 axis.plot(one[x], one[y], color=colours[arm], alpha=0.25, linewidth=1)
             mean = [np.mean([one[key] for one in curves], axis=0) for key in (x, y)]
@@ -239,7 +237,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes[0].legend(frameon=False)
     last = axes[-1]
     for arm in ("sft", *ARMS):
-        lines = [of_seed[arm] for of_seed in results["test"].values()]
+        lines = [arms[arm] for arms in results["test"].values()]
         ks = sorted(int(key.split("/")[1]) for key in lines[0] if key.startswith("pass_at/"))
         values = [np.mean([line[f"pass_at/{k}"] for line in lines]) for k in ks]
         last.plot(ks, values, "o-", color=colours[arm], label=names[arm])
@@ -262,16 +260,16 @@ def table(results: dict[str, Any]) -> str:
     keys = ("greedy/accuracy", "pass_at/1", "pass_at/16", "policy/entropy",
             "questions/distinct_correct")  # fmt: skip
     for arm in ("sft", *ARMS):
-        lines = [of_seed[arm] for of_seed in results["test"].values()]
+        lines = [arms[arm] for arms in results["test"].values()]
         means = [np.mean([line[key] for line in lines]) for key in keys]
         shown = [f"{100 * value:.1f} %" for value in means[:3]] + [f"{v:.3f}" for v in means[3:]]
         rows.append(f"| {arm} | " + " | ".join(shown) + " |")
     rows += ["", "| paired difference | measure | points [95 % over questions] | by seed |"]
     rows.append("|---|---|---|---|")
     for pair, measures in results["paired"].items():
-        for measure, found in measures.items():
-            everything = found["all"]
-            by_seed = ", ".join(f"{100 * found[str(s)]['difference']:+.1f}" for s in SEEDS)
+        for measure, by_scope in measures.items():
+            everything = by_scope["all"]
+            by_seed = ", ".join(f"{100 * by_scope[str(s)]['difference']:+.1f}" for s in SEEDS)
             interval = f"[{100 * everything['low']:+.1f}, {100 * everything['high']:+.1f}]"
             shown_difference = f"{100 * everything['difference']:+.1f}"
             rows.append(f"| {pair} | {measure} | {shown_difference} {interval} | {by_seed} |")
@@ -282,8 +280,8 @@ def main() -> None:
     """The command line of the study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--workdir", type=Path, default=Path("runs/arithmetic_study"))
-    parser.add_argument("--processes", type=int, default=2, help="runs carried out at a time")
-    parser.add_argument("--run", help="carry out this run only, in this process")
+    parser.add_argument("--processes", type=int, default=2, help="how many runs at a time")
+    parser.add_argument("--run", help="do only this run, in this process")
     parser.add_argument("--results", type=Path, default=Path("runs/arithmetic_study/results.json"))
     parser.add_argument("--draw", type=Path, help="only draw the figure of this results file")
     arguments = parser.parse_args()

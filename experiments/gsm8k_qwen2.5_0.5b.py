@@ -16,12 +16,12 @@ Time: not measured; estimated for Online RFT by rft-jax plan --device, RFT the s
 Command: rft-jax run experiments/gsm8k_qwen2.5_0.5b.py
 
 A T4 has no bfloat16 units: XLA converts such products to float32 and back, which costs time and
-saves none. jax takes 75 % of a GPU unless told otherwise. So there, for instance in Colab:
+saves none. By default jax takes 75 % of a GPU. So there, for instance in Colab:
 
     XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 rft-jax run experiments/gsm8k_qwen2.5_0.5b.py \
         --rft.model.compute_dtype float32 --online_rft.model.compute_dtype float32
 
-Adapters in place of all parameters take less than half of the update's memory (not tuned either):
+Training adapters only takes less than half of the update's memory (not tuned either):
 
     rft-jax run experiments/gsm8k_qwen2.5_0.5b.py --only online_rft \
         --online_rft.model.lora_rank 32 --online_rft.model.lora_alpha 64 \
@@ -34,7 +34,7 @@ The start's own figures, by the same rule:
         --system "Please reason step by step, and put your final answer within \boxed{}." \
         --rule boxed --samples 8 --temperature 0.7 --questions-per-batch 16 --out runs/start
 
-The environment says where things are:
+Environment variables:
     GSM8K_DIR  folder of the official train.jsonl and test.jsonl; data/gsm8k if unset
     QWEN_DIR   folder of the model; the hub's Qwen/Qwen2.5-0.5B-Instruct if unset
 """
@@ -99,13 +99,13 @@ ONLINE_RFT = Config(
     update=UpdateConfig(row_length=1024, rows_per_microbatch=1),
     # Not tuned.
     optimizer=OptimizerConfig(learning_rate=2e-6, warmup_steps=10, b2=0.99),
-    # The data's solutions end in ####, the prompt asks for a box: the canary boxes the answers.
+    # The data's solutions end in ####, the prompt asks for a box: so the canary boxes the answers.
     verification=VerificationConfig(verifier="boxed", canary="answers"),
     evaluation=EvaluationConfig(
         every_steps=50,
         test_samples_per_question=8,
         temperature=0.7,
-        # The prompts of 16 times as many lie in memory together.
+        # Prompts of 16 times as many are in memory at once.
         questions_per_batch=16,
     ),
     checkpoint=CheckpointConfig(every_steps=50),

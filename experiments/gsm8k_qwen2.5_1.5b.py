@@ -22,7 +22,7 @@ The start's own figures, by the same rule:
         --system "Please reason step by step, and put your final answer within \boxed{}." \
         --rule boxed --samples 8 --temperature 0.7 --questions-per-batch 32 --out runs/start
 
-The environment says where things are:
+Environment variables:
     GSM8K_DIR  folder of the official train.jsonl and test.jsonl; data/gsm8k if unset
     QWEN_DIR   folder of the model; the hub's Qwen/Qwen2.5-1.5B-Instruct if unset
 """
@@ -95,7 +95,7 @@ ONLINE_RFT = Config(
         every_steps=50,
         test_samples_per_question=8,
         temperature=0.7,
-        # The prompts of 16 times as many lie in memory together.
+        # Prompts of 16 times as many are in memory at once.
         questions_per_batch=32,
     ),
     checkpoint=CheckpointConfig(every_steps=50),

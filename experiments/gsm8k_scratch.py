@@ -5,9 +5,9 @@ Reproduces: the data, the solutions with their calculator marks (`<<48/2=24>>`) 
     section 5.2). No published result: 1.9 million parameters and one pass over the questions.
 Expect: not measured to the end yet. Greedy accuracy of 0 to 5 % on 256 test questions (95 %
     interval about 2.5 points either way), too little to order the methods by. The point is the
-    way from text to accepted outputs, to be seen in the report's funnel.
-Time: not measured as a whole; an SFT update takes about 1.6 CPU-seconds, hence 7 minutes of SFT
-    and about 20 in all on 2 idle CPU cores.
+    path from text to accepted outputs, which the report's funnel shows.
+Time: not measured as a whole; an SFT update takes about 1.6 CPU-seconds, so 7 minutes of SFT and
+    about 20 in all on 2 idle CPU cores.
 Command: rft-jax run experiments/gsm8k_scratch.py
 
 The environment variable GSM8K_DIR names the folder of the official train.jsonl and test.jsonl
@@ -71,7 +71,7 @@ RFT = replace(
     method="rft",
     init_from="run:sft",
     steps=20,
-    # 19 of 20 solutions have at most 248 tokens. A longer output is truncated, hence incorrect;
+    # 19 of 20 solutions have at most 248 tokens. A longer output is truncated, so incorrect;
     # both arms are sampled and tested so, while SFT trains on the long solutions too.
     data=replace(SFT.data, max_completion_tokens=256),
     rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),

@@ -7,9 +7,9 @@ type and solution. A row has question, answer, solution, level and subject. The 
 rule `boxed` reads in the solution, as it will in an output: the last \boxed{}, or the list of all
 boxes where they differ. TeX lets `\boxed 2` stand for `\boxed{2}`: the braces are added.
 
-Rows stand in an order drawn by lot, the same every time, so that a slice such as [-256:] is a
-sample of all subjects and levels. `--longest` leaves out problems of more characters: those with
-drawings have some thousand, and every prompt takes the memory of the longest.
+Rows are in a random order, the same every time, so that a slice such as [-256:] is a sample of all
+subjects and levels. `--longest` leaves out problems of more characters: those with drawings have
+some thousand, and every prompt takes the memory of the longest.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_split(folder: Path, longest: int = 0) -> Split:
 
     Raises MathDataError when there are none, or for a file that is no such problem.
     """
-    paths = sorted(folder.glob("*/*.json"), key=lambda path: _lot(path, folder))
+    paths = sorted(folder.glob("*/*.json"), key=lambda path: _order(path, folder))
     if not paths:
         raise MathDataError(
             f"{folder}: it holds no SUBJECT/N.json: name the folder that MATH was unpacked into, "
@@ -90,16 +90,16 @@ def read_split(folder: Path, longest: int = 0) -> Split:
     return Split(rows, unread, too_long)
 
 
-def _lot(path: Path, folder: Path) -> str:
-    """Where a file stands: by a digest of its name within the folder."""
+def _order(path: Path, folder: Path) -> str:
+    """A pseudorandom sort key: a digest of the file's name within the folder."""
     return hashlib.sha256(path.relative_to(folder).as_posix().encode()).hexdigest()
 
 
 def _disagreement(judge: Verifier, answer: str, solution: str) -> str:
     """Why the rule does not judge a solution correct that states the answer; empty if it does."""
-    found = judge(answer, solution)
-    assert isinstance(found, Judgement)
-    return "" if found.verdict is Verdict.CORRECT else found.reason
+    judgement = judge(answer, solution)
+    assert isinstance(judgement, Judgement)
+    return "" if judgement.verdict is Verdict.CORRECT else judgement.reason
 
 
 def _problem(path: Path) -> dict[str, str]:
@@ -129,15 +129,16 @@ def convert(
 ) -> dict[str, Split]:
     """Write TARGET/train.jsonl and TARGET/test.jsonl. longest: see `read_split`.
 
-    Raises MathDataError, besides what read_split does, for problems that make no row unless they
-    are to be left out.
+    Raises:
+        MathDataError: as in read_split, and for problems that make no row, unless
+            leave_out_unread is set.
     """
     splits = {name: read_split(source / name, longest) for name in SPLITS}
     unread = [one for split in splits.values() for one in split.unread]
     if unread and not leave_out_unread:
         raise MathDataError(
             f"{unread[0].path}: the rule boxed cannot read the answer of its solution "
-            f"({unread[0].reason}), the first of {len(unread)} such files: mend them, or leave "
+            f"({unread[0].reason}), the first of {len(unread)} such files: fix them, or leave "
             "these problems out with --leave-out-unread."
         )
     try:
@@ -153,7 +154,7 @@ def convert(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and say how many problems made a row and which did not. Returns the exit status."""
+    """Convert; print how many problems made a row and which did not. Returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("source", type=Path, metavar="MATH", help="the official folder")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder for the two files")

@@ -3,8 +3,8 @@ r"""RFT and Online RFT from DeepSeekMath-Instruct 7B on MATH, on 4 TPU chips or 
 Both arms sample 1.8 million outputs and make 1,800 updates.
 
 Reproduces: the two arms of DeepSeekMath's analysis (arXiv 2402.03300, section 5.2 and equations 8
-    to 11) with its published settings. Those exist for GRPO at 7B alone (section 4.2) and are
-    taken over; the paper gives none for RFT and Online RFT, and its training questions (144K from
+    to 11) with its published settings. Those exist only for GRPO at 7B (section 4.2) and are
+    used here; the paper gives none for RFT and Online RFT, and its training questions (144K from
     GSM8K and MATH) are not public. Each value below names its source or says "not published".
 Expect: not measured. The start is published at 46.8 % greedy on the 5,000 test questions of MATH
     (95 % interval over questions 45.4 to 48.2), GRPO with a learned reward ends at 51.7 % (50.3 to
@@ -19,7 +19,7 @@ Time: not measured; estimated for either arm by rft-jax plan --device (GiB a dev
     8 GPUs H100 80GB 37.3 / 21.8 / 38.0 of 72.8 GiB, 67 s a step, 40.2 hours
 Command: rft-jax run experiments/math_deepseekmath_7b.py
 
-The environment says where things are:
+Environment variables:
     QUESTIONS_DIR     folder of train.jsonl and test.jsonl; data/math if unset
     DEEPSEEKMATH_DIR  folder of the model; deepseek-ai/deepseek-math-7b-instruct of the hub if unset
 
@@ -28,9 +28,9 @@ whose drawings would not fit data.max_prompt_tokens:
 
     python experiments/math_data.py MATH data/math --leave-out-unread --longest 1200
 
-GSM8K needs no more than QUESTIONS_DIR=data/gsm8k. The hub's main branch holds the weights as
-pickles, as far as known, and those are never loaded here. Where transformers is installed, this
-writes them as safetensors, and reads nothing but tensors from the pickles:
+For GSM8K, QUESTIONS_DIR=data/gsm8k is enough. As far as is known, the hub's main branch holds the
+weights as pickles, which are never loaded here. With transformers installed, this writes them as
+safetensors, reading only tensors from the pickles:
 
     python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained(
         'deepseek-ai/deepseek-math-7b-instruct', dtype='auto', weights_only=True
@@ -103,14 +103,14 @@ ONLINE_RFT = Config(
         norm_eps=1e-6,
         # Not published; chosen: halves the cache, and float32 masters are kept anyway.
         compute_dtype="bfloat16",
-        # Not published; chosen: the activations of 30 blocks do not fit beside the rest.
+        # Not published; chosen: the activations of 30 blocks do not fit with the rest.
         remat="full",
     ),
-    # Not published; chosen: every device has a share of masters and moments, and samples alone.
+    # Not published; chosen: every device has a share of masters and moments, and samples by itself.
     mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-    # Section 4.2: training batch 1,024, 64 samples a question, hence 16 questions. The paper says
+    # Section 4.2: training batch 1,024, 64 samples a question, so 16 questions. The paper says
     # "naive nucleus sampling" with no number; 1.0 samples from pi_theta, as equation 11 has it.
-    # Slots: not published; they change memory and speed alone.
+    # Slots: not published; they change only memory and speed.
     rollout=RolloutConfig(
         questions_per_step=16, samples_per_question=64, temperature=1.0, slots=128
     ),
@@ -119,7 +119,7 @@ ONLINE_RFT = Config(
     # Equations 8 and 11 are expectations over all sampled outputs, and have no KL term (GRPO's
     # coefficient is 0.04).
     objective=ObjectiveConfig(denominator="sampled", kl_coefficient=0.0),
-    # Section 4.2: a single update per exploration stage, hence the whole rollout in one update.
+    # Section 4.2: a single update per exploration stage, so the whole rollout in one update.
     update=UpdateConfig(
         row_length=2048,
         # Not published; neither changes the result. The logits of a quarter of each row at once.

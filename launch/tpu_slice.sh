@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Carries out an experiment on a TPU slice of Google Cloud, from your own machine: asks for the
-# slice as a queued resource, starts the same command on all of its hosts, and asks again when a
-# spot slice was taken away. The options of `rft-jax run` follow the name of the script:
+# Runs an experiment on a TPU slice of Google Cloud, from your own machine: requests the slice as a
+# queued resource, starts the same command on all of its hosts, and requests it again when a spot
+# slice was preempted. The options of `rft-jax run` follow the name of the script:
 #
 #   NAME=math ZONE=us-east5-a TYPE=v5p-32 RUNTIME=v2-alpha-tpuv5 SPOT=1 \
 #   REPO=https://HOST/OWNER/rft_jax REVISION=COMMIT SHARE=10.0.0.2:/share \
@@ -18,7 +18,7 @@ set -euo pipefail
 : "${TYPE:?accelerator type, such as v5litepod-16, v5p-32 or v6e-16}"
 : "${RUNTIME:?v2-alpha-tpuv5-lite for v5e, v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e for v6e}"
 : "${REPO:?URL of the repository, which every host can clone}"
-: "${REVISION:?commit or tag: a branch may have moved when a slice is made again}"
+: "${REVISION:?commit or tag: a branch may have moved when a slice is recreated}"
 : "${SHARE:?HOST:/PATH of an NFS share (Filestore) in the same network}"
 : "${EXPERIMENT:?path of the experiment file in the repository}"
 SPOT=${SPOT:-}              # not empty: a spot slice
@@ -39,7 +39,7 @@ wait_until_ready() {
             NONE)
                 queue create --node-id="$NAME" --accelerator-type="$TYPE" \
                     --runtime-version="$RUNTIME" ${SPOT:+--spot} ;;
-            SUSPENDED) queue delete --force ;; # a spot slice that was taken away never comes back
+            SUSPENDED) queue delete --force ;; # a preempted spot slice never comes back
             FAILED)
                 queue describe >&2
                 exit 1 ;;
@@ -53,7 +53,7 @@ options=
 setenv=
 for word in $ENVIRONMENT; do printf -v setenv '%s --setenv=%q' "$setenv" "$word"; done
 
-# What a broken connection left running must end before the command starts again: it saves first.
+# A run that a broken connection left behind must end before the command restarts: it saves first.
 prepare=$(cat <<END
 set -e
 sudo systemctl stop rft-jax 2>/dev/null || true
@@ -73,9 +73,9 @@ python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.lock
 END
 )
 
-# A service: it goes on without a connection, exists once, and has SIGTERM when its host shuts down.
-# KillMode=mixed: SIGTERM is for the run alone, and not for its verifier workers.
-# LimitMEMLOCK: libtpu locks memory, of which a service has little by default.
+# A service runs on without a connection, exists once, and gets SIGTERM when its host shuts down.
+# KillMode=mixed: SIGTERM goes to the run only, not to its verifier workers.
+# LimitMEMLOCK: libtpu locks memory, and a service may lock little by default.
 run="cd rft_jax && sudo systemd-run --unit=rft-jax --wait --collect --quiet --uid=\$USER \
 --working-directory=\$PWD --property=KillMode=mixed --property=TimeoutStopSec=300 \
 --property=LimitMEMLOCK=infinity --property=LimitNOFILE=1048576 \
@@ -91,10 +91,10 @@ for ((start = 0; start <= RESTARTS; start++)); do
             queue delete --force
             exit 0 ;;
         2)
-            echo "$NAME: an error to mend (the journal has it); the slice is kept, and costs." >&2
+            echo "$NAME: an error to fix (see the journal); the slice is kept, and costs." >&2
             exit 2 ;;
     esac
-    echo "$NAME: exit status $status; the same command goes on from the last checkpoint." >&2
+    echo "$NAME: exit status $status; the same command resumes from the last checkpoint." >&2
     sleep 30
 done
 echo "$NAME: given up after $RESTARTS restarts; the slice is kept, and costs." >&2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -42,6 +43,23 @@ def choose(
     return Chosen(sequences, kept.num_distinct, len(kept.samples))
 
 
+@contextlib.contextmanager
+def rollouts(draw: Draw) -> Iterator[None]:
+    """Within it `draw` stands in for sampling and verifying."""
+
+    def outputs(params: Any, questions: Sequence[Question], sampling: Any, **options: Any) -> Any:
+        waiting = mock.create_autospec(Outputs, instance=True)
+        waiting.questions, waiting.drawn = questions, draw(questions, **options)
+        return waiting
+
+    with (
+        mock.patch.object(sources, "sample", outputs),
+        mock.patch.object(loop, "verify", lambda waiting: waiting.drawn),
+        mock.patch.object(sources, "verify", lambda waiting: waiting.drawn),
+    ):
+        yield
+
+
 class Stepped(NamedTuple):
     """One step: what it trained on, and what it told."""
 
@@ -68,23 +86,12 @@ def steps(
     run.update = lambda train, batch, **place: (train, {"objective/value": 0.0})
     trained: list[list[TrainingSequence]] = []
 
-    def outputs(params: Any, questions: Sequence[Question], sampling: Any, **options: Any) -> Any:
-        drawn = draw(questions, **options)
-        waiting = mock.create_autospec(Outputs, instance=True)
-        waiting.questions, waiting.drawn = questions, drawn
-        return waiting
-
     def packed(sequences: Sequence[TrainingSequence], config: Config) -> Any:
         trained[-1] = list(sequences)
         return pack_step(sequences, config)
 
     state, done = first or State(mock.sentinel.train), list[Stepped]()
-    with (
-        mock.patch.object(sources, "sample", outputs),
-        mock.patch.object(loop, "verify", lambda waiting: waiting.drawn),
-        mock.patch.object(sources, "verify", lambda waiting: waiting.drawn),
-        mock.patch.object(loop, "pack_step", packed),
-    ):
+    with rollouts(draw), mock.patch.object(loop, "pack_step", packed):
         for _ in range(count):
             trained.append([])
             state, facts = loop.step(run, source, state)

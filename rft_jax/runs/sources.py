@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,51 +33,12 @@ from rft_jax.types import Params, Question, Sample, Verdict
 Metrics = dict[str, Any]
 
 
-class Source(Protocol):
-    """What a run trains on."""
-
-    @property
-    def size(self) -> int:
-        """Rows of its stream."""
-
-    @property
-    def per_step(self) -> int:
-        """Rows taken at a time."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a row that an epoch's end and the next one's start both name counts twice."""
-
-    def outputs(
-        self, rows: Sequence[int], policy: Callable[[], Params], step: int
-    ) -> Outputs | Kept:
-        """The outputs of these rows: on their way to the verifier, or of a set that is weighed."""
-        ...
-
-    def prompt(self, question_id: int) -> Sequence[int]:
-        """The prompt tokens of a question."""
-        ...
-
-
-def take(
-    source: Source, seed: int, position: Position, asked: Container[int]
-) -> tuple[list[int], Position]:
-    """The next rows of a source's stream, none of those asked, and the position after them.
-
-    A question that a step has asked is passed over: it would get the same samples, as their keys
-    are addressed. So is, for the same reason, one that an epoch's end and the next one's start
-    both name.
-    """
-    while True:
-        rows, position = stream.take(source.size, seed, position, source.per_step)
-        named = rows.tolist() if source.repeats else list(dict.fromkeys(rows.tolist()))
-        if new := [row for row in named if row not in asked]:
-            return new, position
-
-
 @dataclass(frozen=True)
 class PolicySource:
-    """Outputs of the current policy (Online RFT), or of the one that is given, for a pool."""
+    """Outputs of the current policy (Online RFT), or of the one that is given, for a pool.
+
+    repeats: whether a row that an epoch's end and the next one's start both name counts twice.
+    """
 
     questions: Sequence[Question]
     config: Config
@@ -86,10 +47,12 @@ class PolicySource:
 
     @property
     def size(self) -> int:
+        """Rows of its stream."""
         return len(self.questions)
 
     @property
     def per_step(self) -> int:
+        """Rows taken at a time."""
         assert self.config.rollout is not None
         return self.config.rollout.questions_per_step
 
@@ -143,6 +106,7 @@ class FixedSet:
 
     @property
     def size(self) -> int:
+        """Rows of its stream."""
         return len(self.kept.samples)
 
     def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Kept:
@@ -157,6 +121,25 @@ class FixedSet:
     def prompt(self, question_id: int) -> Sequence[int]:
         """The prompt tokens of a question."""
         return self.prompts[question_id]
+
+
+Source = PolicySource | FixedSet
+
+
+def take(
+    source: Source, seed: int, position: Position, asked: Container[int]
+) -> tuple[list[int], Position]:
+    """The next rows of a source's stream, none of those asked, and the position after them.
+
+    A question that a step has asked is passed over: it would get the same samples, as their keys
+    are addressed. So is, for the same reason, one that an epoch's end and the next one's start
+    both name.
+    """
+    while True:
+        rows, position = stream.take(source.size, seed, position, source.per_step)
+        named = rows.tolist() if source.repeats else list(dict.fromkeys(rows.tolist()))
+        if new := [row for row in named if row not in asked]:
+            return new, position
 
 
 def demonstrations(questions: Sequence[Question], config: Config, sampling: Sampling) -> FixedSet:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,17 +27,19 @@ from enumeration import (
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from steps import choose, rollouts, steps
 
 from rft_jax.config import Config, Denominator, PoolConfig, RolloutConfig
+from rft_jax.data import stream
 from rft_jax.data.stream import Position
 from rft_jax.errors import UserError
 from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
-from rft_jax.runs import pool
-from rft_jax.runs import sources as supply
-from rft_jax.runs.sources import Supply, choose, demonstrations, fixed
+from rft_jax.runs.loop import State
+from rft_jax.runs.sources import FixedSet, PolicySource, Pool, demonstrations
 from rft_jax.training.packing import TrainingSequence
+from rft_jax.training.selection import select, weigh
 from rft_jax.types import Question, Sample, Verdict
 
 DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
@@ -48,14 +51,20 @@ def no_policy() -> Any:
     raise AssertionError("a fixed set needs no policy")
 
 
-def minibatches(sequences: Sequence[TrainingSequence], settings: Config, count: int) -> list[Any]:
-    source: Supply = fixed(sequences, settings)
-    position, batches = START, []
-    for step in range(count):
-        batch, position, facts, surplus, _ = source(step, position, no_policy, ())
-        assert (facts, surplus) == ({}, ())
-        batches.append(batch)
-    return batches
+def fixed(samples: Sequence[Sample], settings: Config) -> FixedSet:
+    """The samples as a fixed set, whose prompts are their questions' ids."""
+    kept = select(samples, settings)
+    prompts = {one.question_id: (one.question_id + 1,) for one in samples}
+    return FixedSet(kept, weigh(kept, settings), prompts, settings.update.sequences_per_step)
+
+
+def minibatches(
+    source: FixedSet, settings: Config, count: int, first: State | None = None
+) -> list[list[TrainingSequence]]:
+    none = Path("no rollout is logged")
+    done = steps(settings, source, none, no_policy, count, first=first, policy=no_policy)
+    assert all("funnel/sampled" not in one.facts for one in done)
+    return [one.sequences for one in done]
 
 
 def with_size(settings: Config, size: int) -> Config:
@@ -77,37 +86,44 @@ def test_minibatches_of_a_pool_have_the_whole_pools_weights_in_expectation(
     assert [s.weight for s in chosen] == pytest.approx(expected[expected > 0].tolist(), rel=1e-6)
     assert [tuple(s.completion) for s in chosen] == [one.tokens for one in accepted]
 
-    # Told apart by their log-probs no longer: mark each by its prompt instead.
-    marked = [s._replace(prompt=(row,)) for row, s in enumerate(chosen)]
-    count = math.lcm(len(marked), size) // size
+    source = fixed(samples, settings)
+    count = math.lcm(source.size, size) // size
     totals: Counter[int] = Counter()
-    for batch in minibatches(marked, settings, count):
-        assert len(batch) == size
-        for one in batch:
-            totals[one.prompt[0]] += one.weight / count
-            assert one.log_probs == ()
-    assert [totals[row] for row in range(len(marked))] == pytest.approx(
+    kept, position = [], START
+    for _ in range(count):
+        rows, position = stream.take(source.size, settings.seed, position, size)
+        kept += rows.tolist()
+    batches = minibatches(source, settings, count)
+    assert [len(batch) for batch in batches] == [size] * count
+    for row, one in zip(kept, (one for batch in batches for one in batch), strict=True):
+        assert tuple(one.completion) == accepted[row].tokens
+        totals[row] += one.weight / count
+    assert [totals[row] for row in range(source.size)] == pytest.approx(
         expected[expected > 0].tolist(), rel=1e-6
     )
 
 
 def test_minibatches_follow_the_seed_and_the_position() -> None:
-    sequences = [TrainingSequence((row,), (EOS,), 1.0) for row in range(7)]
+    samples = [replace(sample(QUESTIONS[0], RIGHT), question_id=row) for row in range(7)]
     settings = with_size(config("rft"), 4)
-    first = minibatches(sequences, settings, 4)
-    assert first == minibatches(sequences, settings, 4)
-    assert first != minibatches(sequences, replace(settings, seed=1), 4)
+    source = fixed(samples, settings)
+    first = minibatches(source, settings, 4)
+    assert first == minibatches(source, settings, 4)
+    assert first != minibatches(source, replace(settings, seed=1), 4)
     order = [one.prompt[0] for batch in first for one in batch]
-    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
-    source = fixed(sequences, settings)
-    assert source(9, Position(0, 4), no_policy, ()).sequences == first[1]
+    assert sorted(order[:7]) == sorted(order[7:14]) == list(range(1, 8))
+    later = State(mock.sentinel.train, step=9, position=Position(0, 4))
+    assert minibatches(source, settings, 1, first=later)[0] == first[1]
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_demonstrations_are_outputs_of_weight_one_over_their_number(
     denominator: Denominator,
 ) -> None:
-    sequences = demonstrations(QUESTIONS, config("sft", denominator), sampling())
+    settings = with_size(config("sft", denominator), 2)
+    source = demonstrations(QUESTIONS, settings, sampling())
+    (sequences,) = minibatches(source, settings, 1)
+    sequences = sorted(sequences, key=lambda one: one.prompt)
     assert [tuple(s.prompt) for s in sequences] == [PROMPTS[0], PROMPTS[1]]
     assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (2, 1, EOS)]
     assert [s.weight for s in sequences] == [0.5, 0.5]
@@ -146,14 +162,11 @@ def test_nothing_accepted_gives_no_sequences(verdict: Verdict, denominator: Deno
 class Drawn:
     """Stands in for the rollout: one right and one wrong output for each question asked."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.asked: list[list[int]] = []
         self.steps: list[int] = []
-        monkeypatch.setattr(supply, "rollout", self)
 
-    def __call__(
-        self, params: Any, questions: Sequence[Question], sampling: Any, **settings: Any
-    ) -> Rollout:
+    def __call__(self, questions: Sequence[Question], **settings: Any) -> Rollout:
         assert settings.pop("purpose") is Purpose.ROLLOUT
         self.asked.append([question.id for question in questions])
         self.steps.append(settings["step"])
@@ -174,37 +187,35 @@ def asking(settings: Config, count: int) -> Config:
     return replace(settings, rollout=rollout)
 
 
-def test_online_samples_the_policy_anew_at_each_step(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    drawn = Drawn(monkeypatch)
+def test_online_samples_the_current_policy_at_each_step(tmp_path: Path) -> None:
+    drawn = Drawn()
     settings = asking(config("online_rft", "sampled"), 2)
-    source = supply.online(MANY, settings, sampling(), tmp_path)
+    source = PolicySource(MANY, settings, sampling())
     asked_for: list[str] = []
-    result = source(6, START, lambda: asked_for.append("policy"), ())
+    (result,) = steps(
+        settings, source, tmp_path, drawn, 1,
+        first=State(mock.sentinel.train, step=6),
+        policy=lambda: asked_for.append("policy"),
+    )  # fmt: skip
     assert asked_for == ["policy"]
-    assert result.position == Position(0, 2)
+    assert (result.state.step, result.state.position) == (7, Position(0, 2))
     assert [s.weight for s in result.sequences] == [0.25, 0.25]
     assert [s.log_probs for s in result.sequences] == [
-        one.log_probs for _, one in rollout_log.read(tmp_path / "step-000006.jsonl")
+        one.log_probs for _, one in rollout_log.read(tmp_path / "rollouts" / "step-000006.jsonl")
     ][::2]
-    facts = result.facts
+    facts, counters = result.facts, result.state.counters
     assert (facts["funnel/sampled"], facts["funnel/kept"], facts["pass_rate"]) == (4, 2, 0.5)
-    assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (4, 8)
+    assert (counters.sampled_outputs, counters.sampled_tokens, counters.updates) == (4, 8, 1)
     assert (facts["policy/entropy"], facts["seconds/sampling"]) == (0.5, 3.0)
     assert (facts["seconds/verifying"], facts["seconds/verifying_hidden"]) == (2.0, 1.0)
     assert drawn.steps == [6]
 
 
-def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    drawn = Drawn(monkeypatch)
-    source = supply.online(MANY, asking(config("online_rft"), 4), sampling(), tmp_path)
-    position = START
-    for step in range(60):
-        position = source(step, position, lambda: None, ()).position
-    assert position == Position(48, 0)
+def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(tmp_path: Path) -> None:
+    drawn, settings = Drawn(), asking(config("online_rft"), 4)
+    source = PolicySource(MANY, settings, sampling())
+    done = steps(settings, source, tmp_path, drawn, 60)
+    assert done[-1].state.position == Position(48, 0)
     sizes = [len(asked) for asked in drawn.asked]
     assert all(len(set(asked)) == len(asked) for asked in drawn.asked)
     assert set(sizes) > {4}  # the case did occur
@@ -217,15 +228,16 @@ def pool_settings(count: int, steps: int) -> Config:
     return replace(settings, pool=PoolConfig(rollout_steps=steps))
 
 
-def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    drawn = Drawn(monkeypatch)
+def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
+    drawn = Drawn()
     settings = pool_settings(2, 3)
     answers = iter([0, 0, 1])
     questions = MANY[:4]
-    arguments = (None, questions, settings, sampling(), tmp_path)
-    assert pool.sample_pool(*arguments, lambda: next(answers)) is None  # a signal came
-    assert drawn.steps == [0, 1]
-    seconds = pool.sample_pool(*arguments, lambda: 0)
+    pool = Pool(questions, settings, sampling(), tmp_path)
+    with rollouts(drawn):
+        assert pool.fill(lambda: None, lambda: next(answers)) is None  # a signal came
+        assert drawn.steps == [0, 1]
+        seconds = pool.fill(lambda: None, lambda: 0)
     assert drawn.steps == [0, 1, 2]  # what was there is not repeated
     assert seconds == {
         "seconds/sampling": 3.0,
@@ -235,18 +247,18 @@ def test_a_pool_is_sampled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     asked = [question for step in drawn.asked for question in step]
     assert sorted(asked[:4]) == [q.id for q in questions]
 
-    sequences, facts = pool.sequences(questions, settings, sampling(), tmp_path)
-    assert len(sequences) == 6
-    assert [s.weight for s in sequences] == pytest.approx([1 / 6] * 6)
+    source, facts = pool.read()
+    assert source.size == 6
+    assert source.weights == pytest.approx([1 / 6] * 6)
     assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (12, 24)
     assert (facts["funnel/sampled"], facts["funnel/correct"], facts["funnel/kept"]) == (12, 6, 6)
 
 
-def test_a_pool_is_what_its_steps_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pool_is_what_its_steps_say(tmp_path: Path) -> None:
     """A file of a later step, left by another setting, is not part of it."""
-    Drawn(monkeypatch)
-    pool.sample_pool(None, MANY, pool_settings(2, 3), sampling(), tmp_path, lambda: 0)
-    assert len(pool.sequences(MANY, pool_settings(2, 2), sampling(), tmp_path)[0]) == 4
+    with rollouts(Drawn()):
+        Pool(MANY, pool_settings(2, 3), sampling(), tmp_path).fill(lambda: None, lambda: 0)
+    assert Pool(MANY, pool_settings(2, 2), sampling(), tmp_path).read()[0].size == 4
 
 
 def from_rollouts(*folders: Path) -> Config:
@@ -259,10 +271,9 @@ def test_a_pool_unites_the_logs_of_earlier_runs(tmp_path: Path) -> None:
         samples = [sample(QUESTIONS[0], output, n) for n, output in enumerate(outputs)]
         rollout_log.write(tmp_path / name, 0, samples, QUESTIONS, seed=0)
     settings = from_rollouts(tmp_path / "a", tmp_path / "b")
-    sequences, facts = pool.sequences(MANY, settings, sampling(), tmp_path / "nothing")
-    assert [(tuple(s.prompt), s.completion, s.weight) for s in sequences] == (
-        [(PROMPTS[0], RIGHT.tokens, 0.5)] * 2
-    )
+    source, facts = Pool(MANY, settings, sampling(), tmp_path / "nothing").read()
+    assert [one.tokens for one in source.kept.samples] == [RIGHT.tokens] * 2
+    assert (list(source.weights), tuple(source.prompt(0))) == ([0.5, 0.5], PROMPTS[0])
     assert facts["funnel/sampled"] == 3
 
 
@@ -271,11 +282,11 @@ def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:
     rollout_log.write(tmp_path, 0, samples, QUESTIONS, seed=0)
     with pytest.raises(
         UserError,
-        match=r"none of 3 sampled outputs is correct, so there is nothing to train on; look at "
+        match=r"none of 3 sampled outputs is trained on \(method rft; 0 are correct\): look at "
         r"them in the report, start from a better model, or sample more \(pool\.rollout_steps, "
         r"rollout\.samples_per_question\)\.$",
     ):
-        pool.sequences(MANY, from_rollouts(tmp_path), sampling(), tmp_path)
+        Pool(MANY, from_rollouts(tmp_path), sampling(), tmp_path).read()
 
 
 def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) -> None:
@@ -289,8 +300,8 @@ def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) ->
     wide = replace(settings, model=replace(settings.model, vocab_size=8))
     tokenizer = replace(sampling().tokenizer, eos_ids=(EOS, 2))
     several = replace(sampling(), tokenizer=tokenizer)
-    sequences, _ = pool.sequences(MANY, wide, several, tmp_path)
-    assert [tuple(s.completion) for s in sequences] == [(1, 1, EOS), (1, 1, 2)]
+    source, _ = Pool(MANY, wide, several, tmp_path).read()
+    assert [one.tokens for one in source.kept.samples] == [(1, 1, EOS), (1, 1, 2)]
     for narrow, one in ((settings, several), (wide, sampling())):
         with pytest.raises(UserError, match="question 0 are not its text under digits: name"):
-            pool.sequences(MANY, narrow, one, tmp_path)
+            Pool(MANY, narrow, one, tmp_path).read()

@@ -1,4 +1,4 @@
-"""Refill: what a step samples, trains on, carries over and drops."""
+"""Batch filling: what a step samples, trains on, carries over and drops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -18,14 +18,18 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from refilling import NO, OPEN, YES, group, output, settings
+from steps import Stepped, choose, steps
 
 from rft_jax.config import Config, Denominator, SelectionConfig
+from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.stream import Position
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
-from rft_jax.runs import sources as supply
-from rft_jax.training import batch_filling as refill
-from rft_jax.training.batch_filling import Carried, Filled, Surplus, fill
+from rft_jax.runs import loop
+from rft_jax.runs.sources import PolicySource
+from rft_jax.training import batch_filling
+from rft_jax.training.batch_filling import Carried, Surplus
+from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.types import Question, Sample
 
 DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
@@ -35,7 +39,28 @@ def names(samples: Sequence[Sample]) -> list[tuple[int, int, int]]:
     return [(one.step, one.question_id, one.sample_index) for one in samples]
 
 
+def sequence_prompt(question: Question) -> list[int]:
+    return prompt_tokens(question.text, sampling().data, sampling().tokenizer)
+
+
 # A batch
+
+
+class Filled(NamedTuple):
+    """A batch, and what the step leaves."""
+
+    batch: Kept
+    surplus: Surplus
+    facts: dict[str, int]
+
+    @property
+    def trained(self) -> list[Sample]:
+        return list(self.batch.samples)
+
+
+def fill(samples: Sequence[Sample], surplus: Surplus, config: Config, **place: int) -> Filled:
+    """The batch of a step that has sampled these."""
+    return Filled(*batch_filling.fill(select(samples, config), surplus, config, **place))
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -48,13 +73,14 @@ def test_without_surplus_one_round_is_a_step_without_refill(denominator: Denomin
     questions = [Question(n, "1", "2") for n in range(3)]
     plain = config("online_rft", denominator)
     refilled = settings(accepted=8, questions=3, samples=4, denominator=denominator)
-    chosen = supply.choose(samples, questions, plain, sampling())
+    chosen = choose(samples, questions, plain, sampling())
     filled = fill(samples, (), refilled, step=0, num_rounds=1)
-    by_id = {question.id: question for question in questions}
-    sequences = supply._filled_sequences(filled, by_id, refilled, sampling())
+    prompts = {question.id: sequence_prompt(question) for question in questions}
+    weights = weigh(filled.batch, refilled)
+    sequences = training_sequences(filled.batch, weights, prompts.__getitem__, refilled)
     assert sequences == chosen.sequences
-    assert (filled.num_distinct, filled.num_kept) == (chosen.num_distinct, chosen.num_kept)
-    assert (filled.num_sampled, filled.num_questions) == (9, 3)
+    assert len(filled.trained) == chosen.num_kept
+    assert (filled.batch.num_sampled, filled.batch.num_questions) == (9, 3)
     assert filled.facts == {
         "refill/rounds": 1, "refill/trained": 3, "refill/trained_carried": 0,
         "refill/carried_in": 0, "refill/carried_out": 0, "refill/dropped_stale": 0,
@@ -67,12 +93,12 @@ def test_the_surplus_takes_its_share_of_the_rejected_outputs_along() -> None:
     samples = [*group(0, YES, NO, YES), *group(1, NO, OPEN, NO), *group(2, YES, YES)]
     filled = fill(samples, (), settings(accepted=2), step=0, num_rounds=1)
     assert names(filled.trained) == [(0, 0, 0), (0, 0, 2)]
-    assert filled.num_sampled == 7 * 2 / 4
-    assert filled.num_questions == 3 * 1 / 2
+    assert filled.batch.num_sampled == 7 * 2 / 4
+    assert filled.batch.num_questions == 3 * 1 / 2
     assert filled.surplus == ()
     assert filled.facts["refill/dropped_surplus"] == 2
     waiting = fill(samples, (), settings(accepted=2, max_staleness=1), step=0, num_rounds=1)
-    assert waiting[:3] == filled[:3]
+    assert waiting.batch == filled.batch
     assert names([one.sample for one in waiting.surplus]) == [(0, 2, 0), (0, 2, 1)]
     assert [(one.outputs, one.questions) for one in waiting.surplus] == [(7 / 4, 3 / 2)] * 2
     assert waiting.facts["refill/dropped_surplus"] == 0
@@ -87,8 +113,8 @@ def test_fresh_outputs_come_first_and_carried_ones_fill_up_oldest_first() -> Non
     samples = [*group(0, YES, NO, NO, step=3), *group(5, NO, YES, NO, step=3)]
     filled = fill(samples, surplus, settings(accepted=4, max_staleness=2), step=3, num_rounds=2)
     assert names(filled.trained) == [(3, 0, 0), (3, 5, 1), (1, 5, 0), (2, 5, 1)]
-    assert filled.num_sampled == 6 + 4 + 3
-    assert filled.num_questions == 2  # question 5 is there already
+    assert filled.batch.num_sampled == 6 + 4 + 3
+    assert filled.batch.num_questions == 2  # question 5 is there already
     assert filled.surplus == surplus[2:]  # it may wait for step 4
     assert filled.facts == {
         "refill/rounds": 2, "refill/trained": 4, "refill/trained_carried": 2,
@@ -99,8 +125,8 @@ def test_fresh_outputs_come_first_and_carried_ones_fill_up_oldest_first() -> Non
     nothing = [*group(0, NO, NO, NO, step=3), *group(7, NO, OPEN, NO, step=3)]
     filled = fill(nothing, surplus, settings(accepted=4, max_staleness=2), step=3, num_rounds=1)
     assert names(filled.trained) == [(1, 5, 0), (2, 5, 1), (2, 6, 0)]
-    assert filled.num_sampled == 5 + 4 + 3 + 3
-    assert filled.num_questions == 2 + 2.0 + 1.5
+    assert filled.batch.num_sampled == 5 + 4 + 3 + 3
+    assert filled.batch.num_questions == 2 + 2.0 + 1.5
     assert filled.facts["refill/cap_reached"] == 1
 
 
@@ -114,7 +140,7 @@ def test_a_batch_of_two_policies_is_the_mean_of_their_estimates() -> None:
     second = fill(group(2, YES, NO, NO, NO, step=1), first.surplus, refilled, step=1, num_rounds=1)
     assert names(second.trained) == [(1, 2, 0), (0, 1, 0)]
     of_old, of_new = 1 / 1.5, 1 / 4  # what each estimates: its acceptance
-    assert 2 / second.num_sampled == pytest.approx((1.5 * of_old + 4 * of_new) / (1.5 + 4))
+    assert 2 / second.batch.num_sampled == pytest.approx((1.5 * of_old + 4 * of_new) / (1.5 + 4))
 
 
 def test_selection_sees_carried_outputs_beside_fresh_ones() -> None:
@@ -129,7 +155,7 @@ def test_selection_sees_carried_outputs_beside_fresh_ones() -> None:
     )
     filled = fill(samples, surplus, deduped, step=1, num_rounds=1)
     assert names(filled.trained) == [(1, 0, 0), (0, 0, 1), (0, 1, 0)]
-    assert (filled.num_kept, filled.facts["refill/dropped_surplus"]) == (1, 1)
+    assert filled.facts["refill/dropped_surplus"] == 1
     capped = settings(accepted=2, max_staleness=2, selection=SelectionConfig(max_per_question=1))
     filled = fill(samples, surplus, capped, step=1, num_rounds=1)
     assert names(filled.trained) == [(1, 0, 0), (0, 1, 0)]
@@ -153,9 +179,7 @@ class World:
     rounds: list[list[list[int]]] = field(default_factory=list)
     filled: list[Filled] = field(default_factory=list)
 
-    def rollout(
-        self, params: Any, questions: Sequence[Question], sampling: Any, **options: Any
-    ) -> Rollout:
+    def rollout(self, questions: Sequence[Question], **options: Any) -> Rollout:
         step, samples = options["step"], []
         self.rounds[-1].append([question.id for question in questions])
         for question in questions:
@@ -167,39 +191,38 @@ class World:
                 samples.append(output(question.id, index, verdict, step=step, text=text))
         return Rollout(samples, samples, np.full(len(samples), 0.5), 1.0, 2.0, 3.0, ())
 
-    def fill(self, *args: Any, **options: Any) -> Filled:
-        self.filled.append(fill(*args, **options))
-        return self.filled[-1]
+    def fill(self, *args: Any, **options: Any) -> Any:
+        self.rounds.append([])
+        self.filled.append(Filled(*batch_filling.fill(*args, **options)))
+        return tuple(self.filled[-1])
 
-    def carry_out(
-        self, config: Config, questions: int, steps: int, folder: Path
-    ) -> list[supply.Supplied]:
-        """So many steps on a set of so many questions."""
+    def carry_out(self, config: Config, questions: int, steps_: int, folder: Path) -> list[Stepped]:
+        """These many steps on a set of these many questions."""
         asked = [Question(n, "1", "2") for n in range(questions)]
-        source = supply.online(asked, config, sampling(), folder)
-        position, surplus, supplied = Position(0, 0), (), []
-        with (
-            mock.patch.object(supply, "rollout", self.rollout),
-            mock.patch.object(refill, "fill", self.fill),
-        ):
-            for step in range(steps):
-                self.rounds.append([])
-                supplied.append(source(step, position, lambda: None, surplus))
-                position, surplus = supplied[-1].position, supplied[-1].surplus
-        return supplied
+        source = PolicySource(asked, config, sampling())
+        self.rounds.append([])
+        stand_in = mock.Mock(wraps=batch_filling, fill=self.fill)
+        with mock.patch.object(loop, "batch_filling", stand_in):
+            done = steps(config, source, folder, self.rollout, steps_)
+        self.rounds.pop()
+        return done
 
 
 def test_nothing_accepted_ends_at_the_cap_with_nothing_to_train_on(tmp_path: Path) -> None:
     world = World(lambda question: 0.0)
     refilled = settings(accepted=3, rounds=4, max_staleness=1)
-    supplied = world.carry_out(refilled, questions=20, steps=2, folder=tmp_path)
+    supplied = world.carry_out(refilled, questions=20, steps_=2, folder=tmp_path)
     for step, one in enumerate(supplied):
-        assert (one.sequences, one.surplus) == ([], ())
-        assert one.position == Position(0, 8 * (step + 1))
+        assert (one.sequences, one.state.surplus) == ([], ())
+        assert one.state.position == Position(0, 8 * (step + 1))
         assert one.facts["refill/rounds"] == 4
         assert one.facts["refill/cap_reached"] == 1
-        assert one.facts["funnel/sampled"] == one.facts["sampled_outputs"] == 16
-        assert one.facts["sampled_tokens"] == 32
+        assert one.facts["funnel/sampled"] == 16
+        counters = one.state.counters
+        assert (counters.sampled_outputs, counters.sampled_tokens) == (
+            16 * (step + 1),
+            32 * (step + 1),
+        )
         assert one.facts["seconds/sampling"] == 4.0
         assert one.facts["seconds/verifying"] == 8.0
         assert one.facts["policy/entropy"] == 0.5
@@ -210,10 +233,10 @@ def test_the_cap_leaves_a_short_batch(tmp_path: Path) -> None:
     refilled = settings(
         accepted=4, rounds=2, samples=4, selection=SelectionConfig(max_per_question=1)
     )
-    full = world.carry_out(refilled, questions=20, steps=1, folder=tmp_path)[0]
+    full = world.carry_out(refilled, questions=20, steps_=1, folder=tmp_path)[0]
     assert (len(full.sequences), full.facts["refill/cap_reached"]) == (4, 0)
     world = World(lambda question: float(question % 2))
-    short = world.carry_out(refilled, questions=20, steps=6, folder=tmp_path)
+    short = world.carry_out(refilled, questions=20, steps_=6, folder=tmp_path)
     assert {len(one.sequences) for one in short} > {1, 2}
     for one in short:
         assert one.facts["refill/rounds"] == 2
@@ -225,14 +248,14 @@ def test_the_cap_leaves_a_short_batch(tmp_path: Path) -> None:
 def test_a_step_stops_as_soon_as_the_batch_is_full(tmp_path: Path) -> None:
     world = World(lambda question: 1.0)
     refilled = settings(accepted=7, rounds=8, max_staleness=1)
-    one, two, three = world.carry_out(refilled, questions=30, steps=3, folder=tmp_path)
+    one, two, three = world.carry_out(refilled, questions=30, steps_=3, folder=tmp_path)
     assert [len(rounds) for rounds in world.rounds] == [2, 2, 2]
-    assert [len(step.surplus) for step in (one, two, three)] == [1, 1, 1]
+    assert [len(step.state.surplus) for step in (one, two, three)] == [1, 1, 1]
     # The carried output was not needed and grew too old, in favour of a fresh one.
     assert [step.facts["refill/dropped_stale"] for step in (one, two, three)] == [0, 1, 1]
     world = World(lambda question: 1.0)
     refilled = settings(accepted=6, rounds=8, max_staleness=1)
-    one, two, three = world.carry_out(refilled, questions=30, steps=3, folder=tmp_path)
+    one, two, three = world.carry_out(refilled, questions=30, steps_=3, folder=tmp_path)
     assert [len(rounds) for rounds in world.rounds] == [2, 1, 2]
     assert [step.facts["refill/trained_carried"] for step in (one, two, three)] == [0, 2, 0]
     assert [len(s.log_probs) for s in two.sequences] == [2, 2, 2, 2, 0, 0]
@@ -241,11 +264,11 @@ def test_a_step_stops_as_soon_as_the_batch_is_full(tmp_path: Path) -> None:
 def test_a_step_asks_the_whole_set_at_most_once(tmp_path: Path) -> None:
     world = World(lambda question: 0.0)
     refilled = settings(accepted=3, rounds=100, questions=2)
-    supplied = world.carry_out(refilled, questions=5, steps=4, folder=tmp_path)
+    supplied = world.carry_out(refilled, questions=5, steps_=4, folder=tmp_path)
     for step, rounds in enumerate(world.rounds):
         assert sorted(itertools.chain(*rounds)) == [0, 1, 2, 3, 4]
         assert supplied[step].facts["refill/cap_reached"] == 1
-        logged = rollout_log.read(rollout_log.path_of(tmp_path, step))
+        logged = rollout_log.read(rollout_log.path_of(tmp_path / "rollouts", step))
         assert [sample.question_id for _, sample in logged[::2]] == [*itertools.chain(*rounds)]
         assert {sample.step for _, sample in logged} == {step}
 
@@ -271,9 +294,15 @@ def test_laws_of_every_step(data: st.DataObject) -> None:
     assert refilled.refill is not None
     wanted, oldest = refilled.refill.accepted, refilled.refill.max_staleness
     with tempfile.TemporaryDirectory() as folder:
-        supplied = world.carry_out(refilled, questions, steps=6, folder=Path(folder))
+        supplied = world.carry_out(refilled, questions, steps_=6, folder=Path(folder))
+        log_of = Path(folder) / "rollouts"
         logs = [
-            [sample for _, sample in rollout_log.read(rollout_log.path_of(Path(folder), step))]
+            [
+                sample
+                for _, sample in rollout_log.read(
+                    rollout_log.path_of(Path(folder) / "rollouts", step)
+                )
+            ]
             for step in range(6)
         ]
     trained_before: set[tuple[int, int, int]] = set()
@@ -304,9 +333,11 @@ def test_laws_of_every_step(data: st.DataObject) -> None:
             facts["refill/trained"] + facts["refill/carried_out"]
             + facts["refill/dropped_stale"] + facts["refill/dropped_surplus"]
         )  # fmt: skip
-        assert facts["refill/carried_out"] == len(one.surplus)
-        assert all(step + 1 - c.sample.step <= oldest for c in one.surplus)
-        assert [c.sample.step for c in one.surplus] == sorted(c.sample.step for c in one.surplus)
+        assert facts["refill/carried_out"] == len(one.state.surplus)
+        assert all(step + 1 - c.sample.step <= oldest for c in one.state.surplus)
+        assert [c.sample.step for c in one.state.surplus] == sorted(
+            c.sample.step for c in one.state.surplus
+        )
         assert set(names(old)) <= set(names([c.sample for c in carried]))
 
         # A carried output is trained on where fresh ones do not suffice, and nowhere else.
@@ -333,4 +364,4 @@ def test_laws_of_every_step(data: st.DataObject) -> None:
         if not carried and trained:
             assert total == pytest.approx(facts["funnel/kept"] / decided, rel=1e-5)
         assert total <= 1 + 1e-5
-        carried = one.surplus
+        carried = one.state.surplus

@@ -1,4 +1,4 @@
-"""What refill biases, as rft_jax/training/batch_filling.py states it, and what counters it."""
+"""What batch filling biases, as training/batch_filling.py states it, and what counters it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ import pytest
 from refilling import NO, YES, group, settings
 
 from rft_jax.config import Config, SelectionConfig
-from rft_jax.training.batch_filling import Filled, fill, wants_another_round
+from rft_jax.training.batch_filling import fill, is_full
+from rft_jax.training.selection import Kept, select
 from rft_jax.types import Sample
 
 
 def simulated(
     refilled: Config, pass_rate: Callable[[int], float], steps: int
-) -> Iterator[tuple[Filled, int]]:
+) -> Iterator[tuple[Kept, int]]:
     """Steps on ever new questions, without a log: what each trains on, and its rounds."""
     assert refilled.rollout is not None
     shape = (refilled.rollout.questions_per_step, refilled.rollout.samples_per_question)
     rng, question = np.random.default_rng(0), 0
     for step in range(steps):
         samples: list[Sample] = []
-        rounds = 0
-        while not rounds or wants_another_round(samples, (), refilled, num_unasked=1):
+        rounds, full = 0, False
+        while not full:
             rounds += 1
             for row in rng.random(shape):
                 rate, question = pass_rate(question), question + 1
                 samples += group(question, *(YES if x < rate else NO for x in row), step=step)
-        yield fill(samples, (), refilled, step=step, num_rounds=rounds), rounds
+            kept = select(samples, refilled)
+            full = is_full(kept, (), refilled, num_sampled=len(samples), num_unasked=1)
+        yield fill(kept, (), refilled, step=step, num_rounds=rounds)[0], rounds
 
 
 def share_of_easy(refilled: Config) -> tuple[float, float]:
@@ -38,7 +41,7 @@ def share_of_easy(refilled: Config) -> tuple[float, float]:
     easy, rounds = [], []
     for filled, count in simulated(refilled, lambda question: 0.9 if question % 2 else 0.1, 100):
         # A question's number is one more than the one that its pass rate is of.
-        easy += [sample.question_id % 2 == 0 for sample in filled.trained]
+        easy += [sample.question_id % 2 == 0 for sample in filled.samples]
         rounds.append(count)
     return float(np.mean(easy)), float(np.mean(rounds))
 
@@ -58,7 +61,7 @@ def test_easy_questions_fill_the_batch_and_the_cap_counters_it() -> None:
 def mean_weight(refilled: Config, p: float, steps: int) -> float:
     """Mean over steps of the sum of a batch's weights under `sampled`."""
     filled = [one for one, _ in simulated(refilled, lambda question: p, steps)]
-    return float(np.mean([len(one.trained) / one.num_sampled for one in filled]))
+    return float(np.mean([len(one.samples) / one.num_sampled for one in filled]))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ from rft_jax.rollout import sampler
 from rft_jax.runs.sources import demonstrations
 from rft_jax.training.objective import k3, objective
 from rft_jax.training.packing import TrainingSequence, pack
+from rft_jax.training.selection import training_sequences, weigh
 from rft_jax.training.update import gradients
 from rft_jax.types import PackedBatch, Prompts, Sample
 
@@ -51,6 +53,16 @@ TOLERANCE = 1e-6
 DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
 METHODS: tuple[str, ...] = ("rft", "online_rft")
 SHAPE = {"row_length": 8, "rows_per_microbatch": 2, "max_microbatches": 6}
+
+
+def demonstrated(denominator: Denominator) -> list[TrainingSequence]:
+    """The demonstrations as weighted sequences, one minibatch of all."""
+    settings = config("sft", denominator)
+    update = replace(settings.update, sequences_per_step=len(QUESTIONS))
+    settings = replace(settings, update=update)
+    source = demonstrations(QUESTIONS, settings, sampling())
+    kept = source.outputs(range(source.size), lambda: None, 0)
+    return training_sequences(kept, weigh(kept, settings), source.prompt, settings)
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +150,7 @@ def test_the_list_of_outputs_is_complete() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("asked", ["both questions once", "one question twice"])
 def test_the_expected_update_is_the_gradient_of_eq_11(
-    method: Method, temperature: float, asked: str
+    method: str, temperature: float, asked: str
 ) -> None:
     """Denominator `sampled` is unbiased: every possible rollout, weighed by its probability.
 
@@ -187,7 +199,7 @@ def test_the_gradient_of_eq_11_is_that_of_the_expectation_where_lengths_are_equa
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_any_rollout_gives_the_sum_of_the_formula(
-    method: Method, denominator: Denominator, temperature: float
+    method: str, denominator: Denominator, temperature: float
 ) -> None:
     theta, rng = random_theta(4), np.random.default_rng(5)
     settings, fixed = config(method, denominator), sampling()
@@ -208,7 +220,7 @@ def test_any_rollout_gives_the_sum_of_the_formula(
 def test_demonstrations_give_the_sum_of_the_formula(denominator: Denominator) -> None:
     """SFT (eq. 6): the mean over demonstrations of the mean log-prob of their tokens."""
     theta = random_theta(6)
-    sequences = demonstrations(QUESTIONS, config("sft", denominator), sampling())
+    sequences = demonstrated(denominator)
     outputs = {0: (1, 1, EOS), 1: (2, 1, EOS)}
     expected = sum(score(theta, q, tokens) for q, tokens in outputs.items()) / len(QUESTIONS)
     assert relative_error(tabular_gradient(theta, sequences, 1.0), expected) < TOLERANCE
@@ -291,7 +303,7 @@ def test_the_plain_gradient_is_that_of_finite_differences() -> None:
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_transformers_update_is_the_formula(
-    method: Method, denominator: Denominator, temperature: float
+    method: str, denominator: Denominator, temperature: float
 ) -> None:
     params = reference.params64(MODEL, 0)
     samples = random_samples(np.random.default_rng(10), per_question=12)
@@ -309,7 +321,7 @@ def test_the_transformers_update_is_the_formula(
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_the_transformers_update_on_demonstrations_is_the_formula(denominator: Denominator) -> None:
     params = reference.params64(MODEL, 0)
-    sequences = demonstrations(QUESTIONS, config("sft", denominator), sampling())
+    sequences = demonstrated(denominator)
     found = _gradients(params, None, pack(sequences, **SHAPE), np.float64(1.0))
     _, scores = _policy(1.0)
     expected = np.zeros((len(reference.CASES), LIMIT))

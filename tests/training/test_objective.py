@@ -30,7 +30,6 @@ from steps import choose
 
 from rft_jax.config import (
     Denominator,
-    Method,
     ObjectiveConfig,
     OptimizerConfig,
     RefillConfig,
@@ -40,9 +39,10 @@ from rft_jax.models import transformer
 from rft_jax.training import objective as module
 from rft_jax.training.batch_filling import Carried, fill
 from rft_jax.training.log_probs import target_log_probs
-from rft_jax.training.methods import METHODS
+from rft_jax.training.methods import METHODS, facts_of
 from rft_jax.training.objective import k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.training.selection import select
 from rft_jax.types import Sample, Verdict
 from rft_jax.verification.limits import Limits
 from rft_jax.verification.pool import Item, VerifierPool
@@ -68,7 +68,6 @@ def weights_of(
 
 
 def test_the_table_names_every_method() -> None:
-    assert set(METHODS) == set(typing.get_args(Method))
     assert {name: row.source for name, row in METHODS.items()} == {
         "sft": "demonstrations",
         "rft": "pool",
@@ -77,10 +76,10 @@ def test_the_table_names_every_method() -> None:
 
 
 def test_coefficients_are_one_and_the_indicator() -> None:
-    correct = np.array([True, False, True])
-    assert METHODS["sft"].coefficient(correct).tolist() == [1, 1, 1]
-    assert METHODS["rft"].coefficient(correct).tolist() == [1, 0, 1]
-    assert METHODS["online_rft"].coefficient(correct).tolist() == [1, 0, 1]
+    facts = facts_of([sample(QUESTIONS[0], output) for output in (RIGHT, WRONG, ALSO_RIGHT)])
+    assert METHODS["sft"].coefficient(facts).tolist() == [1, 1, 1]
+    assert METHODS["rft"].coefficient(facts).tolist() == [1, 0, 1]
+    assert METHODS["online_rft"].coefficient(facts).tolist() == [1, 0, 1]
 
 
 @given(KEPT, st.integers(0, 50), st.integers(0, 5))
@@ -243,8 +242,8 @@ def test_deviation_8_a_step_may_fill_up_with_outputs_of_older_policies() -> None
         dataclasses.replace(sample(QUESTIONS[0], o, n), step=1)
         for n, o in enumerate([RIGHT, WRONG])
     ]
-    filled = fill(fresh, (old,), refilled, step=1, num_rounds=1)
-    assert filled.trained == [fresh[0], old.sample]
+    filled, _, _ = fill(select(fresh, refilled), (old,), refilled, step=1, num_rounds=1)
+    assert filled.samples == [fresh[0], old.sample]
     assert filled.num_sampled == 4
 
 
