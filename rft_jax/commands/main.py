@@ -334,7 +334,7 @@ def _claim(workdir: Folder, path: Path) -> None:
 
 
 def _write_report(workdir: Folder) -> None:
-    from rft_jax.report.html import write_report
+    from rft_jax.report.page import write_report
     from rft_jax.report.tables import summary_table
 
     path = write_report(workdir)

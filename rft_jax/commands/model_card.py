@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
+from rft_jax.config.method import Method
 from rft_jax.hub.folder import read_json
-from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.paths import folder_of
+from rft_jax.observe import log
+from rft_jax.observe.tables import markdown
 
 ERRORS = {"greedy/accuracy": "greedy/standard_error", "pass_at/1": "sampled/standard_error"}
 """Measures whose standard error over questions is logged, and its name."""
 
+_OUTPUTS = {
+    "demonstrations": "demonstrations",
+    "pool": "outputs sampled once from the frozen start",
+    "policy": "outputs of the current policy",
+}
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(@[^@\s]+)?")
 
 
 def model_card(policy: Policy, name: str) -> str:
-    """README.md: YAML that the hub reads, then Markdown. name: of the folder that it lies in.
+    """README.md: YAML that the hub reads, then Markdown.
 
-    Raises DataError for a damaged log of the run.
+    Args:
+        policy: what goes out.
+        name: of the folder that README.md lies in.
+
+    Raises:
+        DataError: the log of the run is damaged.
     """
     run, base = policy.config, _base_model(policy)
     if run is not None:
@@ -38,6 +49,11 @@ def model_card(policy: Policy, name: str) -> str:
         ]
     use = _use(policy.data, name)
     return "\n".join([*_front_matter(run, base), f"# {name}", "", *about, "", *use, ""])
+
+
+def method_summary(row: Method) -> str:
+    """A method in one line: its own words, or else its fields."""
+    return row.about or f"method {row.name}, on {_OUTPUTS[row.source]} that are {row.trains_on}"
 
 
 def _front_matter(run: Config | None, base: str | None) -> list[str]:
@@ -57,13 +73,13 @@ def _front_matter(run: Config | None, base: str | None) -> list[str]:
 
 
 def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
-    folder = policy.folder
-    settings = json.dumps(dataclasses.asdict(run), indent=2, ensure_ascii=False)
-    results = _results(folder)
+    info = read_json(policy.folder / FILE)
+    settings = json.dumps(info["config"], indent=2, ensure_ascii=False)
+    results = _results(policy.folder)
     return [
-        f"A language model trained with rft_jax: {run.row.about}.",
+        f"A language model trained with rft_jax: {method_summary(run.row)}.",
         "",
-        *_table(("", "what"), _facts(policy.step, run, base, read_json(folder / FILE))),
+        markdown(("", "what"), _facts(policy.step, run, base, info)),
         "",
         "<details><summary>All settings</summary>\n",
         f"```json\n{settings}\n```\n",
@@ -75,7 +91,8 @@ def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
 def _facts(
     step: int | None, run: Config, base: str | None, info: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    model, data, judged = run.model, run.data, run.verification
+    model, data = run.model, run.data
+    verifier = f"{run.verification.verifier}, {run.verification.comparison}"
     trained = "all parameters"
     if model.lora_rank:
         trained = (
@@ -91,9 +108,7 @@ def _facts(
         "training data": f"`{data.train}`",
         "validation data": f"`{data.validation}`",
         "test data": f"`{data.test}`" if data.test else "",
-        "verifier": ""
-        if run.row.source == "demonstrations"
-        else f"{judged.verifier}, {judged.comparison}",
+        "verifier": "" if run.row.source == "demonstrations" else verifier,
         "made by": f"rft_jax {info['versions']['rft_jax']}{commit}"
         + (" and changes to it" if info.get("dirty") else ""),
         "devices": f"{info['num_devices']} x {info['device']}",
@@ -104,7 +119,7 @@ def _facts(
 def _results(folder: Path) -> list[str]:
     """A row for each evaluation that the run logged; nothing where there is none."""
     path = folder / "metrics.jsonl"
-    logged = read_jsonl(path, {"step": int, "kind": str}) if path.is_file() else []
+    logged = log.read(path) if path.is_file() else []
     lines = [line for line in logged if line["kind"] in ("validation", "test")]
     if not lines:
         return []
@@ -126,7 +141,7 @@ def _results(folder: Path) -> list[str]:
         for line in lines
     ]
     note = "± is one standard error over questions; entropy in nats a token."
-    return [*_table(header, rows), "", note]
+    return [markdown(header, rows), "", note]
 
 
 def _heading(name: str) -> str:
@@ -142,11 +157,6 @@ def _percent(line: Mapping[str, Any], name: str) -> str:
 
 def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _use(data: DataConfig, name: str) -> list[str]:
@@ -197,7 +207,7 @@ def _use(data: DataConfig, name: str) -> list[str]:
 
 
 def _base_model(policy: Policy) -> str | None:
-    """ORG/NAME of the hub that the policy is or goes back to, as far as that can still be found."""
+    """ORG/NAME of the hub that the policy is or goes back to; None where nothing says so."""
     start, folder = policy.init_from, policy.folder
     while not start.startswith("hf:"):
         kind, _, target = start.partition(":")
@@ -208,5 +218,5 @@ def _base_model(policy: Policy) -> str | None:
             return None
         start = load_config(folder).init_from
     target = start.removeprefix("hf:")
-    found = _REPOSITORY.fullmatch(target)
-    return found[1] if found and not Path(target).expanduser().exists() else None
+    repository = _REPOSITORY.fullmatch(target)
+    return repository[1] if repository and not Path(target).expanduser().exists() else None

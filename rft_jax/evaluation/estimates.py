@@ -19,7 +19,7 @@ from rft_jax.observe.statistics import (
 )
 
 NORMAL_95 = NormalDist().inv_cdf(0.975)
-"""A normal variable is within so many standard deviations with a chance of 95 %."""
+"""A normal variable is within this many standard deviations with a chance of 95 %."""
 
 
 class Estimate(NamedTuple):
@@ -38,24 +38,30 @@ def estimates(outputs: Outputs, rule: str) -> dict[str, Estimate]:
     Where every question has 0 or 1, as under greedy accuracy, the interval is Wilson's, which is
     sound at 0 and 1 too; elsewhere it is the normal approximation from the standard error over
     questions, cut at 0 and 1. pass@k is over questions with at least k decided outputs; maj@k is
-    the exact mean over the subsets of k of a question's decided outputs (majority.py). Intervals
-    cover the choice of questions and of their outputs. rule: the verifier's name, by which outputs
-    vote.
+    the exact mean over the subsets of k of a question's decided outputs (observe/majority.py).
+    Intervals cover the choice of questions and of their outputs.
+
+    Args:
+        outputs: of all questions.
+        rule: the verifier's name, by which outputs vote.
+
+    Returns:
+        Estimates by name, such as `pass_at/4`.
     """
-    found = {"greedy/accuracy": _estimate([correct(one) for one in outputs.greedy.samples])}
+    rates = {"greedy/accuracy": _estimate([correct(sample) for sample in outputs.greedy.samples])}
     groups = [votes(group, rule) for group in outputs.groups]
     if not groups:
-        return found
+        return rates
     ks = pass_ks(len(outputs.groups[0]))
-    decided = np.array([sum(one is not None for one in verdicts) for _, verdicts in groups])
-    right = np.array([sum(one is True for one in verdicts) for _, verdicts in groups])
+    decided = np.array([sum(verdict is not None for verdict in verdicts) for _, verdicts in groups])
+    right = np.array([sum(verdict is True for verdict in verdicts) for _, verdicts in groups])
     for k in ks:
         enough = decided >= k
-        found[f"pass_at/{k}"] = _estimate(pass_at_k(decided[enough], right[enough], k))
+        rates[f"pass_at/{k}"] = _estimate(pass_at_k(decided[enough], right[enough], k))
     for k in ks:
         won = [expected_majority(answers, verdicts, k) for answers, verdicts in groups]
-        found[f"maj_at/{k}"] = _estimate(won)
-    return found
+        rates[f"maj_at/{k}"] = _estimate(won)
+    return rates
 
 
 def _estimate(values: Values) -> Estimate:

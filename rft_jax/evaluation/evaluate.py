@@ -98,6 +98,14 @@ def draw(
 
     The random numbers depend on seed, question and sample index, not on the training step, so two
     policies are compared on common random numbers.
+
+    Args:
+        params: of the policy, laid out for sampling.
+        questions: to answer.
+        sampling: model, data, mesh, tokenizer, verifier and seed.
+        config: temperature and questions in a batch; the numbers of samples in it are not read.
+        num_samples: G, outputs a question beside the greedy one.
+        on_part: called as outputs of each part are verified.
     """
 
     def outputs(count: int, temperature: float) -> Rollout:
@@ -134,12 +142,12 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
         seconds_sampling=sum(part.seconds_sampling for part in parts),
         seconds_verifying=sum(part.seconds_verifying for part in parts),
         seconds_verifying_hidden=sum(part.seconds_verifying_hidden for part in parts),
-        decoded=tuple(one for part in parts for one in part.decoded),
+        decoded=tuple(decoded for part in parts for decoded in part.decoded),
     )
 
 
 def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[dict[str, Any]]:
-    """The facts of every question. Each process makes the rows of those whose outputs it has."""
+    """The facts of every question; each process makes the rows of those whose outputs it has."""
     own = {sample.question_id for sample in outputs.greedy.own}
     rows: list[dict[str, Any]] = []
     groups = outputs.groups
@@ -160,7 +168,7 @@ def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[di
 
 
 def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evaluation:
-    """What the outputs of the questions say. rule: the verifier's name, by which outputs vote.
+    """The metrics and rows of an evaluation. rule: the verifier's name, by which outputs vote.
 
     Undecided outputs are left out of every rate. Policy entropy is that of the sampled outputs, in
     nats per token (of the greedy ones without).
@@ -190,7 +198,7 @@ def evaluate(
     *,
     num_samples: int,
 ) -> Evaluation:
-    """Draw outputs for every question, and measure them."""
+    """Draw outputs for every question, and measure them; arguments as of `draw`."""
     assert sampling.verifier is not None, "an evaluation verifies"
     outputs = draw(params, questions, sampling, config, num_samples=num_samples)
     return measure(questions, outputs, sampling.verifier.name)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from rft_jax.errors import UserError
 from rft_jax.io.jsonl import read_jsonl
@@ -27,7 +26,7 @@ Value = float | int | Sequence[float | int | None] | np.ndarray | np.generic | N
 def read(path: Folder) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a half-written last line is left out.
 
-    Raises rft_jax.io.DataError, naming file and line, for any other damage.
+    Raises DataError, naming file and line, for any other damage.
     """
     return read_jsonl(path, {"step": int, "kind": str})
 
@@ -35,13 +34,18 @@ def read(path: Folder) -> list[dict[str, Any]]:
 class MetricsLog:
     """Appends to FOLDER/metrics.jsonl and FOLDER/tensorboard.
 
-    start_step: the step whose checkpoint the run starts from, 0 for none. Lines of later steps
-    come from an attempt that was killed after that checkpoint and will be made again: they are
-    dropped, in one atomic replacement of the file. For a log without holes a step's line must be
-    written, and settled, before its checkpoint.
+    Lines of steps after `start_step` come from an attempt that was killed after that checkpoint,
+    and their steps will be repeated: the lines are dropped, in one atomic replacement of the file.
+    For a log without holes a step's line must be written, and settled, before its checkpoint.
+
+    Args:
+        folder: of the run.
+        start_step: the step whose checkpoint the run starts from, 0 for none.
     """
 
     def __init__(self, folder: Folder, start_step: int) -> None:
+        from tensorboardX import SummaryWriter  # those who only read the log do without
+
         make(folder)
         self._mirror = Mirror(folder)
         path = self._mirror.fetch("metrics.jsonl")
@@ -53,16 +57,23 @@ class MetricsLog:
         )
 
     def has(self, kind: Kind, step: int) -> bool:
-        """True when that line is in the log, so that a resumed run need not make it again."""
+        """True when that line is in the log, so that a resumed run need not repeat it."""
         return (kind, step) in self._written
 
     def write(self, kind: Kind, step: int, values: Mapping[str, Value]) -> None:
         """Adds one line, handed to the operating system when this returns.
 
-        values: by name; arrays must be on the host. A vector goes to TensorBoard as one scalar for
-        each place, `NAME/00` and on. A line of that kind and step that is there already stays, and
-        the new one is left out: a resumed run repeats the evaluation of the step it starts from.
-        Raises UserError for a value that is no number or vector.
+        A line of that kind and step that is there already stays, and the new one is left out: a
+        resumed run repeats the evaluation of the step it starts from.
+
+        Args:
+            kind: of the line.
+            step: of the run.
+            values: by name; arrays must be on the host. A vector goes to TensorBoard as one scalar
+                for each place, `NAME/00`, `NAME/01`, ...
+
+        Raises:
+            UserError: a value is neither a number nor a vector.
         """
         if self.has(kind, step):
             return
@@ -73,7 +84,7 @@ class MetricsLog:
         self._written.add((kind, step))
         for name, value in line.items():
             places = (
-                {f"{name}/{place:02d}": one for place, one in enumerate(value)}
+                {f"{name}/{place:02d}": number for place, number in enumerate(value)}
                 if isinstance(value, list)
                 else {name: value}
             )
@@ -106,13 +117,13 @@ def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
 
 
 def _plain(name: str, value: object) -> float | int | list[float | int | None] | None:
-    """A value as JSON has it: Python numbers, None for what is not finite, lists of these."""
+    """A value for JSON: Python numbers, None for what is not finite, lists of these."""
     if name in ("step", "kind"):
         raise UserError(f"a metric is named {name!r}, which every line has: rename it.")
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_number(name, one) for one in value]
+        return [_number(name, item) for item in value]
     return _number(name, value)
 
 

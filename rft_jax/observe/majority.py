@@ -1,12 +1,8 @@
-"""maj@k of fewer outputs than were sampled: the mean over all choices of k of them, exactly.
-
-Imports no jax.
-"""
+"""maj@k of fewer outputs than were sampled: the exact mean over all choices of k. No jax."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -18,10 +14,15 @@ def expected_majority(
     answers: Sequence[Hashable | None], correct: Sequence[bool | None], k: int
 ) -> float | None:
     """maj@k of one question: the mean of statistics.majority_at_k over the subsets of k of its
-    decided outputs (over all of them where they are fewer).
+    decided outputs (over all of them where they are fewer). Exact, not estimated: see `_by_votes`.
 
-    answers, correct: of every output, as majority_at_k takes them. None when nothing is decided.
-    Not estimated: see `_by_votes`.
+    Args:
+        answers: of every output, as majority_at_k takes them.
+        correct: the verdict of every output.
+        k: the size of a subset.
+
+    Returns:
+        None when nothing is decided.
     """
     decided = [(a, c) for a, c in zip(answers, correct, strict=True) if c is not None]
     if not decided:
@@ -31,7 +32,7 @@ def expected_majority(
     groups = tuple(sorted((count, right[answer]) for answer, count in votes.items()))
     total = len(decided)
     if k >= total:
-        return _of_all(groups)
+        return _by_all(groups)
     return _by_votes(groups, total, k)
 
 
@@ -39,7 +40,7 @@ Groups = tuple[tuple[int, int], ...]
 """(outputs, correct ones among them) of each answer."""
 
 
-def _of_all(groups: Groups) -> float:
+def _by_all(groups: Groups) -> float:
     most = max((count for count, _ in groups), default=0)
     shares = [right / count for count, right in groups if count == most]
     return sum(shares) / len(shares) if shares else 0.0
@@ -56,35 +57,30 @@ def _by_votes(groups: Groups, total: int, k: int) -> float:
     which Gauss's rule of enough nodes is exact. Outputs enter by binomial chances, which for a
     given k are in proportion to numbers of subsets and, unlike these, never overflow.
     """
-    chances = {size: _binomial(size, k / total, k) for size in {count for count, _ in groups}}
+    from scipy.stats import binom
+
+    def chances(size: int) -> Float[np.ndarray, "K"]:
+        return np.asarray(binom.pmf(np.arange(k + 1), size, k / total))
+
+    by_count = {count: chances(count) for count in {count for count, _ in groups}}
     expected = 0.0
-    for m in range(1, min(k, max(chances, default=0)) + 1):
+    for m in range(1, min(k, max(by_count, default=0)) + 1):
         tall = [(count, right) for count, right in groups if count >= m]
         ties = min(k // m, len(tall)) - 1
         nodes, weights = np.polynomial.legendre.leggauss(ties // 2 + 1)
         y, weights = (nodes[:, None] + 1) / 2, weights / 2
         # Answers with fewer outputs than m, and outputs without one, may be chosen at will.
         rest = total - sum(count for count, _ in tall)
-        no_winner = np.tile(_binomial(rest, k / total, k), (len(nodes), 1))
+        no_winner = np.tile(chances(rest), (len(nodes), 1))
         won = np.zeros_like(no_winner)
         for count, right in tall:
-            fewer, as_many = chances[count][:m], chances[count][m]
+            fewer, as_many = by_count[count][:m], by_count[count][m]
             wins = right / count * as_many * _shifted(no_winner, m)
-            won = won @ _products(fewer, k) + y * as_many * _shifted(won, m) + wins
-            no_winner = no_winner @ _products(fewer, k) + y * as_many * _shifted(no_winner, m)
+            won = _times(won, fewer) + y * as_many * _shifted(won, m) + wins
+            no_winner = _times(no_winner, fewer) + y * as_many * _shifted(no_winner, m)
         expected += float(weights @ won[:, k])
     # Rounding would have certain outcomes look uncertain.
-    return round(expected / float(_binomial(total, k / total, k)[k]), 12)
-
-
-def _binomial(size: int, chance: float, k: int) -> Float[np.ndarray, "K"]:
-    """The chances of 0 to k successes in `size` trials; 0 < chance < 1."""
-    logs = [
-        math.lgamma(size + 1) - math.lgamma(j + 1) - math.lgamma(size - j + 1)
-        + j * math.log(chance) + (size - j) * math.log1p(-chance)
-        for j in range(min(size, k) + 1)
-    ]  # fmt: skip
-    return np.pad(np.exp(logs), (0, k + 1 - len(logs)))
+    return round(expected / float(chances(total)[k]), 12)
 
 
 def _shifted(polynomials: Float[np.ndarray, "Y K"], by: int) -> Float[np.ndarray, "Y K"]:
@@ -92,9 +88,6 @@ def _shifted(polynomials: Float[np.ndarray, "Y K"], by: int) -> Float[np.ndarray
     return np.pad(polynomials, ((0, 0), (by, 0)))[:, : polynomials.shape[1]]
 
 
-def _products(factor: Float[np.ndarray, "M"], k: int) -> Float[np.ndarray, "K K"]:
-    """The matrix by which a row of coefficients is multiplied with those of `factor`."""
-    powers = np.arange(k + 1)
-    by = powers[None] - powers[:, None]
-    padded = np.pad(factor, (0, k + 1 - len(factor)))
-    return np.where(by >= 0, padded[by], 0.0)
+def _times(polynomials: Float[np.ndarray, "Y K"], by: Float[np.ndarray, "M"]) -> np.ndarray:
+    """Times another polynomial, without powers above k."""
+    return np.array([np.convolve(row, by)[: len(row)] for row in polynomials])

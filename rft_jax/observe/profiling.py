@@ -2,7 +2,7 @@
 
 `rft-jax run EXPERIMENT --profile steps 3..5` leaves it in RUN/profile/, where TensorBoard finds it
 (`tensorboard --logdir RUN`, with the xprof plugin); ui.perfetto.dev opens its *.trace.json.gz. In
-it `step` spans one turn of the loop, and `sampling`, `verifying`, `updating`, `evaluating` and
+it `step` spans one step of the loop, and `sampling`, `verifying`, `updating`, `evaluating` and
 `checkpointing` what the loop does, as far as it waits for it: verification beside sampling and the
 writing of a checkpoint go on elsewhere. The seconds in metrics.jsonl of a traced step include what
 tracing costs.
@@ -38,7 +38,7 @@ def phase(name: Phase) -> jax.profiler.TraceAnnotation:
 
 
 class Profiler:
-    """Starts the trace before the first step that it sees of `steps` and ends it after the last."""
+    """Traces `steps`: from the first of them that the run does to the last."""
 
     def __init__(self, mirror: Mirror, steps: Steps | None) -> None:
         self._mirror, self._steps = mirror, steps
@@ -71,12 +71,12 @@ class Profiler:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"step {number}: jax cannot start a trace ({reason}): the same command without "
-                "--profile goes on with the run."
+                "--profile resumes the run."
             ) from error
         self._traced = Steps(number, number)
 
     def close(self) -> None:
-        """End a trace that is going on, and write what it has."""
+        """End an open trace, and write what it has."""
         if self._traced is None:
             return
         traced, self._traced = self._traced, None
@@ -87,12 +87,16 @@ class Profiler:
 
 @contextlib.contextmanager
 def open_profiler(folder: Folder, steps: Steps | None, *, done: int) -> Iterator[Profiler]:
-    """What traces `steps` of a run into FOLDER/profile; nothing with None. A trace that an error or
-    a signal cuts short is written as far as it went.
+    """What traces `steps` of a run into FOLDER/profile; nothing with None.
 
-    folder: of the run; done: steps that a resumed run has behind it. They are not made again: a
-    warning says so, and the others are traced. Several processes write a folder each, as jax names
-    its files by host and one host may have several.
+    A trace that an error or a signal cuts short is written as far as it went. Several processes
+    write a folder each, as jax names its files by host and one host may have several.
+
+    Args:
+        folder: of the run.
+        steps: to trace.
+        done: steps that a resumed run has behind it. They are not repeated: a warning says so, and
+            the others are traced.
     """
     warn_of_done(folder, steps, done=done)
     own = folder / "profile"
@@ -107,7 +111,7 @@ def open_profiler(folder: Folder, steps: Steps | None, *, done: int) -> Iterator
 
 
 def warn_of_done(folder: Folder, steps: Steps | None, *, done: int) -> None:
-    """Say which of `steps` a run has behind it already, when `done` of its steps are made."""
+    """Say which of `steps` a run has behind it already, when `done` of its steps are done."""
     if steps is None or steps.first > done:
         return
     left = f"only {Steps(done + 1, steps.last)}" if steps.last > done else "nothing"

@@ -23,9 +23,14 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Shows how far a run is: `with Progress(total, start, name) as progress: progress.update(..)`.
 
-    total: the run's last step. start: the step it resumed from, 0 for none; it does not count for
-    the time that is left. unit: what a step is called. On a terminal, log through a handler that
-    looks up sys.stderr for each record, or lines and bar overwrite each other.
+    On a terminal, log through a handler that looks up sys.stderr for each record, or lines and bar
+    overwrite each other.
+
+    Args:
+        total: the run's last step.
+        start: the step it resumed from, 0 for none; steps before it do not count for the time left.
+        description: the run's name.
+        unit: what a step is called.
     """
 
     def __init__(self, total: int, start: int, description: str, unit: str = "step") -> None:
@@ -66,7 +71,7 @@ class Progress:
     def update(self, step: int, **figures: float | int | None) -> None:
         """Step `step` is done. figures: e.g. acceptance, accuracy, tokens_per_second; the last
         value of each is shown until the next, and None changes nothing."""
-        self._figures.update({name: one for name, one in figures.items() if one is not None})
+        self._figures.update({name: new for name, new in figures.items() if new is not None})
         now = time.monotonic()
         text = "  ".join(
             [_figure(name, value) for name, value in self._figures.items()] + self._time_left(step)

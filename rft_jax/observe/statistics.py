@@ -1,6 +1,7 @@
 """Estimates over questions and their uncertainty: pass@k, maj@k, intervals. Imports no jax.
 
-Everywhere a value that is None or NaN stands for an undecided question and is left out.
+A value that is None or NaN stands for an undecided question and is left out. scipy.stats takes a
+second to import: the functions that need it import it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -52,11 +52,19 @@ def pass_ks(num_samples: int) -> tuple[int, ...]:
 def pass_at_k(num_samples: Counts, num_correct: Counts, k: int) -> NDArray[np.float64]:
     """Unbiased pass@k of each question: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
-    The probability that k of a question's n outputs, drawn without replacement, hold a correct one.
-    num_samples (n), num_correct (c): integers of one shape, or shapes that broadcast; the result
-    has that shape. The quotient is a product of k factors in [0, 1], so nothing overflows, and
-    c = 0 and n - c < k give exactly 0 and 1.
-    Raises UserError where k is not within 1..n or c not within 0..n.
+    The probability that k of a question's n outputs, drawn without replacement, hold a correct one:
+    exactly 0 for c = 0 and 1 for n - c < k.
+
+    Args:
+        num_samples: n, integers.
+        num_correct: c, integers whose shape broadcasts with that of n.
+        k: how many outputs are drawn.
+
+    Returns:
+        Probabilities of the broadcast shape.
+
+    Raises:
+        UserError: k is not within 1..n, or c not within 0..n.
     """
     n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
     if n.size and (k < 1 or k > n.min()):
@@ -70,11 +78,10 @@ def pass_at_k(num_samples: Counts, num_correct: Counts, k: int) -> NDArray[np.fl
             f"question at position {at} has {c.flat[at]} correct of {n.flat[at]} outputs: the "
             "number correct must lie between 0 and the number of outputs."
         )
-    all_wrong = np.ones(n.shape, np.float64)
-    for drawn in range(k):
-        # The next draw is wrong, given that the ones before were; 0 once the wrong ones are gone.
-        all_wrong *= np.maximum(n - c - drawn, 0) / (n - drawn)
-    return np.subtract(1.0, all_wrong, out=all_wrong)
+    # The next draw is wrong, given that the ones before were; 0 once the wrong ones are gone. A
+    # product of factors in [0, 1] does not overflow, and rounds less than scipy's hypergeom does.
+    drawn = np.arange(k).reshape(-1, *[1] * n.ndim)
+    return np.asarray(1.0 - (np.maximum(n - c - drawn, 0) / (n - drawn)).prod(axis=0))
 
 
 def majority_at_k(
@@ -82,11 +89,16 @@ def majority_at_k(
 ) -> float | None:
     """maj@k of one question from its k outputs: the chance that the majority answer is correct.
 
-    answers: each output's extracted answer, None where it has none. correct: each output's verdict,
-    None where undecided. Every decided output with an answer gives that answer one vote. Among the
-    answers with the most votes one is drawn at random, and then one of its outputs: the result is
-    the expected correctness, 0 or 1 unless there is a tie (or a verifier that looks beyond the
-    answer). It is 0 when decided outputs hold no answer at all, None when nothing is decided.
+    Every decided output with an answer gives that answer one vote. Among the answers with the most
+    votes one is drawn at random, and then one of its outputs: the result is the expected
+    correctness, 0 or 1 unless there is a tie (or a verifier that looks beyond the answer).
+
+    Args:
+        answers: each output's extracted answer, None where it has none.
+        correct: each output's verdict, None where undecided.
+
+    Returns:
+        0 when decided outputs hold no answer at all, None when nothing is decided.
     """
     if len(answers) != len(correct):
         raise UserError(
@@ -111,14 +123,13 @@ def decided_values(values: Values) -> NDArray[np.float64]:
     return vector[~np.isnan(vector)]
 
 
-def standard_error(proportions: Values) -> float:
+def standard_error(values: Values) -> float:
     """Standard error of the mean over questions: the sample deviation (n - 1) over sqrt(n).
 
-    proportions: one number a question, such as 0/1 correctness or a pass rate. Outputs of one
-    question are no independent draws, so the question is the unit (Miller 2024, section 2).
-    NaN for fewer than two decided questions, where no spread can be seen.
+    Outputs of one question are not independent draws, so the question is the unit (Miller 2024,
+    section 2). NaN for fewer than two decided questions, where no spread can be seen.
     """
-    vector = decided_values(proportions)
+    vector = decided_values(values)
     if vector.size < 2:
         return math.nan
     return float(vector.std(ddof=1) / math.sqrt(vector.size))
@@ -129,37 +140,36 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
 
     Raises UserError unless 0 <= successes <= total, total >= 1 and 0 < confidence < 1.
     """
+    from scipy.stats import binomtest
+
     _check_confidence(confidence)
     if total < 1 or not 0 <= successes <= total:
         raise UserError(
             f"{successes} successes of {total} have no interval: at least one trial and no more "
             "successes than trials are needed."
         )
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / total
-    centre = share + z**2 / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    scale = 1 + z**2 / total
-    # Rounding must not push the bound past an observed share of exactly 0 or 1.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == total else (centre + spread) / scale
-    return low, high
+    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def paired_interval(
-    a: Values,
-    b: Values,
-    *,
-    confidence: float = 0.95,
-    seed: int,
+    a: Values, b: Values, *, confidence: float = 0.95, seed: int
 ) -> PairedDifference:
     """mean(b) - mean(a) with its percentile bootstrap interval over questions.
 
-    a, b: values of two runs on the same questions in the same order; a pair with None or NaN on
-    either side is dropped. RESAMPLES resamples of whole pairs, drawn from `seed` alone. The
-    interval covers the choice of questions, not the spread between training seeds.
-    Raises UserError for unequal lengths, no decided pair or a confidence outside (0, 1).
+    The interval covers the choice of questions, not the spread between training seeds.
+
+    Args:
+        a: values of one run; a pair with None or NaN on either side is dropped.
+        b: values of another run on the same questions in the same order.
+        confidence: of the interval, in (0, 1).
+        seed: of the RESAMPLES resamples of whole pairs.
+
+    Raises:
+        UserError: unequal lengths, no decided pair, or a confidence outside (0, 1).
     """
+    from scipy.stats import bootstrap
+
     _check_confidence(confidence)
     if len(a) != len(b):
         raise UserError(
@@ -173,18 +183,14 @@ def paired_interval(
             f"none of {len(a)} questions is decided in both runs: a paired interval needs at "
             "least one."
         )
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // pairs)
-    means = np.concatenate(
-        [
-            differences[generator.integers(0, pairs, (min(at_once, RESAMPLES - done), pairs))].mean(
-                axis=1
-            )
-            for done in range(0, RESAMPLES, at_once)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PairedDifference(float(differences.mean()), float(low), float(high), pairs)
+    mean = float(differences.mean())
+    if pairs == 1:
+        return PairedDifference(mean, mean, mean, pairs)
+    low, high = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, batch=max(1, _DRAWS_AT_ONCE // pairs),
+        confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return PairedDifference(mean, float(low), float(high), pairs)
 
 
 def _check_confidence(confidence: float) -> None:

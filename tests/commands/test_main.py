@@ -65,7 +65,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Fake training and reporting."""
     fake = Runs()
     for name, members in {
-        "rft_jax.report.html": {"write_report": lambda workdir: workdir / "report.html"},
+        "rft_jax.report.page": {"write_report": lambda workdir: workdir / "report.html"},
         "rft_jax.report.tables": {"summary_table": lambda workdir: "the table"},
         "rft_jax.runs.setup": {
             "ensure_tokenizer": lambda config, workdir: types.SimpleNamespace(vocab_size=270)

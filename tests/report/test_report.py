@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import itertools
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,10 +28,9 @@ from synthetic_workdir import (
 )
 
 from rft_jax.errors import UserError
-from rft_jax.report.curves import spread
-from rft_jax.report.html import write_report
-from rft_jax.report.palette import run_colour, run_dash
-from rft_jax.report.runs import OUTPUTS_SHOWN, load_outputs, load_runs
+from rft_jax.report.figures import spread
+from rft_jax.report.load import OUTPUTS_SHOWN, load_outputs, load_runs
+from rft_jax.report.page import write_report
 from rft_jax.report.tables import (
     compact,
     comparisons,
@@ -188,11 +189,33 @@ def test_several_runs_of_a_method_are_compared_by_their_means(tmp_path: Path) ->
     make_run(tmp_path, "a", "sft", 0.1, 0.3)
     for seed in (1, 2):
         make_run(tmp_path, f"o{seed}", "online_rft", 0.3, 0.7, seed=seed)
-        make_run(tmp_path, f"r{seed}", "rft", 0.3, 0.5, seed=seed)
+        make_run(tmp_path, f"m{seed}", "rft", 0.3, 0.5, seed=seed)
     labels = [comparison.label for comparison in comparisons(load_runs(tmp_path))]
     assert labels == [
-        "o1 - a", "o2 - a", "r1 - a", "r2 - a", "mean of 2 online_rft - mean of 2 rft"
+        "m1 - a", "m2 - a", "o1 - a", "o2 - a", "mean of 2 online_rft - mean of 2 rft"
     ]  # fmt: skip
+
+
+def test_no_method_is_known_by_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    make_run(tmp_path, "b", "x_module:x", 0.3, 0.5)
+    folder = make_run(tmp_path, "c", "y", 0.3, 0.7)
+    info = json.loads((folder / "config.json").read_text())
+    info["config"]["method"] = {"name": "y_module:y", "source": "policy"}
+    (folder / "config.json").write_text(json.dumps(info))
+    runs = load_runs(tmp_path)
+    assert [run.method for run in runs] == ["sft", "x_module:x", "y_module:y"]
+    assert [one.label for one in comparisons(runs)] == ["b - a", "c - a", "c - b"]
+    assert "<span>y_module:y</span>" in write_report(tmp_path).read_text()
+
+
+def test_columns_that_no_run_has_a_figure_for_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    line = {"step": 1, "kind": "validation", "greedy/accuracy": 0.5, "cost/updates": 1}
+    write_lines(folder / "metrics.jsonl", [line])
+    table = results(load_runs(tmp_path))
+    assert table.header == ("run", "evaluated on", "greedy accuracy %", "updates")
+    assert table.rows == (("a", "validation, step 1", "50.0", "1"),)
 
 
 def test_an_rft_run_that_stands_first_is_compared_once(tmp_path: Path) -> None:
@@ -264,12 +287,7 @@ def test_use_of_the_machine_is_that_of_the_middle_step(tmp_path: Path) -> None:
     table = utilization_table(load_runs(tmp_path))
     # A run whose lines say nothing of it has no row, and a share that is not known no number.
     assert table.rows == (("online_rft", "3.0 T", "40.0", "-", "-", "25.0 G", "-"),)
-    assert utilization_table(load_runs(tmp_path)[1:]) == (
-        "Use of the machine",
-        table.header,
-        (),
-        (),
-    )
+    assert utilization_table(load_runs(tmp_path)[1:]) == (table.header, (), ())
     assert "Use of the machine" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
@@ -313,7 +331,7 @@ def test_damage_is_stated_and_the_rest_is_shown(tmp_path: Path) -> None:
     (tmp_path / "online_rft" / "rollouts" / "step-000001.jsonl").write_text("{}\n")
     (tmp_path / "sft" / "config.json").write_text("{")
     page = write_report(tmp_path).read_text()
-    for text in (page.replace("&#x27;", "'").replace("&quot;", '"'), summary_table(tmp_path)):
+    for text in (html.unescape(page), summary_table(tmp_path)):
         assert "rft: no metrics shown." in text
         assert 'metrics.jsonl:3: {"step": 2, "ki is not JSON' in text
         assert "test.jsonl:2: [1] is not a JSON object: remove the line." in text
@@ -363,10 +381,12 @@ def test_a_run_that_was_just_started(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_runs_have_a_style_each(tmp_path: Path) -> None:
-    assert len({(run_colour(place), run_dash(place)) for place in range(28)}) == 28
     for place in range(9):
         make_run(tmp_path, f"online_seed_{place}", "online_rft", 0.3, 0.6, seed=place)
     assert write_report(tmp_path).exists()
+    run = load_runs(tmp_path)[0]
+    styles = [replace(run, place=place) for place in range(28)]
+    assert len({(run.colour, run.dash) for run in styles}) == 28
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.2, allow_nan=False))
@@ -391,7 +411,24 @@ def test_compact_counts(count: float | None, text: str) -> None:
 
 def test_importing_the_report_needs_neither_jax_nor_matplotlib() -> None:
     code = (
-        "import sys, rft_jax.report.html, rft_jax.report.tables\n"
+        "import sys, rft_jax.report.page, rft_jax.report.tables\n"
         "assert not {'jax', 'matplotlib'} & set(sys.modules), sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_metric_is_documented() -> None:
+    """docs/report.md names each metric that stands in the source of what writes metrics.jsonl."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "report.md").read_text()
+    groups = set(re.findall(r"`(\w+)/\w+`", text))
+    written = {
+        name
+        for room in ("runs", "training", "rollout", "evaluation")
+        for path in (root / "rft_jax" / room).glob("*.py")
+        for name in re.findall(r'"(\w+/\w+)"', path.read_text())
+        if name.partition("/")[0] in groups
+    }
+    assert len(written) > 40
+    # One literal is the start of two names.
+    assert sorted(name for name in written if f"`{name}" not in text) == []

@@ -10,75 +10,81 @@ from typing import Any
 from rft_jax.errors import DataError, UserError
 from rft_jax.io.jsonl import Fields, numbered_lines, parse_line, read_jsonl
 from rft_jax.io.paths import Folder
+from rft_jax.observe import log
 
 OUTPUTS_SHOWN = 200
 """Sampled outputs of a run that the report shows, spread evenly over its rollouts."""
 
 _ROLLOUTS_READ = 40
 _QUESTION_FIELDS: Fields = {
-    "question_id": int,
-    "greedy_correct": (bool, type(None)),
-    "num_samples": int,
+    "question_id": int, "greedy_correct": (bool, type(None)), "num_samples": int,
     "num_correct": int,
-}
+}  # fmt: skip
 _OUTPUT_FIELDS: Fields = {
-    "question_id": int,
-    "sample_index": int,
-    "step": int,
-    "text": str,
-    "tokens": list,
-    "finished": bool,
-    "verdict": str,
-    "reason": str,
-    "question": str,
-    "answer": str,
-}
+    "question_id": int, "sample_index": int, "step": int, "text": str, "tokens": list,
+    "finished": bool, "verdict": str, "reason": str, "question": str, "answer": str,
+}  # fmt: skip
+
+# Okabe and Ito's palette, told apart by colour-blind readers; its yellow and black, too light and
+# too heavy for lines on white, are left out, and grey stands first: for the run the others are
+# compared with.
+_COLOURS = ("#5F6670", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", ":", "-.")
+
+Line = dict[str, Any]
+"""A line of a log."""
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """What a run left behind.
 
-    info: config.json (name, config, versions, git_commit, device), empty where it is unreadable.
-    metrics: lines of metrics.jsonl in order of their steps. final: the line of its last evaluation,
-    on test where there is one. split: what that was made on, "test" or "validation", or "".
-    questions: the last evaluation's lines by question id. gaps: sentences on what cannot be shown.
+    place: in the experiment, from 0. info: config.json (name, config, versions, git_commit,
+    device), empty where it is unreadable. metrics: lines of metrics.jsonl in order of their steps.
+    final: the line of its last evaluation, on test where there is one. questions: the lines of that
+    evaluation by question id. gaps: sentences on what cannot be shown.
     """
 
     name: str
-    info: dict[str, Any]
-    metrics: tuple[dict[str, Any], ...]
-    final: dict[str, Any]
-    split: str
-    questions: dict[int, dict[str, Any]]
+    place: int
+    info: Line
+    metrics: tuple[Line, ...]
+    final: Line
+    questions: dict[int, Line]
     gaps: tuple[str, ...]
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The resolved settings."""
-        config = self.info.get("config")
-        return config if isinstance(config, dict) else {}
+    def split(self) -> str:
+        """What the last evaluation was made on: "test", "validation", or "" without one."""
+        return str(self.final.get("kind", ""))
 
     @property
     def method(self) -> str:
-        """sft, rft or online_rft; empty where config.json cannot be read."""
-        return str(self.config.get("method", ""))
+        """The method's name; empty where config.json does not say."""
+        config = self.info.get("config")
+        method = config.get("method", "") if isinstance(config, dict) else ""
+        # A row that is not of the package's table is saved with its fields.
+        return str(method.get("name", "") if isinstance(method, dict) else method)
+
+    @property
+    def samples(self) -> bool:
+        """Whether outputs were sampled to train on."""
+        return bool(self.last("cost/sampled_tokens"))
+
+    @property
+    def colour(self) -> str:
+        """The run's colour in every figure and on the page; repeats after seven runs."""
+        return _COLOURS[self.place % len(_COLOURS)]
+
+    @property
+    def dash(self) -> str:
+        """The run's line style, which changes when the colours repeat."""
+        return _DASHES[self.place // len(_COLOURS) % len(_DASHES)]
 
     def last(self, name: str) -> float | None:
         """The last value of a metric over all lines, None where there is none."""
         lines = (line for line in reversed(self.metrics) if is_number(line, name))
         return next((float(line[name]) for line in lines), None)
-
-    def total(self, name: str, kinds: Sequence[str] = ("train",)) -> float:
-        """The sum of a metric over the lines of those kinds."""
-        lines = (line for line in self.metrics if line["kind"] in kinds and is_number(line, name))
-        return sum((float(line[name]) for line in lines), start=0.0)
-
-    def counted(self, name: str) -> float:
-        """The sum of a train counter that starts at zero again whenever the run resumes."""
-        values = [value for (value,) in self.series("train", (name,))]
-        before = [0.0, *values[:-1]]
-        return sum((v - b if v >= b else v for v, b in zip(values, before, strict=True)), start=0.0)
 
     def series(self, kind: str, names: Sequence[str]) -> list[tuple[float, ...]]:
         """(value of each name) for the lines of a kind that have a number for all of them."""
@@ -88,13 +94,23 @@ class Run:
             if line["kind"] == kind and all(is_number(line, name) for name in names)
         ]
 
+    def total(self, name: str, kinds: Sequence[str] = ("train",)) -> float:
+        """The sum of a metric over the lines of those kinds."""
+        return sum((value for kind in kinds for (value,) in self.series(kind, (name,))), start=0.0)
 
-def is_number(line: dict[str, Any], name: str) -> bool:
-    """True when the line has a number (not null, not a list) of that name."""
+    def counted(self, name: str) -> float:
+        """The sum of a train counter that starts at zero again whenever the run resumes."""
+        values = [value for (value,) in self.series("train", (name,))]
+        before = [0.0, *values[:-1]]
+        return sum((v - b if v >= b else v for v, b in zip(values, before, strict=True)), start=0.0)
+
+
+def is_number(line: Line, name: str) -> bool:
+    """Whether the line has a number (not null, not a list) of that name."""
     return isinstance(line.get(name), int | float)
 
 
-def load_runs(workdir: Folder) -> list[Run]:
+def load_runs(workdir: Folder) -> list[LoggedRun]:
     """The runs of a workdir, in the order of WORKDIR/experiment.json or else by name.
 
     Raises UserError where the folder or any run is missing, or experiment.json is damaged.
@@ -103,16 +119,15 @@ def load_runs(workdir: Folder) -> list[Run]:
         raise UserError(
             f"{workdir} is not a folder: give the workdir of an experiment, such as runs/NAME."
         )
-    found = sorted(path.parent.name for path in workdir.glob("*/config.json"))
-    order = _experiment_order(workdir)
-    # Runs that are not (or no longer) in the experiment file come last.
-    names = [*order, *(name for name in found if name not in order)]
-    if not found:
+    present = sorted(path.parent.name for path in workdir.glob("*/config.json"))
+    if not present:
         raise UserError(
             f"{workdir} holds no run (no RUN/config.json): run the experiment first, or name the "
             "workdir that it wrote to."
         )
-    return [_load_run(workdir / name) for name in names]
+    # Runs that are not (or no longer) in the experiment file come last.
+    names = dict.fromkeys([*_experiment_order(workdir), *present])
+    return [_load_run(workdir / name, place) for place, name in enumerate(names)]
 
 
 def _experiment_order(workdir: Folder) -> list[str]:
@@ -128,51 +143,49 @@ def _experiment_order(workdir: Folder) -> list[str]:
             f'{path} does not read {{"runs": [NAME, ...]}}: remove it (runs are then sorted by '
             "name) or run the experiment again."
         )
-    return list(dict.fromkeys(names))
+    return names
 
 
-def _load_run(folder: Folder) -> Run:
-    name, gaps = folder.name, []
-    if not (folder / "config.json").exists():
-        return Run(name, {}, (), {}, "", {}, (f"{name}: not started.",))
+def _load_run(folder: Folder, place: int) -> LoggedRun:
+    name, path = folder.name, folder / "config.json"
+    if not path.exists():
+        return LoggedRun(name, place, {}, (), {}, {}, (f"{name}: not started.",))
+    gaps: list[str] = []
     try:
-        info = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(info, dict):
-            raise ValueError("no object")
+        info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        gaps.append(f"{name}: {folder / 'config.json'} is not a JSON object: no settings shown.")
+        info = None
+    if not isinstance(info, dict):
+        gaps.append(f"{name}: {path} is not a JSON object: no settings shown.")
         info = {}
 
-    metrics: list[dict[str, Any]] = []
-    if (folder / "metrics.jsonl").exists():
-        try:
-            metrics = read_jsonl(folder / "metrics.jsonl", {"step": int, "kind": str})
-        except DataError as error:
-            gaps.append(f"{name}: no metrics shown. {error}")
-    else:
-        gaps.append(f"{name}: no metrics.jsonl: no curves shown.")
+    metrics: list[Line] = []
+    try:
+        if (folder / "metrics.jsonl").exists():
+            metrics = log.read(folder / "metrics.jsonl")
+        else:
+            gaps.append(f"{name}: no metrics.jsonl: no curves shown.")
+    except DataError as error:
+        gaps.append(f"{name}: no metrics shown. {error}")
 
-    evaluations = [line for line in metrics if line["kind"] in ("test", "validation")]
-    tests = [line for line in evaluations if line["kind"] == "test"]
-    final = (tests or evaluations or [{}])[-1]
-    split = str(final.get("kind", ""))
+    tests = [line for line in metrics if line["kind"] == "test"]
+    final = (tests or [line for line in metrics if line["kind"] == "validation"] or [{}])[-1]
     if metrics and not final:
         gaps.append(f"{name}: no evaluation: no accuracy shown.")
-    questions: dict[int, dict[str, Any]] = {}
+    questions: dict[int, Line] = {}
     if final:
-        path = folder / "evaluation" / (
-            "test.jsonl" if split == "test" else f"validation-{final['step']:06d}.jsonl"
-        )  # fmt: skip
+        file = "test.jsonl" if tests else f"validation-{final['step']:06d}.jsonl"
+        path = folder / "evaluation" / file
         try:
             questions = _load_questions(path)
         except FileNotFoundError:
             gaps.append(f"{name}: {path} is missing: no paired differences shown.")
         except DataError as error:
             gaps.append(f"{name}: no paired differences shown. {error}")
-    return Run(name, info, tuple(metrics), final, split, questions, tuple(gaps))
+    return LoggedRun(name, place, info, tuple(metrics), final, questions, tuple(gaps))
 
 
-def _load_questions(path: Folder) -> dict[int, dict[str, Any]]:
+def _load_questions(path: Folder) -> dict[int, Line]:
     """The lines of one evaluation by question id. Raises DataError for impossible counts too."""
     lines = read_jsonl(path, _QUESTION_FIELDS)
     for line in lines:
@@ -184,14 +197,14 @@ def _load_questions(path: Folder) -> dict[int, dict[str, Any]]:
     return {line["question_id"]: line for line in lines}
 
 
-def load_outputs(folder: Folder) -> tuple[list[dict[str, Any]], list[str]]:
+def load_outputs(folder: Folder) -> tuple[list[Line], list[str]]:
     """Up to OUTPUTS_SHOWN sampled outputs of RUN/rollouts, and what could not be read.
 
     Spread evenly over the steps and within each step's file, whatever their verdicts, so that
     what one sees is what was sampled.
     """
     paths = _spread(sorted((folder / "rollouts").glob("step-*.jsonl")), _ROLLOUTS_READ, 0.0)
-    outputs: list[dict[str, Any]] = []
+    outputs: list[Line] = []
     gaps: list[str] = []
     for number, path in enumerate(paths):
         texts = numbered_lines(path)
