@@ -146,12 +146,12 @@ def test_dedupe_and_cap_are_by_verdict() -> None:
         (
             lambda facts: np.ones(1),
             "decided",
-            r"gave float64 of shape \(1,\): a number for each of 3",
+            r"gave float64 of shape \(1,\): a number for",
         ),
         (
             lambda facts: np.array(["1"] * 3),
             "decided",
-            "gave <U1 of shape .3,.: a number for each of",
+            "gave <U1 of shape .3,.: a number for",
         ),
         (lambda facts: np.array([1, np.nan, 1]), "decided", "gave nan: finite numbers"),
         (plus_minus, "accepted", "gave -1 for an output that is not accepted and trains_on is 'ac"),
