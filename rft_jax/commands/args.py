@@ -62,7 +62,7 @@ def read(kind: type[Options], args: Sequence[str], command: str) -> tuple[Option
     what the dataclass itself refuses.
     """
     known = declared(kind)
-    words, options = _split(args)
+    words, options = split(args)
     values: dict[str, Any] = {}
     for name in (name for name, one in known.items() if one.positional):
         if not words:
@@ -203,7 +203,7 @@ def declared(kind: type) -> dict[str, Declared]:
     return dict(positional_first)
 
 
-def _split(args: Sequence[str]) -> tuple[list[str], list[Option]]:
+def split(args: Sequence[str]) -> tuple[list[str], list[Option]]:
     """The words before the first option, and the options."""
     words: list[str] = []
     options: list[Option] = []
@@ -330,7 +330,9 @@ def _show(prog: str, description: str, options: Mapping[str, Declared]) -> None:
     # tyro leaves the process once the help is printed, and wraps no description off a terminal.
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         tyro.cli(page, prog=prog, description=" ", args=["--help"], use_underscores=True)
-    usage, _, boxes = text.getvalue().partition("\n\n")
+    _, _, boxes = text.getvalue().partition("\n\n")
+    words = [name.upper() for name, one in options.items() if one.positional]
+    usage = " ".join(["usage:", prog, *words, "[options]"])
     paragraphs = [textwrap.fill(part, _WIDTH) for part in description.split("\n\n")]
     lines = [line.rstrip() for line in boxes.strip("\n").splitlines()]
     print("\n\n".join([usage, *paragraphs, "\n".join(lines).rstrip()]))

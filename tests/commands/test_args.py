@@ -134,8 +134,10 @@ def test_a_field_of_several_types_is_read_as_text() -> None:
         (PlanCommand, ["--topology", "a", "--device", "b"],
          "topology is a and device is b: give one of them."),
         (PlanCommand, ["--pass_rate", "2"], "pass_rate is 2.0: it must lie in [0, 1]."),
-        (ConvertOptions, ["--max_shard_gb", "0"], "max_shard_gb is 0.0: it must be a positive number."),
-        (ConvertOptions, ["--max_shard_gb", "nan"], "max_shard_gb is nan: it must be a positive number."),
+        (ConvertOptions, ["--max_shard_gb", "0"],
+         "max_shard_gb is 0.0: it must be a positive number."),
+        (ConvertOptions, ["--max_shard_gb", "nan"],
+         "max_shard_gb is nan: it must be a positive number."),
         (ConvertOptions, ["--max_shard_gb"], "--max_shard_gb takes one value, found none."),
         (SampleOptions, [*NEEDED, "--out="], "--out is given twice: give it once."),
         (SampleOptions, ["--out="], "--out takes one value, found none."),
@@ -194,8 +196,9 @@ def test_options_survive_their_text(out: str, samples: int, **asked: Any) -> Non
     options = SampleOptions(Opening("w"), Path(out), asking, Drawing(samples, temperature))
     args: list[str] = []
     for name, values in {
-        "out": out, "samples_per_question": samples, "temperature": temperature, "questions": "jsonl:q",
-        "seed": asking.seed, "prompt_template": asking.prompt_template, "mesh": asking.mesh,
+        "out": out, "samples_per_question": samples, "temperature": temperature,
+        "questions": "jsonl:q", "seed": asking.seed, "mesh": asking.mesh,
+        "prompt_template": asking.prompt_template,
     }.items():  # fmt: skip
         if values is not None:
             args += [f"--{name}", *map(str, values if isinstance(values, tuple) else (values,))]
