@@ -92,17 +92,18 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if self.topology and self.device:
             raise ConfigError(
-                f"topology is {self.topology} and device is {self.device}: give one of them."
+                f"--topology is {self.topology} and --device is {self.device}: give one of them."
             )
         if self.counted and not self.topology:
-            raise ConfigError("counted says how a topology is planned for: name one.")
+            raise ConfigError("--counted says how a --topology is planned for: name one.")
         if not 0 <= self.pass_rate <= 1:
-            raise ConfigError(f"pass_rate is {self.pass_rate}: it must lie in [0, 1].")
-        _at_least(1, compile=self.compile)
+            raise ConfigError(f"--pass_rate is {self.pass_rate}: it must lie in [0, 1].")
+        if self.compile < 1:
+            raise ConfigError(f"--compile is {self.compile}: it must be at least 1.")
         for name in ("mean_prompt_tokens", "mean_output_tokens"):
             value = getattr(self, name)
             if value is not None and not value >= 1:
-                raise ConfigError(f"{name} is {value}: it must be at least 1.")
+                raise ConfigError(f"--{name} is {value}: it must be at least 1.")
 
 
 @dataclass(frozen=True)

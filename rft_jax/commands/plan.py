@@ -65,7 +65,7 @@ def supposed(config: Config, options: PlanOptions) -> Supposed:
     ):
         if mean > longest:
             raise ConfigError(
-                f"mean_{name}_tokens is {mean:g}, and the longest have {longest}: it cannot be "
+                f"--mean_{name}_tokens is {mean:g}, and the longest have {longest}: it cannot be "
                 "more."
             )
     lengths = Lengths(prompt, output, options.pass_rate)
@@ -76,7 +76,7 @@ def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Rec
     """The plans of an experiment's runs, each printed once it is made; of a search its ranking and
     the plans of the best. Writes options.json. Raises ConfigError."""
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ConfigError(f"json {options.json}: there is no such folder.")
+        raise ConfigError(f"--json {options.json}: there is no such folder.")
     target = target_of(options)
     rankings: dict[str, list[Record]] = {}
     plans: list[Record] = []
@@ -157,4 +157,4 @@ def _write(path: Path, content: Record) -> None:
     try:
         write_atomically(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"json {path}: cannot write there ({error.strerror}).") from error
+        raise ConfigError(f"--json {path}: cannot write there ({error.strerror}).") from error

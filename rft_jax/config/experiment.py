@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ ALL = "all"
 """Stands for every run in the names of options."""
 
 
-def load(path: Path) -> dict[str, Config]:
+def load(path: str | PathLike[str]) -> dict[str, Config]:
     """The experiment of a file, checked.
 
     The file's folder joins the end of `sys.path`, so that an experiment may import its neighbours
     and name a verifier beside it. Every error is a ConfigError that names the file and, for what
     is raised inside it, the line.
     """
+    path = Path(path)
     if not path.is_file():
         near = suggest(str(path), [str(other) for other in path.parent.glob("*.py")])
         raise ConfigError(f"experiment file {path} does not exist{near}")
