@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rft_jax.commands import args
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.errors import ConfigError
@@ -157,7 +158,8 @@ def main() -> None:
     if given.device not in ("cpu", *SLICES):  # tuning needs the GPU itself
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     try:
-        config = experiments.override(experiments.load(given.experiment), fields)[given.only]
+        _, options = args.split(fields)
+        config = args.apply(experiments.load(given.experiment), options)[given.only]
     except ConfigError as error:
         sys.exit(f"compiled_memory: error: {error}")
     print("| program | counted, GiB | compiled, GiB | counted / compiled |")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rft_jax.commands.plan_options import PlanOptions
+from rft_jax.commands.options import PlanOptions
 from rft_jax.config import experiment as experiments
 from rft_jax.config.serialize import replace_fields
 

@@ -257,7 +257,7 @@ def main() -> None:
         "run": [*ours, "run", str(folder / "rehearsal.py"), "--workdir", work],
         "convert": [
             *ours, "convert", f"{work}/online_rft", str(folder / "export"),
-            "--format", "safetensors", "--dtype", "bfloat16", "--max-shard-gb", "0.05",
+            "--dtype", "bfloat16", "--max_shard_gb", "0.05",
         ],
         "compare": [*here, "compare"],
     }  # fmt: skip

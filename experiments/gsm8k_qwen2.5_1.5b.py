@@ -20,7 +20,8 @@ The start's own figures, by the same rule:
 
     rft-jax evaluate hf:Qwen/Qwen2.5-1.5B-Instruct --questions jsonl:data/gsm8k/test.jsonl \
         --system "Please reason step by step, and put your final answer within \boxed{}." \
-        --rule boxed --samples 8 --temperature 0.7 --questions-per-batch 32 --out runs/start
+        --verifier boxed --samples_per_question 8 --temperature 0.7 \
+        --questions_per_batch 32 --out runs/start
 
 Environment variables:
     GSM8K_DIR  folder of the official train.jsonl and test.jsonl; data/gsm8k if unset

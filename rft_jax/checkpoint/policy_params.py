@@ -32,7 +32,7 @@ def to_sample_from(policy: Policy, mesh: Mesh) -> Params:
     if jax.dtypes.canonicalize_dtype(model.compute_dtype) != model.compute_dtype:
         raise UserError(
             f"{policy.name}: the run computes in float64, and jax in float32 by default: set "
-            "JAX_ENABLE_X64=1, or choose --compute-dtype float32."
+            "JAX_ENABLE_X64=1, or choose compute_dtype float32."
         )
     shapes = param_shapes(model, mesh, model.vocab_size)
     where = param_shardings(mesh, shapes, logical_axes(shapes), fsdp=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rft_jax.checkpoint.policy import TEMPLATES, Policy
@@ -23,13 +23,8 @@ from rft_jax.types import Question
 QUESTIONS_PER_BATCH = 64
 """Of a published model."""
 
-_OPTIONS = {
-    "prompt_format": "--prompt-format",
-    "prompt_template": "--prompt-template",
-    "system": "--system",
-    "date": "--date",
-}
-"""Options by the fields of DataConfig that they set."""
+_OPTIONS = ("prompt_format", "prompt_template", "system", "date")
+"""Options that set the field of DataConfig of their name."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +44,22 @@ class Asked:
     questions_per_batch: int
 
 
-def ask(asking: Asking, policy: Policy) -> Asked:
+def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked:
     """Load the questions and make every prompt; logs the format, and the first prompt.
 
+    given: questions in place of those of the source `asking.questions`, which then only names them.
     Raises DataError, ModelError and ConfigError for what does not fit.
     """
     run, tokenizer = policy.config, policy.tokenizer
     with _naming_options():
         data = _prompting(asking, policy)
-    questions = sources.load(asking.questions, data.data_dir)
+    questions = tuple(given) or sources.load(asking.questions, data.data_dir)
     with _naming_options():
         lengths = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
     longest = max(lengths)
     if asking.max_prompt_tokens is not None and longest > asking.max_prompt_tokens:
         raise ConfigError(
-            f"--max-prompt-tokens is {asking.max_prompt_tokens} and the prompt of question "
+            f"max_prompt_tokens is {asking.max_prompt_tokens} and the prompt of question "
             f"{questions[lengths.index(longest)].id} has {longest} tokens: set it to {longest} or "
             "more, or leave it out."
         )
@@ -106,7 +102,7 @@ def _prompting(asking: Asking, policy: Policy) -> DataConfig:
         prompt_template=_given(asking.prompt_template, own.prompt_template),
         system=_given(asking.system, own.system),
         date=_given(asking.date, own.date),
-        max_completion_tokens=asking.max_new_tokens or own.max_completion_tokens,
+        max_completion_tokens=asking.max_completion_tokens or own.max_completion_tokens,
     )
 
 
@@ -116,8 +112,7 @@ def _naming_options() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModelError, DataError) as error:
-        fields = rf"\bdata\.({'|'.join(_OPTIONS)})\b"
-        said = re.sub(fields, lambda found: _OPTIONS[found[1]], str(error))
+        said = re.sub(rf"\bdata\.({'|'.join(_OPTIONS)})\b", r"\1", str(error))
         raise type(error)(said) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -27,13 +26,14 @@ class Converted(NamedTuple):
     dtype: Dtype
 
 
-def convert(policy: Policy, out: Path, options: ConvertOptions) -> Converted:
-    """Write the policy into the new folder `out`, which appears whole or not at all.
+def convert(policy: Policy, options: ConvertOptions) -> Converted:
+    """Write the policy into the new folder `options.out`, which appears whole or not at all.
 
     The host holds one file of weights at a time. Raises UserError for a folder that cannot be
     written and a tokenizer that would be misread, ModelError for a folder that holds something
     and a model that the format cannot express.
     """
+    out = options.out
     require_fresh(out)
     dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
     dtype = options.dtype or dtype

@@ -1,4 +1,4 @@
-"""`rft-jax evaluate`: a policy on a set of questions, with intervals, and every output kept."""
+"""`rft-jax evaluate`: a policy on questions, with intervals, and every output kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import jax
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.policy_params import to_sample_from
 from rft_jax.checkpoint.provenance import git_commit, versions
-from rft_jax.commands import verify_options as scoring_options
+from rft_jax.commands import verify as scoring
 from rft_jax.commands.ask import Asked
-from rft_jax.commands.options import EvaluateOptions, Judging
+from rft_jax.commands.options import Judging, Measuring
 from rft_jax.config import EvaluationConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, UserError
@@ -25,7 +25,7 @@ from rft_jax.evaluation.evaluate import Outputs, draw, measure, write_rows
 from rft_jax.io.paths import write_atomically
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
-from rft_jax.types import Question, Sample, Verdict
+from rft_jax.types import Params, Question, Sample, Verdict
 from rft_jax.verification.canary import evaluation_spec, limits_of, training_spec
 from rft_jax.verification.pool import VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
@@ -35,28 +35,39 @@ METRICS, QUESTIONS, OUTPUTS = "metrics.json", "questions.jsonl", "outputs.jsonl"
 
 
 class Evaluated(NamedTuple):
-    """estimates: rates with their intervals; metrics: these and whatever else was measured."""
+    """What an evaluation found.
+
+    estimates: rates with their intervals; metrics: these and whatever else was measured; settings:
+    everything that the numbers depend on; questions, outputs: a row for each. Its text is a table.
+    """
 
     estimates: dict[str, Estimate]
     metrics: dict[str, float | None]
+    settings: dict[str, Any]
+    questions: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        """The rates with their intervals in Markdown, and the other figures below."""
+        return _table(self.estimates, self.metrics)
 
 
-def evaluate(policy: Policy, asked: Asked, options: EvaluateOptions) -> Evaluated:
-    """Evaluate, and write the results to the folder `options.out`.
+def evaluate(
+    policy: Policy, asked: Asked, measuring: Measuring, params: Params | None = None
+) -> Evaluated:
+    """Evaluate a policy; with a run's own settings the numbers are those that it logged.
 
-    With a run's own settings the numbers are those that its evaluation logged. Raises UserError
-    for a folder that holds results or cannot be written, VerifierError when the verifier cannot
-    run, ConfigError for options that do nothing.
+    params: of the policy, where they are loaded already. Raises VerifierError when the verifier
+    cannot run, ConfigError for options that do nothing.
     """
-    _claim(options.out)
-    drawing = _drawing(policy, asked, options)
-    spec, limits = _verifier(policy, options.judging)
+    drawing = _drawing(policy, asked, measuring)
+    spec, limits = _verifier(policy, measuring.judging)
     num_samples = drawing.test_samples_per_question
     mesh = make_mesh(asked.mesh)
     total = len(asked.questions) * (1 + num_samples)
     with VerifierPool(spec, limits) as verifier:
         sampling = Sampling(policy.model, asked.data, mesh, policy.tokenizer, verifier, asked.seed)
-        params = to_sample_from(policy, mesh)
+        params = to_sample_from(policy, mesh) if params is None else params
         with Progress(total, 0, f"evaluate {policy.name}", unit="output") as progress:
             outputs = draw(
                 params,
@@ -67,44 +78,60 @@ def evaluate(policy: Policy, asked: Asked, options: EvaluateOptions) -> Evaluate
                 on_part=showing(progress),
             )
     metrics, rows = measure(asked.questions, outputs, spec.name)
-    found = estimates(outputs, spec.name)
-    metrics |= {name: one.value for name, one in found.items()}
+    rates = estimates(outputs, spec.name)
+    metrics |= {name: one.value for name, one in rates.items()}
     if outputs.sampled is not None:
         metrics["sampled/undecided"] = _undecided(outputs.sampled.samples)
+    return Evaluated(
+        rates,
+        {name: _number(value) for name, value in metrics.items()},
+        _settings(policy, asked, drawing, spec, limits),
+        _question_rows(asked.questions, rows),
+        _output_rows(asked.questions, outputs),
+    )
+
+
+def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> Evaluated:
+    """Evaluate, and write the results to a folder.
+
+    Raises UserError for a folder that holds results or cannot be written, and what `evaluate`
+    raises.
+    """
+    _claim(folder)
+    done = evaluate(policy, asked, measuring)
     content = {
         "checkpoint": policy.name,
         "questions": asked.source,
         "num_questions": len(asked.questions),
-        "metrics": {name: _number(value) for name, value in metrics.items()},
-        "intervals_95": {name: [one.low, one.high] for name, one in found.items()},
-        "settings": _settings(policy, asked, drawing, spec, limits),
-        **_origin(mesh.size),
+        "metrics": done.metrics,
+        "intervals_95": {name: [one.low, one.high] for name, one in done.estimates.items()},
+        "settings": done.settings,
+        **_origin(make_mesh(asked.mesh).size),
     }
     try:
-        write_rows(options.out / OUTPUTS, _output_rows(asked.questions, outputs))
-        write_rows(options.out / QUESTIONS, _question_rows(asked.questions, rows))
-        write_atomically(options.out / METRICS, json.dumps(content, indent=2) + "\n")
+        write_rows(folder / OUTPUTS, done.outputs)
+        write_rows(folder / QUESTIONS, done.questions)
+        write_atomically(folder / METRICS, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        raise _cannot_write(options.out, error) from error
-    return Evaluated(found, metrics)
+        raise _cannot_write(folder, error) from error
+    return done
 
 
-def table(evaluated: Evaluated) -> str:
-    """The rates with their intervals in Markdown, and the other figures below."""
+def _table(rates: Mapping[str, Estimate], metrics: Mapping[str, float | None]) -> str:
     lines = ["| measure | % | 95 % interval | questions |", "|---|---|---|---|"]
-    for name, (value, low, high, questions) in evaluated.estimates.items():
+    for name, (value, low, high, questions) in rates.items():
         shown = name.replace("greedy/", "greedy ").replace("_at/", "@")
         interval = "-" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
         rate = "-" if value is None else f"{100 * value:.1f}"
         lines.append(f"| {shown} | {rate} | {interval} | {questions:,} |")
-    metrics = {name: value for name, value in evaluated.metrics.items() if value is not None}
-    undecided = max(metrics["greedy/undecided"], metrics.get("sampled/undecided", 0.0))
+    known = {name: value for name, value in metrics.items() if value is not None}
+    undecided = max(known["greedy/undecided"], known.get("sampled/undecided", 0.0))
     return "\n".join(
         [
             *lines,
-            f"\nentropy: {metrics['policy/entropy']:.3f} nats a token; "
-            f"length: {metrics['lengths/mean']:.1f} tokens; "
-            f"truncated: {metrics['lengths/truncated']:.1%}; undecided: {undecided:.1%}",
+            f"\nentropy: {known['policy/entropy']:.3f} nats a token; "
+            f"length: {known['lengths/mean']:.1f} tokens; "
+            f"truncated: {known['lengths/truncated']:.1%}; undecided: {undecided:.1%}",
         ]
     )
 
@@ -114,7 +141,7 @@ def _claim(folder: Path) -> None:
     for name in (METRICS, QUESTIONS, OUTPUTS):
         if (folder / name).exists():
             raise UserError(
-                f"--out {folder} holds {name}, and nothing is written over: name another folder."
+                f"--out {folder} holds {name}, and nothing is overwritten: name another folder."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,15 +153,18 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(f"--out {folder}: cannot write here ({error.strerror}).")
 
 
-def _drawing(policy: Policy, asked: Asked, options: EvaluateOptions) -> EvaluationConfig:
+def _drawing(policy: Policy, asked: Asked, measuring: Measuring) -> EvaluationConfig:
     """How many outputs are drawn, and how."""
-    of_run = policy.config.evaluation if policy.config else EvaluationConfig()
-    samples = of_run.test_samples_per_question if options.samples is None else options.samples
-    if not samples and options.temperature is not None:
-        raise ConfigError("--temperature does nothing without samples: give --samples or leave it.")
+    own = policy.config.evaluation if policy.config else EvaluationConfig()
+    samples = measuring.samples_per_question
+    samples = own.test_samples_per_question if samples is None else samples
+    if not samples and measuring.temperature is not None:
+        raise ConfigError(
+            "temperature does nothing without samples: give samples_per_question or leave it out."
+        )
     return EvaluationConfig(
         test_samples_per_question=samples,
-        temperature=options.temperature or of_run.temperature,
+        temperature=measuring.temperature or own.temperature,
         questions_per_batch=asked.questions_per_batch,
     )
 
@@ -143,14 +173,14 @@ def _verifier(policy: Policy, judging: Judging) -> tuple[VerifierSpec, Limits]:
     """The verifier of the run's evaluations, or the default one, but for what is given."""
     run = policy.config
     if run is None:
-        spec, limits = scoring_options.judge(judging)
+        spec, limits = scoring.judge(judging)
     else:
-        of_run = evaluation_spec(run) or training_spec(run)
-        spec, limits = scoring_options.override(of_run, limits_of(run), judging)
+        own = evaluation_spec(run) or training_spec(run)
+        spec, limits = scoring.override(own, limits_of(run), judging)
     for name in ("comparison", "tolerance"):
         if ":" in spec.name and getattr(judging, name) is not None:
             raise ConfigError(
-                f"--{name} does nothing beside the rule {spec.name}, which compares by itself: "
+                f"{name} does nothing beside the rule {spec.name}, which compares by itself: "
                 "leave it out."
             )
     return spec, limits
@@ -163,7 +193,7 @@ def _settings(
     data = asked.data
     samples = drawing.test_samples_per_question
     return {
-        "samples": samples,
+        "samples_per_question": samples,
         "temperature": drawing.temperature if samples else None,
         "seed": asked.seed,
         "prompt_format": data.prompt_format,
@@ -171,12 +201,12 @@ def _settings(
         "system": data.system,
         "date": data.date,
         "max_prompt_tokens": data.max_prompt_tokens,
-        "max_new_tokens": data.max_completion_tokens,
+        "max_completion_tokens": data.max_completion_tokens,
         "questions_per_batch": asked.questions_per_batch,
         "compute_dtype": policy.model.compute_dtype,
         "mesh": asdict(asked.mesh),
         "data_dir": data.data_dir,
-        "rule": spec.name,
+        "verifier": spec.name,
         "comparison": spec.comparison,
         "checks": list(spec.checks),
         "tolerance": str(spec.tolerance),

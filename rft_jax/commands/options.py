@@ -1,6 +1,7 @@
-"""The options of the commands that work on checkpoints and on files of outputs. No jax.
+"""What each command takes: a dataclass each, which args.py reads and lists. No jax.
 
-Each command has one dataclass, which rft_jax/commands/typed_options.py reads from the command line.
+A field is the option `--its_name` with its docstring as help; one marked Positional stands without
+a name; a field that is a dataclass itself stands for its own fields.
 """
 
 from __future__ import annotations
@@ -9,31 +10,144 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from rft_jax.config.serialize import suggest
 from rft_jax.errors import ConfigError
 from rft_jax.verification.rules import BUILT_IN, RANDOM
 
+ComputeDtype = Literal["float32", "bfloat16"]
+
 
 def _at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} is {value}: it must be at least {least}.")
+            raise ConfigError(f"{name} is {value}: it must be at least {least}.")
 
 
-def _check_temperature(temperature: float | None) -> None:
-    if temperature is not None and not 0 < temperature < math.inf:
-        raise ConfigError(
-            f"--temperature is {temperature}: it must be a positive number; greedy outputs have "
-            "none."
-        )
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} is {value}: it must be a positive number.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Carry out the runs of an experiment file one after another, or resume them, and write the
+    report."""
+
+    experiment: Positional[Path]
+    """The experiment: a Python file, NAME.py."""
+    workdir: str = ""
+    """Where everything is written: a folder or gs://BUCKET/FOLDER. Default: runs/NAME."""
+    only: Annotated[tuple[str, ...], arg(metavar="RUN ...")] = ()
+    """Carry out only these runs. Default: all."""
+    profile: Annotated[tuple[str, ...], arg(metavar="steps FIRST..LAST")] = ()
+    """Write a profiler trace of these steps into WORKDIR/RUN/profile. Default: none."""
+    lost_after: float = 60.0
+    """A job of several processes ends when one gives no sign of life for so many seconds."""
+    stalled_after: float = 3600.0
+    """It also ends when its work stands still for so many seconds."""
+
+    def __post_init__(self) -> None:
+        _positive(lost_after=self.lost_after, stalled_after=self.stalled_after)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Plan the runs of an experiment file without running them: memory, exchanges between devices
+    and seconds of their programs, compiled from shapes alone. The exit status is 1 if a run does
+    not fit."""
+
+    topology: str | None = None
+    """Plan for a slice of TPUs by its compiler's name, such as v5e:4x4, with none at hand (needs
+    libtpu). Default: the devices of this machine."""
+    device: str | None = None
+    """Plan for so many of a chip, such as 8xh100 or t4, by counting. Default: this machine's."""
+    counted: bool = False
+    """With --topology: only count, and compile nothing."""
+    search: bool = False
+    """Rank all meshes over the devices by the count, and plan for the best."""
+    compile: int = 1
+    """With --search: how many of the best meshes are planned for."""
+    whole: bool = False
+    """Compile sampling's programs with all of their layers (minutes each), not with two."""
+    only: Annotated[tuple[str, ...], arg(metavar="RUN ...")] = ()
+    """Plan for these runs only. Default: all."""
+    json: Path | None = None
+    """File that is given the plans as JSON. Default: none."""
+    mean_prompt_tokens: float | None = None
+    """Mean length of prompts. Default: a third of the longest."""
+    mean_output_tokens: float | None = None
+    """Mean length of outputs. Default: half of the longest."""
+    pass_rate: float = 0.5
+    """Share of outputs that is accepted."""
+    validation_questions: int = 256
+    """Questions of one evaluation."""
+    test_questions: int = 1319
+    """Questions of the test."""
+
+    def __post_init__(self) -> None:
+        if self.topology and self.device:
+            raise ConfigError(
+                f"--topology is {self.topology} and --device is {self.device}: give one of them."
+            )
+        if self.counted and not self.topology:
+            raise ConfigError("--counted says how a --topology is planned for: name one.")
+        if not 0 <= self.pass_rate <= 1:
+            raise ConfigError(f"--pass_rate is {self.pass_rate}: it must lie in [0, 1].")
+        if self.compile < 1:
+            raise ConfigError(f"--compile is {self.compile}: it must be at least 1.")
+        for name in ("mean_prompt_tokens", "mean_output_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise ConfigError(f"--{name} is {value}: it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    __doc__ = PlanOptions.__doc__
+
+    experiment: Positional[Path]
+    """The experiment: a Python file, NAME.py."""
+    planning: PlanOptions
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write the report of a workdir again: tables, plots and report.html."""
+
+    workdir: Positional[str]
+    """The workdir of an experiment: a folder or gs://BUCKET/FOLDER."""
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Train the experiment's tokenizer."""
+
+    experiment: Positional[Path]
+    """The experiment: a Python file, NAME.py."""
+    workdir: str = ""
+    """Where tokenizer.model is written: a folder or gs://BUCKET/FOLDER. Default: runs/NAME."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which checkpoint is used, and its type."""
+
+    checkpoint: Positional[str]
+    """The folder of a finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is
+    not the last), a folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub."""
+    compute_dtype: ComputeDtype | None = None
+    """Type that weights and activations are computed in. Default: the run's; for a published
+    model that of its weights, if it is one of these, else float32."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What a checkpoint is asked, and how it is computed."""
+    """What a checkpoint is asked, and on which devices."""
 
     questions: str
     """The source of the questions: jsonl:PATH or tfds:NAME/SPLIT, with a slice such as [:100] if
@@ -41,7 +155,7 @@ class Asking:
     data_dir: str | None = None
     """Folder of prepared TFDS data. Default: the run's, or TFDS's own."""
     prompt_format: Literal["text", "chat"] | None = None
-    """text: the model goes on from the prompt; chat: the prompt is the user's message in the chat
+    """text: the model continues the prompt; chat: the prompt is the user's message in the chat
     template. Default: the run's; for a published model chat, if it has a template, else text."""
     prompt_template: str | None = None
     """Text of the prompt, in which {question} stands for the question. Default: the run's; else
@@ -53,154 +167,164 @@ class Asking:
     none."""
     max_prompt_tokens: int | None = None
     """Longest prompt in tokens. Default: what the longest question needs."""
-    max_new_tokens: int | None = None
+    max_completion_tokens: int | None = None
     """Longest output in tokens, EOS included. Default: the run's, or 512."""
     seed: int | None = None
     """Fixes every sampled token, with a question's id and the sample's index. Default: the run's,
     or 0."""
     questions_per_batch: int | None = None
     """Questions whose outputs are decoded at a time; the prompts of 16 times as many are kept on
-    the device. Changes speed and memory alone. Default: the run's, or 64."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
-    """Type that weights and activations are computed in. Default: the run's; for a published
-    model that of its weights, if it is one of these, else float32."""
+    the device. Changes only speed and memory. Default: the run's, or 64."""
     mesh: tuple[int, int, int] | None = None
-    """Sizes of the mesh of devices: data, fsdp and tensor, as in the settings of a run; one may be
+    """Sizes of the mesh of devices: data, fsdp and tensor, as in the config of a run; one may be
     -1: what the other two leave. Default: the run's, or -1 1 1."""
 
     def __post_init__(self) -> None:
         _at_least(
             1,
             max_prompt_tokens=self.max_prompt_tokens,
-            max_new_tokens=self.max_new_tokens,
+            max_completion_tokens=self.max_completion_tokens,
             questions_per_batch=self.questions_per_batch,
         )
         if self.seed is not None and not 0 <= self.seed < 2**31:
-            raise ConfigError(f"--seed is {self.seed}: it must lie between 0 and 2147483647.")
+            raise ConfigError(f"seed is {self.seed}: it must lie between 0 and 2147483647.")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How outputs are sampled."""
+
+    samples_per_question: int = 1
+    """Outputs sampled per question."""
+    temperature: float | None = None
+    """Divides the logits. Default: that of the run's evaluations, or 1."""
+    greedy: bool = False
+    """Take the most probable token at each place instead of sampling."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, samples_per_question=self.samples_per_question)
+        _positive(temperature=self.temperature)
+        if self.greedy and self.temperature is not None:
+            raise ConfigError("temperature does nothing beside greedy: leave one of them out.")
+        if self.greedy and self.samples_per_question > 1:
+            raise ConfigError(
+                f"samples_per_question is {self.samples_per_question} beside greedy, which gives "
+                "each question the same output every time: leave one of them out."
+            )
 
 
 @dataclass(frozen=True)
 class Judging:
     """The verifier. What is not given is None: the command has its own default."""
 
-    rule: str | None = None
-    """auto, hash, boxed, tagged, lenient_last_number or module:function. Default: auto."""
-    comparison: str | None = None
-    """exact or math. Default: math where math-verify is installed, else exact."""
+    verifier: str | None = None
+    """auto, hash, boxed, tagged, lenient_last_number or module:function. Default: auto, or that of
+    the run's evaluations."""
+    comparison: Literal["exact", "math"] | None = None
+    """How answers are compared. Default: math where math-verify is installed, else exact; of a run
+    its own."""
     checks: tuple[str, ...] | None = None
-    """What a correct output must pass besides: equations, ends_with_answer or module:function.
-    Default: nothing."""
+    """What a correct output must also pass: equations, ends_with_answer or module:function.
+    Default: nothing, or that of the run's evaluations."""
     tolerance: Fraction | None = None
     """Largest relative difference of two numbers, such as 0.001. Default: 0."""
     workers: int | None = None
-    """Processes that judge. Default: one a core."""
-    timeout: Fraction | None = None
-    """Seconds that one output may take; past them it is undecided. Default: 10."""
+    """Verifier processes. Default: one a core, or the run's."""
+    timeout_seconds: float | None = None
+    """Time one output may take; past it the verdict is undecided. Default: 10, or the run's."""
 
     def __post_init__(self) -> None:
-        if self.rule is not None and self.rule not in BUILT_IN and ":" not in self.rule:
-            raise ConfigError(
-                f"--rule is {self.rule!r}, which is no rule{suggest(self.rule, BUILT_IN)}"
-            )
+        name = self.verifier
+        if name is not None and name not in BUILT_IN and ":" not in name:
+            raise ConfigError(f"verifier is {name!r}, which is no rule{suggest(name, BUILT_IN)}")
         if self.comparison not in (None, "exact", "math"):
-            raise ConfigError(f"--comparison is {self.comparison!r}: it must be exact or math.")
-        least = {"tolerance": Fraction(0), "workers": Fraction(1), "timeout": Fraction(1, 1000)}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ConfigError(
-                    f"--{name} is {str(value)!r}: a number of at least {float(bound):g} is needed."
-                )
+            raise ConfigError(f"comparison is {self.comparison!r}: it must be exact or math.")
+        _at_least(1, workers=self.workers)
+        _positive(timeout_seconds=self.timeout_seconds)
+        if self.tolerance is not None and self.tolerance < 0:
+            raise ConfigError(f"tolerance is {str(self.tolerance)!r}: it must be at least 0.")
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
-    """Score a file whose rows are {"reference": ..., "output": ...}; further fields are carried
-    through. One row out for each row in, in order, with `verdict` (correct, incorrect, undecided)
-    and `reason` added, and a table of reasons. A reference is a bare answer (18, \\frac{1}{2}) or a
-    solution that ends in `#### 18`."""
+class Measuring:
+    """How a policy is evaluated."""
 
-    out: Path
-    """The file that the verdicts are written to."""
     judging: Judging
-    skip_bad: bool = False
-    """Leave malformed rows out instead of stopping at the first."""
+    samples_per_question: int | None = None
+    """Outputs per question for pass@k and maj@k; 0 for only the greedy one. Default: as many as in
+    the run's test, or 0."""
+    temperature: float | None = None
+    """Temperature of those samples. Default: that of the run's evaluations, or 1."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, samples_per_question=self.samples_per_question)
+        _positive(temperature=self.temperature)
+        if self.judging.verifier == RANDOM:
+            raise ConfigError(
+                "verifier is 'random': random verdicts evaluate nothing; name a rule."
+            )
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Sample outputs of questions from CHECKPOINT: the folder of a finished run (WORKDIR/RUN, with
-    @STEP or @best for a kept checkpoint that is not the last), a folder in the Hugging Face format,
-    or hf:ORG/NAME[@REVISION] of the hub. A row for each output, in order: question_id, question,
-    reference, sample_index, output, finished, num_tokens and log_prob (the sum over its tokens
-    under the distribution it was drawn from, in nats; of greedy outputs at temperature 1).
-    `rft-jax verify` scores the file."""
+    """Sample outputs of questions from a finished run or a published model. A row for each output,
+    in order: question_id, question, reference, sample_index, output, finished, num_tokens and
+    log_prob (the sum over its tokens under the distribution it was drawn from, in nats; of greedy
+    outputs at temperature 1). `rft-jax verify` scores the file."""
 
+    opening: Opening
     out: Path
     """The new JSONL file for the outputs."""
     asking: Asking
-    samples: int = 1
-    """Outputs of each question."""
-    temperature: float | None = None
-    """Divides the logits. Default: that of the run's evaluations, or 1."""
-    greedy: bool = False
-    """The most probable token at each place, in place of sampling."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, samples=self.samples)
-        _check_temperature(self.temperature)
-        if self.greedy and self.temperature is not None:
-            raise ConfigError("--temperature does nothing beside --greedy: leave one of them out.")
-        if self.greedy and self.samples > 1:
-            raise ConfigError(
-                f"--samples is {self.samples} beside --greedy, which gives each question the same "
-                "output every time: leave one of them out."
-            )
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate CHECKPOINT on questions: greedy accuracy and, with samples, pass@k and maj@k for
-    k = 1, 2, 4, ..., each with a 95 % interval over questions. CHECKPOINT is the folder of a
-    finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is not the last), a
-    folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub. The verifier is that of
-    the run's evaluations, but for what is given here; the defaults below are those for a model that
-    is no run's. A table is printed, and FOLDER gets metrics.json, questions.jsonl (a row for each
-    question) and outputs.jsonl (a row for each output)."""
+    """Measure greedy accuracy and, with samples, pass@k and maj@k for k = 1, 2, 4, ..., each with
+    a 95 % interval over questions, of a finished run or a published model. A table is printed, and
+    OUT gets metrics.json, questions.jsonl (a row for each question) and outputs.jsonl (a row for
+    each output)."""
 
+    opening: Opening
     out: Path
     """The folder for the results."""
     asking: Asking
-    judging: Judging
-    samples: int | None = None
-    """Outputs of each question for pass@k and maj@k, 0 for the greedy one alone. Default: as many
-    as in the run's test, or 0."""
-    temperature: float | None = None
-    """Of those samples. Default: that of the run's evaluations, or 1."""
-
-    def __post_init__(self) -> None:
-        _at_least(0, samples=self.samples)
-        _check_temperature(self.temperature)
-        if self.judging.rule == RANDOM:
-            raise ConfigError("--rule is random: an evaluation by lot says nothing; name a rule.")
+    measuring: Measuring
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write CHECKPOINT as a model in the Hugging Face format into the new folder OUT, for
-    transformers, vLLM and others: config.json, safetensors, tokenizer, generation_config.json and a
-    model card. CHECKPOINT is the folder of a finished run (WORKDIR/RUN, with @STEP or @best for
-    a kept checkpoint that is not the last), a folder in the Hugging Face format, or
-    hf:ORG/NAME[@REVISION] of the hub. Adapters are merged into the weights."""
+    """Write a finished run or a published model in the Hugging Face format, for transformers, vLLM
+    and others: config.json, safetensors, tokenizer, generation_config.json and a model card.
+    Adapters are merged into the weights."""
 
-    format: Literal["safetensors"] = "safetensors"
-    """How weights are written."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    checkpoint: Positional[str]
+    """The folder of a finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is
+    not the last), a folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub."""
+    out: Positional[Path]
+    """The new folder for the model."""
+    dtype: ComputeDtype | None = None
     """Type of the weights. Default: bfloat16 where the checkpoint is computed in it, else
     float32."""
     max_shard_gb: float = 4.0
     """Largest file of weights, in 10^9 bytes; as much is on the host at a time."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_shard_gb < math.inf:
-            raise ConfigError(f"--max-shard-gb is {self.max_shard_gb}: it must be positive.")
+        _positive(max_shard_gb=self.max_shard_gb)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Score rows of {"reference": ..., "output": ...}; further fields are carried through. One row
+    out for each row in, in order, with `verdict` (correct, incorrect, undecided) and `reason`
+    added, and a table of reasons. A reference is a bare answer (18, \\frac{1}{2}) or a solution
+    that ends in `#### 18`."""
+
+    file: Positional[Path]
+    """The JSONL file of rows."""
+    out: Path
+    """The file that the verdicts are written to."""
+    judging: Judging
+    skip_bad: bool = False
+    """Leave malformed rows out instead of stopping at the first."""

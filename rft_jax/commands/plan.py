@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from rft_jax.commands.plan_options import PlanOptions
+from rft_jax.commands.options import PlanOptions
 from rft_jax.config import Config
 from rft_jax.errors import ConfigError
 from rft_jax.io.paths import write_atomically
@@ -65,7 +65,7 @@ def supposed(config: Config, options: PlanOptions) -> Supposed:
     ):
         if mean > longest:
             raise ConfigError(
-                f"--mean-{name}-tokens is {mean:g}, and the longest have {longest}: it cannot be "
+                f"--mean_{name}_tokens is {mean:g}, and the longest have {longest}: it cannot be "
                 "more."
             )
     lengths = Lengths(prompt, output, options.pass_rate)

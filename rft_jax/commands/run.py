@@ -1,69 +1,165 @@
-"""`rft-jax run`: the runs of an experiment one after another, in the job that there may be."""
+"""`rft-jax run` and `rft_jax.run`: the runs of an experiment one after another, in one process or a
+job of several. jax is imported once there is something to compute.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rft_jax.commands.run_options import RunOptions
+from rft_jax.checkpoint.provenance import check_same_config
+from rft_jax.commands import report as reports
 from rft_jax.config import Config
-from rft_jax.distributed.collectives import by_main, is_main
-from rft_jax.distributed.devices import keep_programs, split_cpu
-from rft_jax.distributed.job import joined
-from rft_jax.distributed.mesh import make_mesh
-from rft_jax.io.paths import Folder, make, write_atomically, writing
-from rft_jax.runs import setup
-from rft_jax.runs.run import run
+from rft_jax.config import experiment as experiments
+from rft_jax.config.run import Experiment
+from rft_jax.config.serialize import suggest
+from rft_jax.config.steps import Steps
+from rft_jax.distributed.watchdog import Limits
+from rft_jax.errors import ConfigError
+from rft_jax.io.paths import Folder, folder_of, make, write_atomically, writing
+
+if TYPE_CHECKING:
+    from rft_jax.runs.run import RunResult
+
+UNNAMED = "a mapping"
+"""Name of an experiment that is no file."""
 
 logger = logging.getLogger(__name__)
 
 
-def carry_out(
-    path: Path,
-    experiment: Mapping[str, Config],
-    selected: Sequence[str],
-    options: RunOptions,
-    *,
-    report: Callable[[Folder], None],
-) -> int:
-    """Carry out, or go on with, the selected runs; returns the exit status.
+def run(
+    experiment: str | PathLike[str] | Experiment,
+    workdir: str | PathLike[str],
+    only: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, RunResult]:
+    """Carry out the runs of an experiment, or resume them, and write the report.
 
-    path: of the experiment file; report: writes a workdir's report.
+    Args:
+        experiment: path of an experiment file, or named Configs in their order.
+        workdir: folder, or gs://BUCKET/FOLDER, where everything is written.
+        only: runs to carry out, empty for all.
+        options: values by `RUN.field`, `RUN.section.field` or `all.field` that replace the
+            experiment's, such as {"all.steps": 10, "sft.seed": 3}.
+
+    Returns: each run's result; a run that a signal stopped is the last, and not finished.
+
+    Raises UserError for whatever a user can fix, before the first step where that can be known.
     """
-    workdir = options.workdir
+    if isinstance(experiment, Mapping):
+        experiments.check(experiment)
+        configs, name = dict(experiment), UNNAMED
+    else:
+        configs, name = experiments.load(Path(experiment)), Path(experiment).name
+    configs = experiments.override(configs, options or {})
+    return carry_out(configs, name, folder_of(workdir), only)
+
+
+def carry_out(
+    experiment: Experiment,
+    name: str,
+    workdir: Folder,
+    only: Sequence[str] = (),
+    profile: Steps | None = None,
+    limits: Limits | None = None,
+    show: Callable[[str], None] | None = None,
+) -> dict[str, RunResult]:
+    """What `run` does, in a job of one or more processes.
+
+    Args:
+        name: of the experiment, which WORKDIR/experiment.json keeps.
+        profile: steps to trace.
+        limits: of the job's processes; None for the default ones.
+        show: given the report's tables by the process that writes it.
+    """
+    chosen = select(experiment, only)
+    _check_profile(profile, experiment, chosen)
+    _claim(workdir, name)
+    for each in chosen:
+        check_same_config(workdir / each, experiment[each])
+
+    from rft_jax.distributed.collectives import by_main
+    from rft_jax.distributed.devices import keep_programs, split_cpu
+    from rft_jax.distributed.job import joined
+    from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.runs import run as runs
+    from rft_jax.runs import setup
+
     keep_programs()
     split_cpu(
-        [experiment[name].mesh for name in selected],
-        [experiment[name].update.rows_per_microbatch for name in selected],
+        [experiment[each].mesh for each in chosen],
+        [experiment[each].update.rows_per_microbatch for each in chosen],
     )
-    with joined(options.limits) as at:
-        for name in selected:  # before the first of them takes its hours
-            if not (workdir / name / "finished.json").is_file():
-                setup.check_devices(experiment[name], make_mesh(experiment[name].mesh))
-        by_main("experiment.json", lambda: _save_experiment(workdir, path, experiment))
-        for name in selected:
-            result = run(name, experiment, workdir, options.profile, at)
-            if not result.finished:
-                if is_main():
-                    print(
-                        f"rft-jax: run {name} is stopped and saved; the same command goes on with "
-                        "it.",
-                        file=sys.stderr,
-                    )
-                return 128 + (result.stopped_by or signal.SIGINT)
-            if result.steps_done == 0:
-                logger.info("%s: already finished", name)
-        by_main("report", lambda: report(workdir))
-    return 0
+    results: dict[str, RunResult] = {}
+    with joined(limits or Limits()) as at:
+        for each in chosen:  # before the first of them takes its hours
+            if not (workdir / each / "finished.json").is_file():
+                setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
+        by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
+        for each in chosen:
+            results[each] = runs.run(each, experiment, workdir, profile, at)
+            if not results[each].finished:
+                return results
+            if results[each].steps_done == 0:
+                logger.info("%s: already finished", each)
+        by_main("report", lambda: reports.write(workdir, show))
+    return results
 
 
-def _save_experiment(workdir: Folder, path: Path, experiment: Mapping[str, Config]) -> None:
-    """WORKDIR/experiment.json: the file's name and the runs in order."""
-    content = {"experiment": path.name, "runs": list(experiment)}
+def train_tokenizer(path: Path, experiment: Experiment, workdir: Folder) -> int:
+    """Train WORKDIR/tokenizer.model, unless it is there; returns its number of pieces."""
+    training = [config for config in experiment.values() if not config.tokenizer.path]
+    if not training:
+        raise ConfigError(f"{path}: every run loads its tokenizer.path: there is none to train.")
+    _claim(workdir, path.name)
+
+    from rft_jax.runs.setup import ensure_tokenizer
+
+    return ensure_tokenizer(training[0], workdir).vocab_size
+
+
+def select(experiment: Mapping[str, Config], only: Sequence[str]) -> list[str]:
+    """The runs that `only` names, or all, in the experiment's order."""
+    for name in only:
+        if name not in experiment:
+            raise ConfigError(f"only names {name!r}, which is no run{suggest(name, experiment)}")
+    return [name for name in experiment if not only or name in only]
+
+
+def _check_profile(profile: Steps | None, experiment: Experiment, chosen: Sequence[str]) -> None:
+    """ConfigError when one of the chosen runs has fewer steps than are to be traced."""
+    for name in chosen if profile else ():
+        assert profile is not None
+        steps = experiment[name].steps
+        if profile.last > steps:
+            raise ConfigError(
+                f"profile is {str(profile)!r} and run {name} ends with step {steps}: name steps "
+                "that it has, or leave the run out (--only)."
+            )
+
+
+def _claim(workdir: Folder, name: str) -> None:
+    """ConfigError when the workdir cannot be this experiment's."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"workdir {workdir} is a file: a folder is expected.")
+    saved = workdir / "experiment.json"
+    if not saved.exists():
+        return
+    try:
+        held = json.loads(saved.read_text(encoding="utf-8"))["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{saved} is damaged: remove it or use another workdir.") from error
+    if held != name:
+        raise ConfigError(f"{workdir} holds experiment {held}, not {name}: use another workdir.")
+
+
+def _save_experiment(workdir: Folder, name: str, experiment: Experiment) -> None:
+    """WORKDIR/experiment.json: the experiment's name and the runs in order."""
+    content = {"experiment": name, "runs": list(experiment)}
     with writing(workdir):
         make(workdir)
         write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")

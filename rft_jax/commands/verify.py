@@ -1,19 +1,22 @@
-"""`rft-jax verify`: score a file of outputs, one verdict a row. Imports no jax."""
+"""`rft-jax verify` and `rft_jax.verify`: a verdict for each output. Imports no jax."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from rft_jax.commands.options import Judging
 from rft_jax.errors import DataError
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
+from rft_jax.verification import symbolic
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
 
@@ -23,7 +26,7 @@ ROWS_AT_ONCE = 4096
 
 class Scores(NamedTuple):
     """counts: rows by (verdict, reason); skipped: malformed rows, which have no row in the output
-    and were passed over because that was asked for."""
+    and were skipped because that was asked for."""
 
     counts: Counter[tuple[str, str]]
     skipped: int
@@ -62,6 +65,75 @@ def score_file(
     finally:
         part.unlink(missing_ok=True)
     return Scores(counts, skipped)
+
+
+def verify(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    verifier: str | None = None,
+    comparison: Literal["exact", "math"] | None = None,
+    checks: Sequence[str] | None = None,
+    tolerance: float | str | Fraction | None = None,
+    workers: int | None = None,
+    timeout_seconds: float | None = None,
+) -> list[Judgement]:
+    """Judge outputs, each in a worker process.
+
+    Args:
+        rows: of `reference` (a bare answer, or a solution that ends in `#### 18`) and `output`.
+        verifier: auto (the default), hash, boxed, tagged, lenient_last_number or module:function.
+        comparison: exact, or math, the default where math-verify is installed.
+        checks: what a correct output must also pass: equations, ends_with_answer, module:function.
+        tolerance: largest relative difference of two numbers, 0 by default.
+        workers: processes, by default one a core.
+        timeout_seconds: that one output may take, 10 by default; past them it is undecided.
+
+    Returns: a verdict and its reason for each row, in order.
+
+    Raises DataError for a malformed row, ConfigError and VerifierError for a verifier that cannot
+    run.
+    """
+    judging = Judging(
+        verifier=verifier,
+        comparison=comparison,
+        checks=None if checks is None else tuple(checks),
+        tolerance=None if tolerance is None else Fraction(str(tolerance)),
+        workers=workers,
+        timeout_seconds=timeout_seconds,
+    )
+    items = []
+    for number, row in enumerate(rows):
+        if (problem := _problem(row)) is not None:
+            raise DataError(f"rows[{number}]: {problem}: fix the row, or leave it out.")
+        items.append(Item(row["reference"], row["output"], True))
+    with VerifierPool(*judge(judging)) as pool:
+        return pool.verify(items)
+
+
+def judge(judging: Judging) -> tuple[VerifierSpec, Limits]:
+    """The verifier and its limits where no run has any: what is not given has its own default."""
+    comparison: Any = "math" if symbolic.available() else "exact"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return override(VerifierSpec("auto", comparison), Limits(cores or 1, 10.0), judging)
+
+
+def override(spec: VerifierSpec, limits: Limits, judging: Judging) -> tuple[VerifierSpec, Limits]:
+    """A verifier and its limits with what is given in place of their own."""
+    spec_values: dict[str, Any] = {
+        "name": judging.verifier,
+        "comparison": judging.comparison,
+        "checks": judging.checks,
+        "tolerance": judging.tolerance,
+    }
+    limit_values: dict[str, Any] = {
+        "workers": judging.workers,
+        "timeout_seconds": judging.timeout_seconds,
+    }
+    return spec._replace(**_given(spec_values)), limits._replace(**_given(limit_values))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def table(scores: Scores) -> str:
@@ -105,7 +177,7 @@ def _checked(path: Path, skip_bad: bool) -> tuple[int, int]:
         elif skip_bad:
             bad += 1
         else:
-            raise DataError(f"{path}:{number}: {row}: mend the row, or pass --skip-bad.")
+            raise DataError(f"{path}:{number}: {row}: fix the row, or pass --skip_bad.")
     if not good:
         raise DataError(f"{path}: there is no row to verify.")
     return good, bad
@@ -131,10 +203,15 @@ def _row(line: bytes) -> dict[str, Any] | str:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"the row is no JSON ({error})"
-    if not isinstance(row, dict):
-        return f"the row is a JSON {type(row).__name__}, not an object"
+    return _problem(row) or row
+
+
+def _problem(row: object) -> str | None:
+    """What is wrong with a row."""
+    if not isinstance(row, Mapping):
+        return f"the row is a {type(row).__name__}, not an object"
     for name in ("reference", "output"):
         if not isinstance(row.get(name), str):
-            found = type(row[name]).__name__ if name in row else "missing"
-            return f"field {name!r} must be text, it is {found}"
-    return row
+            held = type(row[name]).__name__ if name in row else "missing"
+            return f"field {name!r} must be text, it is {held}"
+    return None

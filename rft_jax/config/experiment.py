@@ -1,4 +1,4 @@
-"""Experiment files: loading, checking, and overriding fields from the command line. No jax.
+"""Experiments: loading their files, checking them, and overriding fields of their runs. No jax.
 
 An experiment file is plain Python with a function `experiment()` that returns a dict of named runs
 in the order they are carried out; a run starts from an earlier one by `init_from="run:NAME"`.
@@ -11,17 +11,16 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, make_dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from typing import Any
 
 from rft_jax.config.run import Config, Experiment
 from rft_jax.config.serialize import (
     check_types,
+    check_value,
     field_types,
     flatten,
     replace_fields,
@@ -34,21 +33,18 @@ from rft_jax.errors import ConfigError
 _FREE_MODEL_FIELDS = ("attention", "compute_dtype", "remat")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_targets")
 
-
-class Option(NamedTuple):
-    """One option as given: the name without its hyphens, and the values up to the next option."""
-
-    name: str
-    values: tuple[str, ...]
+ALL = "all"
+"""Stands for every run in the names of options."""
 
 
-def load(path: Path) -> dict[str, Config]:
+def load(path: str | PathLike[str]) -> dict[str, Config]:
     """The experiment of a file, checked.
 
     The file's folder joins the end of `sys.path`, so that an experiment may import its neighbours
     and name a verifier beside it. Every error is a ConfigError that names the file and, for what
     is raised inside it, the line.
     """
+    path = Path(path)
     if not path.is_file():
         near = suggest(str(path), [str(other) for other in path.parent.glob("*.py")])
         raise ConfigError(f"experiment file {path} does not exist{near}")
@@ -86,65 +82,81 @@ def check(experiment: Mapping[Any, Any]) -> None:
     _check_tokenizers(experiment)
 
 
-def override(experiment: Experiment, args: Sequence[str]) -> dict[str, Config]:
-    """The experiment with the fields replaced that `args` name: `--RUN.section.field value` or
-    `--RUN.section.field=value`; hyphens within a name count as underscores."""
-    return apply_options(experiment, parse_options(args))
-
-
-def parse_options(args: Sequence[str]) -> list[Option]:
-    """The options of `args`; ConfigError when the first argument is none."""
-    if args and not _is_option(args[0]):
-        raise ConfigError(f"unexpected argument {args[0]!r}: options are written --NAME value.")
-    found: list[Option] = []
-    for arg in args:
-        if _is_option(arg):
-            name, equals, value = arg[2:].partition("=")
-            found.append(Option(name.replace("-", "_"), (value,) if equals else ()))
-        else:
-            found[-1] = Option(found[-1].name, (*found[-1].values, arg))
-    return found
-
-
-def apply_options(
-    experiment: Experiment, options: Sequence[Option], others: Sequence[str] = ()
+def override(
+    experiment: Experiment, values: Mapping[str, Any], mark: str = ""
 ) -> dict[str, Config]:
-    """The experiment with the fields replaced that `options` name, checked again as a whole.
+    """The experiment with fields of its runs replaced, all at once, and checked again as a whole.
 
-    others: options that the caller took out, which an unknown name may have meant.
+    Args:
+        experiment: named runs.
+        values: by `RUN.field` or `RUN.section.field`; `all.` in place of a run's name stands for
+            every run, and what is given for a run itself wins. A section that is None is added
+            when all its fields without a default are given. A list stands for a tuple.
+        mark: what stands before a name in messages: `--` on the command line.
+
+    Raises ConfigError where a name, a value or the outcome is wrong.
     """
-    changes: dict[str, dict[str, Any]] = {name: {} for name in experiment}
-    for option in options:
-        run, field = _find(experiment, option.name, others)
-        if field in changes[run]:
-            raise ConfigError(f"--{option.name} is given twice: give it once.")
-        changes[run][field] = convert(option, field_types()[field])
+    changes: dict[str, dict[str, tuple[str, Any]]] = {run: {} for run in experiment}
+    for name in sorted(values, key=lambda name: not name.startswith(f"{ALL}.")):
+        run, field = locate(experiment, name, mark)
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        for each in experiment if run == ALL else (run,):
+            changes[each][field] = (name, value)
     changed: dict[str, Config] = {}
-    for run, values in changes.items():
+    for run, given in changes.items():
+        _check_added(run, experiment[run], given, mark)
         try:
-            changed[run] = replace_fields(experiment[run], values)
+            for field, (_, value) in given.items():
+                check_value(field, value)
+            changed[run] = replace_fields(
+                experiment[run], {field: value for field, (_, value) in given.items()}
+            )
         except ConfigError as error:
             raise ConfigError(f"{run}: {error}") from error
     check(changed)
     return changed
 
 
-def print_help(experiment: Experiment, *, usage: str, description: str) -> None:
-    """Print every field of every run with its doc and the value it has, by tyro."""
-    runs = [(name, Config, config) for name, config in experiment.items()]
-    kind = make_dataclass("Experiment", runs, frozen=True)
-    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    try:
-        tyro.cli(
-            kind, prog=usage, description=description, args=["--help"], default=kind(),
-            config=markers, use_underscores=True,
-        )  # fmt: skip
-    except SystemExit:  # tyro leaves the process once the help is printed
-        return
+def locate(experiment: Experiment, name: str, mark: str = "") -> tuple[str, str]:
+    """(run or `all`, dotted field) of an option's name; ConfigError when there is no such field."""
+    run, _, field = name.partition(".")
+    known = run in experiment or run == ALL
+    if known and field in field_types():
+        return run, field
+    if known and field in section_types():
+        first = next(iter(typing.get_type_hints(section_types()[field])))
+        raise ConfigError(
+            f"{mark}{name} is a section: name one of its fields, such as {mark}{name}.{first}."
+        )
+    # Fields of sections that a run leaves out are no suggestion.
+    valid = [f"{mark}{ALL}.{field}" for field in field_types()] if run == ALL else []
+    valid += [
+        f"{mark}{run}.{field}"
+        for run, config in experiment.items()
+        for field in flatten(config)
+        if field in field_types()
+    ]
+    raise ConfigError(f"unknown option {mark}{name}{suggest(f'{mark}{name}', valid)}")
 
 
-def _is_option(arg: str) -> bool:
-    return arg.startswith("--") and len(arg) > 2
+def _check_added(run: str, config: Config, given: Mapping[str, tuple[str, Any]], mark: str) -> None:
+    """ConfigError where fields are given of a section that is None, and not all that it needs."""
+    for field, (name, _) in given.items():
+        section, dot, _ = field.partition(".")
+        if not dot or getattr(config, section) is not None:
+            continue
+        kind = section_types()[section]
+        needed = [f"{section}.{one.name}" for one in fields(kind) if _has_no_default(one)]
+        lacking = [f"{mark}{run}.{one}" for one in needed if one not in given]
+        if lacking:
+            raise ConfigError(
+                f"{mark}{name}: run {run} (method {config.row.name}) has no section {section}: give "
+                f"{' and '.join(lacking)} too to add it, or leave the option out."
+            )
+
+
+def _has_no_default(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _call(path: Path) -> Any:
@@ -185,6 +197,8 @@ def _check_name(name: object) -> None:
         )
     if name == "plots":
         raise ConfigError("run name plots is the report's folder of figures: choose another.")
+    if name == ALL:
+        raise ConfigError(f"run name {ALL} stands for every run in options: choose another.")
 
 
 def _check_starts(experiment: Experiment) -> None:
@@ -203,7 +217,7 @@ def _check_starts(experiment: Experiment) -> None:
 
 def _check_same_policy(name: str, config: Config, start: str, start_config: Config) -> None:
     """A run reads the parameters and the tokens of the run it starts from."""
-    # Adapters are added to a model, gone on with, or merged into it; others take their place never.
+    # Adapters are added to a model, trained further, or merged into it, but never replaced.
     both = config.model.lora_rank and start_config.model.lora_rank
     free = tuple(f"model.{field}" for field in _FREE_MODEL_FIELDS + (() if both else _LORA_FIELDS))
     found, expected = flatten(config), flatten(start_config)
@@ -232,55 +246,3 @@ def _check_tokenizers(experiment: Experiment) -> None:
                     f"{name}: tokenizer.{item.name} is {found!r} but {expected!r} in run "
                     f"{first_name}: an experiment trains one tokenizer; set both alike."
                 )
-
-
-def _find(experiment: Experiment, name: str, others: Sequence[str]) -> tuple[str, str]:
-    """(run, dotted field) of an option's name."""
-    run, _, field = name.partition(".")
-    if run in experiment and field in field_types():
-        section = field.partition(".")[0]
-        if "." in field and getattr(experiment[run], section) is None:
-            raise ConfigError(
-                f"--{name} does nothing: run {run} (method {experiment[run].row.name}) has no "
-                f"section {section}."
-            )
-        return run, field
-    if run in experiment and field in section_types():
-        raise ConfigError(
-            f"--{name} is a section: name one of its fields, such as "
-            f"--{name}.{next(iter(typing.get_type_hints(section_types()[field])))}."
-        )
-    # Fields of sections that a run leaves out are no suggestion.
-    valid = [f"--{r}.{field}" for r, config in experiment.items() for field in _settable(config)]
-    raise ConfigError(f"unknown option --{name}{suggest(f'--{name}', [*others, *valid])}")
-
-
-def _settable(config: Config) -> list[str]:
-    return [name for name in flatten(config) if name in field_types()]
-
-
-def convert(option: Option, hint: Any) -> Any:
-    """The option's values as the declared type, by tyro's rules; ConfigError when they are none."""
-    spec = primitive(hint)
-    values = option.values
-    if isinstance(spec.nargs, int) and len(values) != spec.nargs:
-        wanted = "one value" if spec.nargs == 1 else f"{spec.nargs} values"
-        found = f"{len(values)}: {' '.join(values)}" if values else "none"
-        raise ConfigError(f"--{option.name} takes {wanted}, found {found}.")
-    expected = f"{{{','.join(spec.choices)}}}" if spec.choices else spec.metavar
-    end = suggest(values[0], spec.choices) if spec.choices else "."
-    message = f"--{option.name} is {' '.join(values)!r}: {expected} is expected{end}"
-    # tyro takes any text but True for a false bool; the choices decide.
-    if spec.choices and values[0] not in spec.choices:
-        raise ConfigError(message)
-    try:
-        return spec.instance_from_str(list(values))
-    except ValueError as error:
-        raise ConfigError(message) from error
-
-
-def primitive(hint: Any) -> PrimitiveConstructorSpec[Any]:
-    """How tyro writes and reads a value of a type."""
-    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(hint, set()))
-    assert isinstance(spec, PrimitiveConstructorSpec), f"a field of type {hint} has no text form"
-    return spec

@@ -90,7 +90,8 @@ def check_value(name: str, value: object) -> None:
 def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
     """`config` with the fields of these dotted names replaced, all at once.
 
-    Raises ConfigError where the outcome is not valid. The sections named must not be None.
+    Raises ConfigError where the outcome is not valid. A section that is None is made of what is
+    given, which must be all that it needs.
     """
     inner: dict[str, dict[str, Any]] = {}
     outer: dict[str, Any] = {}
@@ -101,7 +102,10 @@ def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
         else:
             outer[name] = value
     for section, changes in inner.items():
-        outer[section] = replace(getattr(config, section), **changes)
+        before = getattr(config, section)
+        outer[section] = (
+            replace(before, **changes) if before else section_types()[section](**changes)
+        )
     return replace(config, **outer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ def keep_programs() -> None:
 
 def split_cpu(meshes: Sequence[MeshConfig], rows: Sequence[int]) -> None:
     """Where there is no accelerator, one simulated device per core, as far as meshes and rows of
-    micro-batches allow, unless the environment says how many."""
+    micro-batches allow, unless the environment says how many or devices are in use already."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in flags:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cpu_device_count(meshes, rows, cores or 1))
+    # RuntimeError: devices are in use, of an earlier run in the same process.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cpu_device_count(meshes, rows, cores or 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def small_options(data_dir: Path) -> str:
     """A tiny model that learns 16 problems by heart, so that its samples are accepted."""
     problems = "tfds:arithmetic_problems/demonstrations[:16]"
     shared = {
-        "data.data_dir": data_dir, "data.train": problems, "data.validation": problems,
+        "data.data_dir": str(data_dir), "data.train": problems, "data.validation": problems,
         "data.test": problems, "model.num_layers": 1, "model.d_model": 64, "model.num_heads": 2,
         "model.num_kv_heads": 2, "model.mlp_dim": 128, "evaluation.num_questions": 16,
         "evaluation.test_samples_per_question": 2, "evaluation.questions_per_batch": 16,
@@ -38,11 +37,11 @@ def small_options(data_dir: Path) -> str:
                         "update.sequences_per_step": 8},
         "online_rft": drawn | {"steps": 2, "evaluation.every_steps": 2},
     }  # fmt: skip
-    return shlex.join(
-        f"--{run}.{field}={value}"
-        for run, fields in runs.items()
-        for field, value in (shared | fields).items()
-    )
+    options = {f"all.{field}": value for field, value in shared.items()}
+    options |= {
+        f"{run}.{field}": value for run, fields in runs.items() for field, value in fields.items()
+    }
+    return json.dumps(options)
 
 
 def own_kernel(folder: Path) -> str:
@@ -98,8 +97,10 @@ def test_runs_from_a_fresh_folder_and_shows_its_plots(
     assert str(content / "clone") in text["install"] or str(ROOT) in text["install"]
     for run in ("sft", "rft", "online_rft"):
         assert (workdir / run / "finished.json").is_file()
-        assert f"\n{run}" in text["run"], "the table has no row of the run"
-    assert "report: " in text["run"]
+        assert f"\n{run} " in f"\n{text['results']}", "the table has no row of the run"
+    assert text["results"].count("greedy/accuracy") == 3
+    assert "objective" in text["run"]
+    assert (workdir / "report.html").is_file()
     shown = [output.data["image/png"] for output in outputs["plots"]]
     written = sorted((workdir / "plots").glob("*.png"))
     assert len(shown) == len(written) > 3

@@ -60,7 +60,7 @@ def test_a_run_is_asked_as_it_was(found: Found, caplog: pytest.LogCaptureFixture
 
 def test_a_published_chat_model(found: Found, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        asked = ask(Asking(found.source, max_new_tokens=9), found.published)
+        asked = ask(Asking(found.source, max_completion_tokens=9), found.published)
     data = asked.data
     assert (data.prompt_format, data.prompt_template, data.system) == ("chat", "{question}", "")
     assert (asked.mesh, asked.seed, asked.questions_per_batch) == (MeshConfig(), 0, 64)
@@ -82,13 +82,15 @@ def test_a_published_model_that_has_no_template(found: Found, tmp_path: Path) ->
 def test_texts_longer_than_the_model_is_made_for(
     found: Found, caplog: pytest.LogCaptureFixture
 ) -> None:
-    longest = ask(Asking(found.source, max_new_tokens=9), found.published).data.max_prompt_tokens
+    longest = ask(
+        Asking(found.source, max_completion_tokens=9), found.published
+    ).data.max_prompt_tokens
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="rft_jax"):
-        ask(Asking(found.source, max_new_tokens=64 - longest), found.published)
-        ask(Asking(found.source, max_new_tokens=500), found.run)
+        ask(Asking(found.source, max_completion_tokens=64 - longest), found.published)
+        ask(Asking(found.source, max_completion_tokens=500), found.run)
         assert caplog.messages == []
-        ask(Asking(found.source, max_new_tokens=65 - longest), found.published)
+        ask(Asking(found.source, max_completion_tokens=65 - longest), found.published)
     assert caplog.messages == [
         f"{found.published.name} is made for texts of up to 64 tokens; the longest prompt and "
         "output have 65"
@@ -99,7 +101,7 @@ def test_every_option_has_its_effect(found: Found) -> None:
     asked = ask(
         Asking(
             found.source, data_dir="d", prompt_format="chat", prompt_template="Add: {question}",
-            system="Be short.", date="2026-01-31", max_prompt_tokens=70, max_new_tokens=5,
+            system="Be short.", date="2026-01-31", max_prompt_tokens=70, max_completion_tokens=5,
             seed=11, questions_per_batch=2, mesh=(2, 2, 2),
         ),
         found.published,
@@ -133,17 +135,17 @@ def test_another_format_than_the_runs_has_its_own_defaults(found: Found) -> None
     ("of_run", "changes", "kind", "message"),
     [
         (True, {"prompt_format": "chat"}, ModelError,
-         "the tokenizer has no chat template, and --prompt-format is chat: name a chat model's "
-         "folder in tokenizer.path, or set --prompt-format to text."),
+         "the tokenizer has no chat template, and prompt_format is chat: name a chat model's "
+         "folder in tokenizer.path, or set prompt_format to text."),
         (True, {"system": "S"}, ConfigError,
-         "--system does nothing under --prompt-format=text: remove it or set --prompt-format to "
+         "system does nothing under prompt_format=text: remove it or set prompt_format to "
          "chat."),
         (True, {"prompt_template": "no place"}, ConfigError,
-         "--prompt-template is 'no place': it must hold {question} once."),
+         "prompt_template is 'no place': it must hold {question} once."),
         (False, {"date": "31.1.2026"}, ConfigError,
-         "--date is '31.1.2026': a date is expected, YYYY-MM-DD."),
+         "date is '31.1.2026': a date is expected, YYYY-MM-DD."),
         (True, {"max_prompt_tokens": 4}, ConfigError,
-         "--max-prompt-tokens is 4 and the prompt of question 0 has 9 tokens: set it to 9 or more, "
+         "max_prompt_tokens is 4 and the prompt of question 0 has 9 tokens: set it to 9 or more, "
          "or leave it out."),
         (True, {"questions": "jsonl:none.jsonl"}, DataError, "none.jsonl: cannot read the questi"),
         (True, {"mesh": (0, 1, 1)}, ConfigError, "mesh.data is 0: it must be a positive size"),

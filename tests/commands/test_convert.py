@@ -214,7 +214,7 @@ def test_files_and_shards(found: Found, tmp_path: Path) -> None:
     raw = raw_config(own)
     # The longest prompt and output of its training.
     assert (raw["max_position_embeddings"], raw["vocab_size"]) == (20, 274)
-    parts = converted(found.published, tmp_path / "parts", "--max-shard-gb", "2e-5")
+    parts = converted(found.published, tmp_path / "parts", "--max_shard_gb", "2e-5")
     assert len(list(parts.glob("model-*.safetensors"))) > 2
     assert max(path.stat().st_size for path in parts.glob("*.safetensors")) < 42_000
     assert (parts / "model.safetensors.index.json").is_file()

@@ -77,8 +77,8 @@ def test_the_numbers_are_those_that_the_run_logged(tmp_path: Path) -> None:
     own = rows(tmp_path / "work/sft/evaluation/test.jsonl")
     assert [{key: row[key] for key in own[0]} for row in rows(out / "questions.jsonl")] == own
     settings = content["settings"]
-    assert (settings["rule"], settings["seed"]) == ("tiny_experiment:even_length", 5)
-    assert (settings["samples"], settings["temperature"]) == (4, 0.8)
+    assert (settings["verifier"], settings["seed"]) == ("tiny_experiment:even_length", 5)
+    assert (settings["samples_per_question"], settings["temperature"]) == (4, 0.8)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_rates_follow_from_the_outputs(
 ) -> None:
     out = tmp_path / "new" / "out"
     rule = "tiny_experiment:even_length"
-    content = evaluated(found.run, f"{found.source}[2:12]", out, "--samples", "3")
+    content = evaluated(found.run, f"{found.source}[2:12]", out, "--samples_per_question", "3")
     questions, outputs = rows(out / "questions.jsonl"), rows(out / "outputs.jsonl")
     assert {path.name for path in out.iterdir()} == {
         "metrics.json", "questions.jsonl", "outputs.jsonl",
@@ -132,7 +132,14 @@ def test_rates_follow_from_the_outputs(
     assert (content["questions"], content["num_questions"]) == (f"{found.source}[2:12]", 10)
     assert {"versions", "git_commit", "device"} <= set(content)
     # Sampled with the same random numbers as `sample` has.
-    args = ["--questions", f"{found.source}[2:12]", "--out", str(tmp_path / "s"), "--samples", "3"]
+    args = [
+        "--questions",
+        f"{found.source}[2:12]",
+        "--out",
+        str(tmp_path / "s"),
+        "--samples_per_question",
+        "3",
+    ]
     assert main(["sample", found.run, *args]) == 0
     texts = [row["output"] for row in rows(tmp_path / "s")]
     assert texts == [row["output"] for row in outputs[10:]]
@@ -153,12 +160,13 @@ def test_blocks_of_questions_change_nothing(
 @pytest.mark.slow
 def test_a_published_model_with_options_of_its_own(found: Found, tmp_path: Path) -> None:
     content = evaluated(
-        found.published, f"{found.source}[:3]", tmp_path / "out", "--max-new-tokens", "4",
-        "--rule", "tiny_experiment:broken", "--workers", "1",
+        found.published, f"{found.source}[:3]", tmp_path / "out", "--max_completion_tokens", "4",
+        "--verifier", "tiny_experiment:broken", "--workers", "1",
     )  # fmt: skip
     assert content["settings"] | {
-        "samples": 0, "temperature": None, "prompt_format": "chat", "max_new_tokens": 4,
-        "rule": "tiny_experiment:broken", "compute_dtype": "float32", "workers": 1,
+        "samples_per_question": 0, "temperature": None, "prompt_format": "chat",
+        "max_completion_tokens": 4,
+        "verifier": "tiny_experiment:broken", "compute_dtype": "float32", "workers": 1,
         "timeout_seconds": 10.0,
     } == content["settings"]  # fmt: skip
     assert [row["greedy"] for row in rows(tmp_path / "out" / "outputs.jsonl")] == [True] * 3
@@ -181,18 +189,19 @@ def test_a_refusal_comes_before_any_work(
     asked = ["--questions", found.source, "--out", str(out)]
     for target, args, said in (
         (found.published, ["--temperature", "1"],
-         "--temperature does nothing without samples: give --samples or leave it."),
+         "temperature does nothing without samples: give samples_per_question or leave it "
+         "out."),
         (found.run, ["--tolerance", "0.1"],
-         "--tolerance does nothing beside the rule tiny_experiment:even_length, which compares by "
+         "tolerance does nothing beside the rule tiny_experiment:even_length, which compares by "
          "itself: leave it out."),
-        (found.published, ["--rule", "no_such:function"],
+        (found.published, ["--verifier", "no_such:function"],
          "verification.verifier is 'no_such:function': module no_such cannot be imported"),
     ):  # fmt: skip
         assert said in refusal(capsys, "evaluate", target, *asked, *args)
     assert not list(out.iterdir())
     (out / "questions.jsonl").write_text("kept")
     assert refusal(capsys, "evaluate", found.run, *asked) == (
-        f"rft-jax: error: --out {out} holds questions.jsonl, and nothing is written over: name "
+        f"rft-jax: error: --out {out} holds questions.jsonl, and nothing is overwritten: name "
         "another folder."
     )
     assert (out / "questions.jsonl").read_text() == "kept"

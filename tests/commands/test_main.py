@@ -19,13 +19,15 @@ import tiny
 
 from rft_jax.checkpoint import provenance
 from rft_jax.commands import main as cli
-from rft_jax.commands import run as running_command
 from rft_jax.config.steps import Steps
 from rft_jax.distributed import devices as local_devices
 from rft_jax.errors import ConfigError
+from rft_jax.runs import run as loop
+from rft_jax.runs import setup
 
 FILE = "import tiny\n\ndef experiment():\n    return tiny.experiment()\n"
-TESTS = str(Path(__file__).parents[1])
+TESTS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
+"""Folders of tiny and of the package."""
 
 
 class Result(NamedTuple):
@@ -67,14 +69,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     for name, members in {
         "rft_jax.report.page": {"write_report": lambda workdir: workdir / "report.html"},
         "rft_jax.report.tables": {"summary_table": lambda workdir: "the table"},
-        "rft_jax.runs.setup": {
-            "ensure_tokenizer": lambda config, workdir: types.SimpleNamespace(vocab_size=270)
-        },
     }.items():
         module = types.ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(running_command, "run", fake)
+    monkeypatch.setattr(loop, "run", fake)
+    trained = types.SimpleNamespace(vocab_size=270)
+    monkeypatch.setattr(setup, "ensure_tokenizer", lambda config, workdir: trained)
     return fake
 
 
@@ -148,15 +149,13 @@ def test_a_stopped_run_ends_the_command(
     assert [call[0] for call in runs.calls] == ["sft", "rft"]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        "rft-jax: run rft is stopped and saved; the same command goes on with it.\n"
-    )
+    assert captured.err == ("rft-jax: run rft is stopped and saved; the same command resumes it.\n")
 
 
 def test_ctrl_c_outside_the_loop(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.results["sft"] = KeyboardInterrupt()
     assert cli.main(["run", "study.py"]) == 130
-    assert capsys.readouterr().err == "rft-jax: interrupted; the same command goes on.\n"
+    assert capsys.readouterr().err == "rft-jax: interrupted; the same command resumes it.\n"
 
 
 def test_an_error_of_the_package_is_one_line(
@@ -210,19 +209,18 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["run", "stud.py"], "experiment file stud.py does not exist; did you mean study.py?"),
         (["run", "study.py", "sft"],
          "unexpected argument 'sft': options are written --NAME value."),
-        (["run", "study.py", "--workdir"], "--workdir takes one folder, found none."),
-        (["run", "study.py", "--workdir="], "--workdir takes one folder, found none."),
-        (["run", "study.py", "--workdir", "a", "b"], "--workdir takes one folder, found a b."),
+        (["run", "study.py", "--workdir"], "--workdir takes one value, found none."),
+        (["run", "study.py", "--workdir", "a", "b"], "--workdir takes one value, found 2: a b."),
         (["run", "study.py", "--workdir", "study.py"],
-         "--workdir study.py is a file: a folder is expected."),
-        (["run", "study.py", "--only"], "--only takes the names of runs, found none."),
+         "workdir study.py is a file: a folder is expected."),
+        (["run", "study.py", "--only"], "--only takes one or more values, found none."),
         (["run", "study.py", "--only", "online"],
-         "--only names 'online', which is no run; did you mean online_rft?"),
+         "only names 'online', which is no run; did you mean online_rft?"),
         (["run", "study.py", "--profile", "steps", "3-5"],
          "--profile takes `steps FIRST..LAST`, such as `steps 3..5` or `steps 3..3`, found "
          "'steps 3-5'."),
         (["run", "study.py", "--profile", "steps", "3..5"],
-         "--profile is 'steps 3..5' and run sft ends with step 3: name steps that it has, or leave "
+         "profile is 'steps 3..5' and run sft ends with step 3: name steps that it has, or leave "
          "the run out (--only)."),
         (["run", "study.py", "--profiles", "steps", "3..5"],
          "unknown option --profiles; did you mean --profile?"),
@@ -237,7 +235,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["tokenizer", "study.py", "--only", "sft"], "unknown option --only."),
         (["tokenizer", "study.py", "--profile", "steps", "1..2"], "unknown option --profile."),
         (["sample"], "rft-jax sample is followed by nothing: CHECKPOINT is expected; see --help."),
-        (["sample", "w/sft", "--samples", "x"], "--samples is 'x': INT is expected."),
+        (["sample", "w/sft", "--samples_per_question", "x"],
+         "--samples_per_question is 'x': INT is expected."),
         (["sample", "w/sft", "--out", "o"],
          "--questions is missing: give the source of the questions: jsonl:PATH or "
          "tfds:NAME/SPLIT, with a slice such as [:100] if wanted."),
@@ -248,7 +247,7 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
          "w/sft: the checkpoint is missing: name the folder of a finished run (WORKDIR/RUN) or of "
          "a model in the Hugging Face format, or hf:ORG/NAME of the hub."),
         (["verify", "--out", "o"],
-         "rft-jax verify is followed by --out: FILE.jsonl is expected; see --help."),
+         "rft-jax verify is followed by --out: FILE is expected; see --help."),
     ],
 )  # fmt: skip
 def test_a_bad_command_is_refused_in_one_line(
@@ -265,11 +264,11 @@ def test_a_workdir_of_another_experiment_is_refused(
     capsys.readouterr()
     Path("other.py").write_text(FILE, encoding="utf-8")
     assert refusal(capsys, "run", "other.py", "--workdir", "w") == (
-        "w holds experiment study.py, not other.py: use another --workdir."
+        "w holds experiment study.py, not other.py: use another workdir."
     )
     Path("w/experiment.json").write_text("[", encoding="utf-8")
     assert refusal(capsys, "run", "study.py", "--workdir", "w") == (
-        "w/experiment.json is damaged: remove it or use another --workdir."
+        "w/experiment.json is damaged: remove it or use another workdir."
     )
 
 
@@ -292,29 +291,32 @@ def test_tokenizer_that_is_not_trained(runs: Runs, capsys: pytest.CaptureFixture
     )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "--help"], ["report", "-h"]])
+@pytest.mark.parametrize("args", [["--help"], ["-h"]])
 def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 0
     out = capsys.readouterr().out
-    assert out.startswith("usage: rft-jax run EXPERIMENT")
+    assert out.startswith("usage: rft-jax COMMAND")
+    for command in ("run", "plan", "report", "sample", "convert"):
+        assert f"\n  rft-jax {command} " in out
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("sample", "--greedy"), ("evaluate", "--rule STR"), ("convert", "--max-shard-gb FLOAT"),
-        ("verify", "--skip-bad"),
+        ("run", "--workdir STR"), ("plan", "--topology STR"), ("report", "-h, --help"),
+        ("tokenizer", "--workdir STR"), ("sample", "--greedy"), ("evaluate", "--verifier STR"),
+        ("convert", "--max_shard_gb FLOAT"), ("verify", "--skip_bad"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("before", [[], ["x"]])
+@pytest.mark.parametrize("before", [[], ["--x"]])
 def test_help_of_a_command(
     command: str, option: str, before: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([command, *before, "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: rft-jax {command} ")
-    assert f"\n  {option}\n" in out
+    assert f"\n  {option}" in out
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
@@ -325,10 +327,18 @@ def test_help_of_an_experiment(runs: Runs, capsys: pytest.CaptureFixture[str]) -
         "--workdir",
         "--only",
         "--profile steps",
-        "--sft.steps",
-        "--online_rft.rollout.temperature",
+        "--RUN.steps",
+        "  rollout ",
     ):
         assert word in out
+    assert runs.calls == []
+    assert len(out.splitlines()) <= 150
+    for command in ("run", "plan"):
+        assert cli.main([command, "study.py", "--help", "rollout"]) == 0
+        assert "--RUN.rollout.temperature FLOAT" in capsys.readouterr().out
+    assert refusal(capsys, "run", "study.py", "--help", "roll") == (
+        "--help roll: there is no such section; did you mean rollout?"
+    )
     assert runs.calls == []
 
 
@@ -374,7 +384,9 @@ logging.getLogger("rft_jax.runs.run").info("we speak")
     [
         ["--help"],
         ["run", "study.py", "--help"],
+        ["plan", "study.py", "--help", "model"],
         ["run", "study.py", "--sft.stepz", "3"],
+        ["plan", "study.py", "--sft.steps", "three"],
         ["run", "study.py", "--only", "stf"],
         ["tokenizer", "study.py", "--workdirs", "w"],
         ["sample", "--help"],
@@ -396,7 +408,7 @@ def test_help_and_errors_import_no_jax(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("args", [["--version"], ["run", "study.py", "--help"]])
+@pytest.mark.parametrize("args", [["--version"], ["--help"], ["run", "study.py", "--help"]])
 def test_a_reader_that_has_enough_is_no_error(args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -197,7 +197,7 @@ def test_a_search_goes_on_where_the_compiler_needs_more_than_the_count(
     [
         (["--device", "k80"], "--device is 'k80', which is not known: one of t4,"),
         (["--device", "0xt4"], "--device is '0xt4', which is not known"),
-        (["--device", "t4", "--only", "rtf"], "--only names 'rtf', which is no run"),
+        (["--device", "t4", "--only", "rtf"], "only names 'rtf', which is no run"),
         (["--device", "4xv5e"], "rft: update.rows_per_microbatch is 1: it must be a multiple"),
         (
             ["--device", "4xh100", "--rft.mesh.data", "3"],
@@ -208,12 +208,12 @@ def test_a_search_goes_on_where_the_compiler_needs_more_than_the_count(
             "rft: mesh is tensor 4, which does not split parameter",
         ),
         (["--device", "t4", "--rft.model.remat", "all"], "--rft.model.remat is 'all'"),
-        (["--device", "t4", "--pass-rate", "2"], "--pass-rate is 2.0: it must lie in"),
+        (["--device", "t4", "--pass_rate", "2"], "--pass_rate is 2.0: it must lie in"),
         (["--device", "t4", "--topology", "v5e:2x2"], "give one of them"),
         (["--counted"], "--counted says how a --topology is planned for"),
         (["--device", "t4", "--compile", "0"], "--compile is 0: it must be at least 1"),
         (["--device", "t4", "--serch"], "unknown option --serch; did you mean --search?"),
-        (["--device", "t4", "--mean-output-tokens", "9999"], "--mean-output-tokens is 9999, and"),
+        (["--device", "t4", "--mean_output_tokens", "9999"], "--mean_output_tokens is 9999, and"),
         (["--device", "t4", "--json", "nowhere/plan.json"], "--json nowhere/plan.json: there is"),
     ],
 )
@@ -251,12 +251,12 @@ def test_a_topology_that_is_none_is_one_line_with_examples(
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", SMALL, "--help"]) == 0
     said = capsys.readouterr().out
-    for option in ("--topology", "--search", "--json", "--mean-output-tokens"):
+    for option in ("--topology", "--search", "--json", "--mean_output_tokens"):
         assert option in said
 
 
 FLOAT32 = tuple(f"--{run}.model.compute_dtype=float32" for run in ("rft", "online_rft"))
-TEST = ("--test-questions", "5000")
+TEST = ("--test_questions", "5000")
 FITS = [
     ("gsm8k_qwen2.5_0.5b", "t4", FLOAT32),
     ("gsm8k_qwen2.5_0.5b", "a4000", ()),

@@ -64,7 +64,7 @@ def test_rows_in_order_of_question_and_sample(
     found: Found, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"
-    got = sampled(found.run, f"{found.source}[3:8]", out, "--samples", "3")
+    got = sampled(found.run, f"{found.source}[3:8]", out, "--samples_per_question", "3")
     assert [(row["question_id"], row["sample_index"]) for row in got] == [
         (question, sample) for question in range(3, 8) for sample in range(3)
     ]
@@ -83,11 +83,17 @@ def test_rows_in_order_of_question_and_sample(
     assert capsys.readouterr().out == said
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
     # Another seed, another temperature than the run's evaluations have; the same in both.
-    defaults = ["--samples", "3", "--seed", "3", "--temperature", "0.7"]
+    defaults = ["--samples_per_question", "3", "--seed", "3", "--temperature", "0.7"]
     again = sampled(found.run, f"{found.source}[3:8]", tmp_path / "again", *defaults)
     assert alike(again, got)
     other = sampled(
-        found.run, f"{found.source}[3:8]", tmp_path / "o", "--samples", "3", "--seed", "4"
+        found.run,
+        f"{found.source}[3:8]",
+        tmp_path / "o",
+        "--samples_per_question",
+        "3",
+        "--seed",
+        "4",
     )
     assert not alike(other, got)
 
@@ -96,10 +102,12 @@ def test_rows_in_order_of_question_and_sample(
 def test_batches_blocks_and_meshes_change_nothing(
     found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sampled(found.run, found.source, tmp_path / "whole", "--samples", "2")
+    whole = sampled(found.run, found.source, tmp_path / "whole", "--samples_per_question", "2")
     monkeypatch.setattr(rollouts, "BATCHES_AT_ONCE", 1)
-    options = ["--questions-per-batch", "5", "--max-prompt-tokens", "11", "--mesh", "2", "2", "2"]
-    parts = sampled(found.run, found.source, tmp_path / "parts", "--samples", "2", *options)
+    options = ["--questions_per_batch", "5", "--max_prompt_tokens", "11", "--mesh", "2", "2", "2"]
+    parts = sampled(
+        found.run, found.source, tmp_path / "parts", "--samples_per_question", "2", *options
+    )
     assert len(parts) == 32
     assert alike(parts, whole)
 
@@ -113,7 +121,7 @@ def test_a_published_model_chats(
 
     got = sampled(
         found.published, f"{found.source}[:2]", tmp_path / "out", "--greedy",
-        "--max-new-tokens", "6",
+        "--max_completion_tokens", "6",
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_pretrained(found.published, dtype="float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.published)
@@ -135,9 +143,9 @@ def test_a_published_model_chats(
 
 
 def test_verify_reads_what_sample_writes(found: Found, tmp_path: Path) -> None:
-    sampled(found.run, f"{found.source}[:3]", tmp_path / "out", "--samples", "2")
+    sampled(found.run, f"{found.source}[:3]", tmp_path / "out", "--samples_per_question", "2")
     verdicts = tmp_path / "verdicts"
-    rule = ["--rule", "tiny_experiment:even_length"]
+    rule = ["--verifier", "tiny_experiment:even_length"]
     assert main(["verify", str(tmp_path / "out"), "--out", str(verdicts), *rule]) == 0
     for row in rows(verdicts):
         right = len(row["output"]) % 2 == 0
@@ -158,15 +166,14 @@ def test_a_refusal_comes_before_any_work(
     there.write_text("kept")
     asked = ["--questions", found.source]
     assert refusal(capsys, "sample", found.run, *asked, "--out", str(there)) == (
-        f"rft-jax: error: --out {there} is there already, and nothing is written over: name "
-        "another file."
+        f"rft-jax: error: --out {there} exists, and nothing is overwritten: name another file."
     )
     assert there.read_text() == "kept"
     assert refusal(capsys, "sample", found.run, *asked, "--out", str(tmp_path / "no" / "out")) == (
         f"rft-jax: error: --out {tmp_path}/no/out: cannot write here (No such file or directory)."
     )
     for args, said in (
-        (["--max-prompt-tokens", "2"], "--max-prompt-tokens is 2 and the prompt of question"),
+        (["--max_prompt_tokens", "2"], "max_prompt_tokens is 2 and the prompt of question"),
         (["--mesh", "3", "1", "1"], "mesh is data=3 x fsdp=1 x tensor=1: it must make up the 8"),
     ):
         assert said in refusal(capsys, "sample", found.run, *asked, "--out", str(out), *args)

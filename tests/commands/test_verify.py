@@ -52,7 +52,9 @@ def test_many_rows_keep_their_order(tmp_path: Path) -> None:
         {"reference": "1", "output": f"#### {number % 3}"} for number in range(10_000)
     ]
     path, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    assert main(["verify", str(path), "--out", str(out), "--workers", "2", "--rule", "hash"]) == 0
+    assert (
+        main(["verify", str(path), "--out", str(out), "--workers", "2", "--verifier", "hash"]) == 0
+    )
     assert [verdict for verdict, _ in verdicts(out)] == [
         "correct" if number % 3 == 1 else "incorrect" for number in range(10_000)
     ]
@@ -69,7 +71,7 @@ def test_math_is_compared_in_the_workers(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "in.jsonl:2: the row is no JSON ("),
-        ("[1]", "in.jsonl:2: the row is a JSON list, not an object: mend the row"),
+        ("[1]", "in.jsonl:2: the row is a list, not an object: fix the row"),
         ('{"output": "x"}', "in.jsonl:2: field 'reference' must be text, it is missing"),
         ('{"reference": 18, "output": "x"}', "in.jsonl:2: field 'reference' must be text, it is i"),
         ("[" * 100_000, "in.jsonl:2: the row is no JSON ("),
@@ -83,9 +85,9 @@ def test_a_malformed_row(
     assert main(["verify", str(path), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "--skip-bad" in error
+    assert "--skip_bad" in error
     assert not out.exists()
-    assert main(["verify", str(path), "--out", str(out), "--skip-bad"]) == 0
+    assert main(["verify", str(path), "--out", str(out), "--skip_bad"]) == 0
     assert verdicts(out) == [("correct", "equal")]
     assert "1 malformed rows skipped" in capsys.readouterr().out
 
@@ -96,12 +98,15 @@ def test_a_malformed_row(
         ([], "--out is missing"),
         (["--out", "in.jsonl"], "--out is in.jsonl, the file that is read"),
         (["--out", "no/such/folder.jsonl"], "cannot write here"),
-        (["--out", "o", "--rule", "bxed"], "--rule is 'bxed', which is no rule"),
-        (["--out", "o", "--comparison", "fuzzy"], "it must be exact or math"),
-        (["--out", "o", "--workers", "0"], "--workers is '0': a number of at least 1"),
+        (["--out", "o", "--verifier", "bxed"], "verifier is 'bxed', which is no rule"),
+        (
+            ["--out", "o", "--comparison", "fuzzy"],
+            "--comparison is 'fuzzy': {exact,math} is expected",
+        ),
+        (["--out", "o", "--workers", "0"], "workers is 0: it must be at least 1"),
         (["--out", "o", "--tolerance", "1/0"], "--tolerance is '1/0'"),
-        (["--out", "o", "--rulle", "hash"], "unknown option --rulle"),
-        (["--out", "o", "--skip-bad", "yes"], "--skip-bad takes no value"),
+        (["--out", "o", "--verifer", "hash"], "unknown option --verifer; did you mean --verifier?"),
+        (["--out", "o", "--skip_bad", "yes"], "--skip_bad takes no value"),
     ],
 )
 def test_bad_options(

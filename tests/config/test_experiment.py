@@ -11,20 +11,14 @@ from typing import Any
 
 import pytest
 import tiny
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rft_jax.config import (
-    CheckpointConfig,
     Config,
-    ModelConfig,
     PoolConfig,
     RefillConfig,
-    TokenizerConfig,
-    VerificationConfig,
 )
 from rft_jax.config import experiment as experiments
-from rft_jax.config.experiment import load, override, parse_options, print_help
+from rft_jax.config.experiment import load, override
 from rft_jax.config.serialize import (
     build,
     check_types,
@@ -131,6 +125,10 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
         (
             HEADER + "    return {'plots': tiny.sft()}\n",
             "{path}: run name plots is the report's folder of figures: choose another.",
+        ),
+        (
+            HEADER + "    return {'all': tiny.sft()}\n",
+            "{path}: run name all stands for every run in options: choose another.",
         ),
         (
             HEADER + "    return {'sft': tiny.model()}\n",
@@ -280,132 +278,57 @@ def test_suggest() -> None:
 # Overrides
 
 
-def changed(*args: str) -> dict[str, Config]:
-    return override(tiny.experiment(), args)
+def test_values_replace_fields_all_at_once() -> None:
+    experiment = tiny.experiment()
+    assert override(experiment, {}) == experiment
+    # Either alone would leave a warm-up as long as the run.
+    changes = {"sft.steps": 9, "sft.optimizer.warmup_steps": 5, "rft.pool.rollout_steps": 3}
+    runs = override(experiment, changes)
+    assert (runs["sft"].steps, runs["sft"].optimizer.warmup_steps) == (9, 5)
+    assert runs["rft"].pool == PoolConfig(rollout_steps=3)
+    assert runs["online_rft"] == experiment["online_rft"]
 
 
-def test_no_override_changes_nothing() -> None:
-    assert changed() == tiny.experiment()
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_value_for_all_runs(backwards: bool) -> None:
+    changes = {"all.steps": 7, "rft.steps": 5, "all.model.tie_embeddings": True}
+    if backwards:
+        changes = dict(reversed(changes.items()))
+    runs = override(tiny.experiment(), changes)
+    assert [config.steps for config in runs.values()] == [7, 5, 7]
+    assert all(config.model.tie_embeddings for config in runs.values())
 
 
-def test_overrides_of_every_type() -> None:
-    runs = changed(
-        "--sft.steps", "7",
-        "--sft.optimizer.learning-rate", "1e-3",
-        "--sft.mesh.data=2",
-        "--sft.mesh.fsdp", "-1",
-        "--rft.selection.dedupe", "text",
-        "--online-rft.seed=5",
-        "--sft.data.prompt_template=--{question}=",
-        "--rft.model.compute_dtype", "bfloat16",
-    )  # fmt: skip
-    assert runs["sft"].steps == 7
-    assert runs["sft"].optimizer.learning_rate == 1e-3
-    assert (runs["sft"].mesh.data, runs["sft"].mesh.fsdp) == (2, -1)
-    assert runs["sft"].data.prompt_template == "--{question}="
-    assert runs["rft"].selection is not None
-    assert runs["rft"].selection.dedupe == "text"
-    assert runs["rft"].model.compute_dtype == "bfloat16"
-    assert runs["online_rft"].seed == 5
-    assert runs["online_rft"].steps == 3
+def test_a_section_is_added() -> None:
+    changes = {"online_rft.refill.accepted": 3, "online_rft.refill.max_sampled": 16}
+    runs = override(tiny.experiment(), changes)
+    assert runs["online_rft"].refill == RefillConfig(accepted=3, max_sampled=16)
+    assert runs["rft"].refill is None
 
 
-def test_override_of_a_bool_in_all_runs() -> None:
-    names = [f"--{name}.model.tie_embeddings" for name in tiny.experiment()]
-    runs = changed(*(part for name in names for part in (name, "True")))
-    assert all(config.model.tie_embeddings is True for config in runs.values())
-
-
-def test_override_of_a_tuple() -> None:
-    pool = PoolConfig(from_rollouts=("old",))
-    experiment = tiny.experiment() | {"rft": tiny.rft(pool=pool, rollout=None)}
-    runs = override(experiment, ["--rft.pool.from_rollouts", "a", "b c"])
+def test_a_list_stands_for_a_tuple() -> None:
+    experiment = tiny.experiment() | {
+        "rft": tiny.rft(pool=PoolConfig(from_rollouts=("old",)), rollout=None)
+    }
+    runs = override(experiment, {"rft.pool.from_rollouts": ["a", "b c"]})
     assert runs["rft"].pool == PoolConfig(from_rollouts=("a", "b c"))
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("changes", "message"),
     [
-        (["--sft.stepz", "3"], "unknown option --sft.stepz; did you mean --sft.steps?"),
-        (["--stf.steps", "3"], "unknown option --stf.steps; did you mean --sft.steps?"),
-        (["--sft.learning_rate", "1"],
-         "unknown option --sft.learning_rate; did you mean --sft.optimizer.learning_rate?"),
-        (["--sft.rolout.temperature", "1"],
-         "unknown option --sft.rolout.temperature; did you mean --rft.rollout.temperature?"),
-        (["--sft.model", "big"],
-         "--sft.model is a section: name one of its fields, such as --sft.model.num_layers."),
-        (["--sft.rollout.temperature", "1"],
-         "--sft.rollout.temperature does nothing: run sft (method sft) has no section rollout."),
-        (["--sft.steps", "three"], "--sft.steps is 'three': INT is expected."),
-        (["--sft.steps", "1e3"], "--sft.steps is '1e3': INT is expected."),
-        (["--sft.optimizer.b1", "x"], "--sft.optimizer.b1 is 'x': FLOAT is expected."),
-        (["--sft.model.tie_embeddings", "true"],
-         "--sft.model.tie_embeddings is 'true': {True,False} is expected; did you mean True?"),
-        (["--sft.model.remat", "ful"],
-         "--sft.model.remat is 'ful': {none,dots,full} is expected; did you mean full?"),
-        (["--sft.steps"], "--sft.steps takes one value, found none."),
-        (["--sft.steps", "1", "2"], "--sft.steps takes one value, found 2: 1 2."),
-        (["--sft.steps=1", "--sft.steps=2"], "--sft.steps is given twice: give it once."),
-        (["sft.steps", "3"],
-         "unexpected argument 'sft.steps': options are written --NAME value."),
-        (["--sft.steps", "0"], "sft: steps is 0: a run makes at least one update."),
-        (["--rft.model.head_dim", "7"],
-         "rft: model.head_dim is 7: rotary embeddings need an even width."),
-        (["--sft.model.d_model", "32"],
-         "rft: model.d_model is 16 but 32 in run sft, which it starts from: set both alike."),
-        (["--rft.init_from", "run:sfd"],
-         "rft: init_from is 'run:sfd', which names no earlier run; did you mean sft?"),
+        ({"sft.stepz": 3}, "unknown option sft.stepz; did you mean sft.steps?"),
+        ({"all.stepz": 3}, "unknown option all.stepz; did you mean all.steps?"),
+        ({"steps": 3}, "unknown option steps; did you mean sft.steps?"),
+        ({"sft.model": 3}, "sft.model is a section: name one of its fields, such as "
+         "sft.model.num_layers."),
+        ({"sft.steps": "3"}, "sft: steps is '3': a value of type int is expected."),
+        ({"online_rft.refill.accepted": 3},
+         "online_rft.refill.accepted: run online_rft (method online_rft) has no section refill: "
+         "give online_rft.refill.max_sampled too to add it, or leave the option out."),
+        ({"sft.refill.accepted": 3, "sft.refill.max_sampled": 16},
+         "sft: refill does nothing under method sft: remove it."),
     ],
 )  # fmt: skip
-def test_bad_override_is_refused_in_one_line(args: list[str], message: str) -> None:
-    assert refusal(lambda: changed(*args)) == message
-
-
-def test_options_take_what_follows_them() -> None:
-    options = parse_options(["--a-b", "1", "-2", "--c=x=y", "--d"])
-    assert [(o.name, o.values) for o in options] == [
-        ("a_b", ("1", "-2")),
-        ("c", ("x=y",)),
-        ("d", ()),
-    ]
-
-
-@given(value=st.floats(min_value=1e-12, max_value=1e3))
-def test_every_learning_rate_survives_its_text(value: float) -> None:
-    rate = changed(f"--sft.optimizer.learning_rate={value!r}")["sft"].optimizer.learning_rate
-    assert rate == value
-
-
-def test_every_field_can_be_overridden_by_its_own_text() -> None:
-    experiment = {"sft": tiny.sft(), "rft": tiny.rft()}
-    for run, config in experiment.items():
-        for name, value in flatten(config).items():
-            if name in field_types():
-                values = value if isinstance(value, tuple) else (str(value),)
-                option = experiments.Option(f"{run}.{name}", values)
-                assert experiments.apply_options(experiment, [option]) == experiment
-
-
-def test_help_lists_every_field_with_its_doc(capsys: pytest.CaptureFixture[str]) -> None:
-    print_help(tiny.experiment(), usage="rft-jax run EXPERIMENT", description="About it.")
-    text = capsys.readouterr().out
-    assert text.startswith("usage: rft-jax run EXPERIMENT")
-    assert "About it." in text
-    for run, config in tiny.experiment().items():
-        for name in flatten(config):
-            assert (f"--{run}.{name} " in text) == (name in field_types())
-    assert "Peak learning rate. (default: 0.0001)" in text
-    assert "--sft.rollout" not in text
-
-
-def test_help_shows_the_values_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.sft(
-        checkpoint=CheckpointConfig(every_steps=17),
-        verification=VerificationConfig(timeout_seconds=3.25),
-        model=ModelConfig(mlp_dim=91),
-        tokenizer=TokenizerConfig(path="my.model"),
-    )
-    print_help({"sft": config}, usage="x", description="y")
-    text = capsys.readouterr().out
-    for value in ("17", "3.25", "91", "my.model"):
-        assert f"(default: {value})" in " ".join(text.replace("│", " ").split())
+def test_bad_values_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    assert refusal(lambda: override(tiny.experiment(), changes)) == message

@@ -23,6 +23,8 @@ from unittest import mock
 
 import pytest
 
+from rft_jax.commands import args
+from rft_jax.commands.options import RunOptions
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.hub.families import model_config
@@ -301,9 +303,8 @@ def test_commands_of_the_docstring_are_understood(path: Path) -> None:
     for command in commands:
         file, *arguments = shlex.split(command.replace("\\\n", " "))
         assert file == f"experiments/{path.name}"
-        options = experiments.parse_options(arguments)
-        fields = [option for option in options if option.name not in ("only", "workdir")]
-        experiments.apply_options(load(path), fields)
+        _, fields = args.read(RunOptions, [file, *arguments], "run")
+        args.apply(load(path), fields)
 
 
 def test_deepseekmath_has_the_published_settings() -> None:

@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 import rft_jax
+from rft_jax.commands import args as arguments
 from rft_jax.commands import main as cli
-from rft_jax.commands import run_options, typed_options
-from rft_jax.commands.plan_options import PlanOptions
+from rft_jax.commands.options import PlanOptions, RunOptions
 from rft_jax.config import CheckpointConfig
 from rft_jax.distributed.job import EXIT_USER
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits
@@ -83,7 +83,11 @@ def commands(text: str, command: str) -> list[str]:
 
 
 def options(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text))
+
+
+OWN = {f"--{name}" for name, one in arguments.declared(RunOptions).items() if not one.positional}
+"""Options of run that are no fields of its runs."""
 
 
 # What is named exists.
@@ -95,21 +99,21 @@ def test_script_is_bash(name: str) -> None:
 
 
 def test_options_in_the_docs_exist() -> None:
-    plan = {typed_options.written(field.name) for field in dataclasses.fields(PlanOptions)}
-    assert options(DOCS) - OF_OTHERS <= {*run_options.OWN} | plan
+    plan = {f"--{field.name}" for field in dataclasses.fields(PlanOptions)}
+    assert options(DOCS) - OF_OTHERS <= OWN | plan
     for said in commands(DOCS, "run"):
-        assert options(said) - OF_OTHERS <= {*run_options.OWN}
+        assert options(said) - OF_OTHERS <= OWN
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
 def test_options_in_the_files_exist(path: Path) -> None:
     for said in commands(path.read_text(encoding="utf-8"), "run"):
-        assert options(said) <= {*run_options.OWN}
+        assert options(said) <= OWN
 
 
 def test_help_has_the_options_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--help"]) == 0
-    assert options(capsys.readouterr().out) >= {*run_options.OWN}
+    assert options(capsys.readouterr().out) >= OWN
 
 
 def test_fields_in_the_docs_exist() -> None:
@@ -124,8 +128,8 @@ def test_files_in_the_docs_exist() -> None:
 
 def test_limits_in_the_docs() -> None:
     limits = Limits()
-    assert f"`--lost-after` seconds ({limits.lost_after:.0f})" in DOCS
-    assert f"`--stalled-after` seconds ({limits.stalled_after:.0f})" in DOCS
+    assert f"`--lost_after` seconds ({limits.lost_after:.0f})" in DOCS
+    assert f"`--stalled_after` seconds ({limits.stalled_after:.0f})" in DOCS
 
 
 def test_exit_statuses_in_the_docs() -> None:
@@ -330,10 +334,10 @@ def test_kubernetes_starts_the_command() -> None:
     (run,) = documents("kubernetes.yaml")[1]["spec"]["template"]["spec"]["containers"]
     program, command, experiment, *rest = run["command"]
     assert (program, command) == ("rft-jax", "run")
-    read = run_options.read(Path(experiment), rest, of_run=True)
+    read, fields = arguments.read(RunOptions, [experiment, *rest], "run")
     shared = next(one["mountPath"] for one in run["volumeMounts"] if one["name"] == "shared")
-    assert read.workdir.is_relative_to(shared)
-    assert not read.rest
+    assert Path(read.workdir).is_relative_to(shared)
+    assert not fields
 
 
 # SkyPilot

@@ -170,7 +170,7 @@ def killed(study: Study) -> Folder:
     is damaged."""
     workdir: Any = folder_of(f"{BUCKET}/killed")
     for run in ("sft", "online_rft"):
-        with study.start(workdir, 2, 4, "--lost-after", "5") as job:
+        with study.start(workdir, 2, 4, "--lost_after", "5") as job:
             saved = workdir / run / "checkpoints" / "2" / "commit_success.txt"
             deadline = time.monotonic() + WAIT_SECONDS
             while not saved.exists():

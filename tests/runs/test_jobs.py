@@ -181,7 +181,7 @@ def wait_for_steps(job: Job, folder: Path, count: int = 3) -> None:
 
 
 ONLINE = ("--only", "online_rft")
-QUICKLY = (*ONLINE, "--lost-after", str(LOST_AFTER))
+QUICKLY = (*ONLINE, "--lost_after", str(LOST_AFTER))
 
 
 def test_a_killed_process_ends_the_job_which_goes_on(wholes: Wholes, study: Study) -> None:
@@ -237,7 +237,7 @@ def test_a_frozen_process_ends_the_job(wholes: Wholes, study: Study) -> None:
 def test_a_stalled_process_ends_the_job(wholes: Wholes, study: Study) -> None:
     workdir = begun(wholes.of(2, 4), study.folder / "stalled", "sft", "rft")
     options = (
-        *ONLINE, "--stalled-after", "20",
+        *ONLINE, "--stalled_after", "20",
         "--online_rft.verification.verifier=stalling:even_length_or_never",
         "--online_rft.verification.timeout_seconds=3600",
     )  # fmt: skip
@@ -324,7 +324,7 @@ def carry_out_with_kills(study: Study, workdir: Path, seed: int) -> list[str]:
         while folder and len([k for k in kills if k.startswith(folder.name)]) >= KILLS_OF_A_RUN:
             position = RUNS.index(folder.name) + 1
             folder = workdir / RUNS[position] if position < len(RUNS) else None
-        with study.start(workdir, 2, 4, "--lost-after", str(LOST_AFTER)) as job:
+        with study.start(workdir, 2, 4, "--lost_after", str(LOST_AFTER)) as job:
             if folder is None:
                 job.finish()
                 return kills
