@@ -150,8 +150,8 @@ def _check_added(run: str, config: Config, given: Mapping[str, tuple[str, Any]],
         lacking = [f"{mark}{run}.{one}" for one in needed if one not in given]
         if lacking:
             raise ConfigError(
-                f"{mark}{name}: run {run} (method {config.row.name}) has no section {section}: give "
-                f"{' and '.join(lacking)} too to add it, or leave the option out."
+                f"{mark}{name}: run {run} (method {config.row.name}) has no section {section}: "
+                f"give {' and '.join(lacking)} too to add it, or leave the option out."
             )
 
 

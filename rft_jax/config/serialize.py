@@ -65,6 +65,7 @@ def check_types(config: Config) -> None:
         if not isinstance(value, section) and not (value is None and _may_be_none(name)):
             raise ConfigError(f"{name} is {value!r}: a {section.__name__} is expected.")
     check_value("method", config.method)
+    method.resolve(config.method)
     for name, value in flatten(config).items():
         if name in field_types() and name != "method":
             check_value(name, value)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rft_jax.config import Config, SelectionConfig
-from rft_jax.config.method import resolve
-from rft_jax.training.methods import coefficients, facts_of
+from rft_jax.config.method import Method, resolve
+from rft_jax.errors import UserError
 from rft_jax.training.objective import output_weights
 from rft_jax.training.packing import TrainingSequence
-from rft_jax.types import Sample, Verdict
+from rft_jax.types import Facts, Sample, Verdict
 
 _DIGITS = frozenset("0123456789")
 _LEFT_SIDE = "".join(sorted(_DIGITS)) + "-+*/(). \t"
@@ -85,6 +85,55 @@ def capped(samples: Sequence[Sample], max_per_question: int) -> list[Sample]:
         if counts[group] <= max_per_question:
             kept.append(sample)
     return kept
+
+
+def facts_of(samples: Sequence[Sample]) -> Facts:
+    """The facts of decided samples, in order."""
+    correct = np.array([sample.accepted for sample in samples], bool)
+    return Facts(
+        question_ids=np.array([sample.question_id for sample in samples], np.int64),
+        correct=correct,
+        rewards=correct.astype(np.float32),
+        lengths=np.array([sample.num_tokens for sample in samples], np.int64),
+        finished=np.array([sample.finished for sample in samples], bool),
+        log_probs=np.array([sample.log_prob for sample in samples], np.float64),
+    )
+
+
+def coefficients(method: Method, facts: Facts) -> np.ndarray:
+    """GC of each output, checked.
+
+    Args:
+        method: the row.
+        facts: of B decided outputs.
+
+    Returns:
+        float64 [B].
+
+    Raises:
+        UserError: the row's coefficient is not B finite numbers, or not 0 for an output that the
+            row does not train on.
+    """
+    size = len(facts.correct)
+    found = np.asarray(method.coefficient(facts))
+    name = f"method {method.name}: its coefficient"
+    if found.shape != (size,) or found.dtype.kind not in "fiub":
+        raise UserError(
+            f"{name} gave {found.dtype} of shape {found.shape}: a number for each of {size} "
+            "outputs is expected."
+        )
+    found = found.astype(np.float64)
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"{name} gave {found[~np.isfinite(found)][0]}: finite numbers are expected."
+        )
+    unseen = found[~facts.correct] if method.trains_on == "accepted" else found[:0]
+    if unseen.any():
+        raise UserError(
+            f"{name} gave {unseen[unseen != 0][0]:g} for an output that is not accepted and "
+            "trains_on is 'accepted': give 0, or set trains_on to 'decided'."
+        )
+    return found
 
 
 def reduced(

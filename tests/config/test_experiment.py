@@ -203,8 +203,8 @@ def replaced(config: Config, name: str, value: Any) -> Config:
         ("optimizer.b1", "0.9", "optimizer.b1 is '0.9': a number is expected."),
         ("data.train", Path("a"), f"data.train is {Path('a')!r}: a value of type str is expected."),
         ("pool.from_rollouts", "a", "pool.from_rollouts is 'a': a tuple of strings is expected."),
-        ("method", "rtf", "method is 'rtf': one of sft, rft, online_rft is expected; "
-         "did you mean rft?"),
+        ("method", "rtf", "method is 'rtf': one of sft, rft, online_rft, or my_module:my_method, "
+         "is expected; did you mean rft?"),
         ("model", None, "model is None: a ModelConfig is expected."),
         ("rollout", 3, "rollout is 3: a RolloutConfig is expected."),
     ],

@@ -311,8 +311,8 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: tiny.online_rft(
             update=UpdateConfig(row_length=64, rows_per_microbatch=8, sequences_per_step=4)
         ),
-        "update.sequences_per_step is 4: it must be 0 for online_rft (the rollout decides) and at "
-        "least 1 for sft and rft.",
+        "update.sequences_per_step is 4: it must be 0 for a method whose source is the policy (the "
+        "rollout decides) and at least 1 for others.",
     ),
     "KL under sft": (
         lambda: tiny.sft(objective=ObjectiveConfig(kl_coefficient=0.1)),

@@ -30,8 +30,8 @@ from steps import choose
 from rft_jax.config import Config, Method, SelectionConfig
 from rft_jax.config.method import from_json, resolve, to_json
 from rft_jax.errors import ConfigError, UserError
-from rft_jax.training.methods import METHODS, coefficients, facts_of
-from rft_jax.training.selection import select, weigh
+from rft_jax.training.methods import METHODS
+from rft_jax.training.selection import coefficients, facts_of, select, weigh
 from rft_jax.types import Facts, Sample, Verdict
 
 

@@ -39,10 +39,10 @@ from rft_jax.models import transformer
 from rft_jax.training import objective as module
 from rft_jax.training.batch_filling import Carried, fill
 from rft_jax.training.log_probs import target_log_probs
-from rft_jax.training.methods import METHODS, facts_of
+from rft_jax.training.methods import METHODS
 from rft_jax.training.objective import k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
-from rft_jax.training.selection import select
+from rft_jax.training.selection import facts_of, select
 from rft_jax.types import Sample, Verdict
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
