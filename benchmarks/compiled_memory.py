@@ -28,7 +28,7 @@ from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.errors import ConfigError
 from rft_jax.observe.hardware import GIB
-from rft_jax.planning import memory, programs, targets
+from rft_jax.planning import aot, memory, programs, targets
 from rft_jax.planning.memory import Parts, Sampled
 from rft_jax.planning.programs import Program, Setting
 from rft_jax.planning.targets import Target
@@ -98,11 +98,9 @@ class Row(NamedTuple):
 
 def _bytes(program: Program) -> float:
     """What a program needs, all of its arguments among it, those too that it does not read."""
-    made = program.function.lower(*program.arguments, **program.settings).compile()
-    found = made.memory_analysis()
-    returned = found.output_size_in_bytes - found.alias_size_in_bytes
-    given = max(found.argument_size_in_bytes, programs.local_bytes(program.arguments))
-    return float(given + found.temp_size_in_bytes + returned)
+    found = aot.memory_of(program.function.lower(*program.arguments, **program.settings).compile())
+    returned = found["outputs"] - found["aliases"]
+    return max(found["arguments"], program.local_bytes) + found["temporaries"] + returned
 
 
 def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterator[Row]:
@@ -114,10 +112,10 @@ def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterat
         parts: Parts = {part: n for part, n in counted[moment].items() if part not in besides}
         return Row(f"{name}, {moment}", sum(parts.values()), _bytes(program))
 
-    yield row("prefill", programs.prefill(of, work, programs.rings(of.config)[0]))
-    grown = programs.growth(of, work)
-    if grown is not None:
-        yield row("growth", grown, ["rollout weights", "prompts of the queue"])
+    yield row("prefill", programs.prefill(of, work))
+    if "growth" in counted:
+        besides = ["rollout weights", "prompts of the queue"]
+        yield row("growth", programs.growth(of, work), besides)
     yield row("decode", programs.decode(of, work))
 
 
