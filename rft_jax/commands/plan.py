@@ -40,10 +40,9 @@ def target_of(options: PlanOptions) -> Target:
     """What the options ask a plan for. Raises ConfigError."""
     if options.device:
         return targets.counted(options.device)
-    if options.topology and options.counted:
-        return targets.slice_of(options.topology)
     if options.topology:
-        return targets.described(options.topology)
+        described = targets.slice_of if options.counted else targets.described
+        return described(options.topology)
     return targets.at_hand()
 
 
@@ -56,12 +55,10 @@ def keep_to_the_cpu() -> None:
 
 def supposed(config: Config, options: PlanOptions) -> Supposed:
     """What the options suppose of a run."""
-    prompt = options.mean_prompt_tokens or config.data.max_prompt_tokens / 3
-    output = options.mean_output_tokens or config.data.max_completion_tokens / 2
-    for name, mean, longest in (
-        ("prompt", prompt, config.data.max_prompt_tokens),
-        ("output", output, config.data.max_completion_tokens),
-    ):
+    prompts, outputs = config.data.max_prompt_tokens, config.data.max_completion_tokens
+    prompt = options.mean_prompt_tokens or prompts / 3
+    output = options.mean_output_tokens or outputs / 2
+    for name, mean, longest in (("prompt", prompt, prompts), ("output", output, outputs)):
         if mean > longest:
             raise ConfigError(
                 f"--mean-{name}-tokens is {mean:g}, and the longest have {longest}: it cannot be "
@@ -82,9 +79,8 @@ def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Rec
     for name, config in experiment.items():
         try:
             if options.search:
-                lengths = supposed(config, options)
-                found = search.search(config, target, lengths)
-                rankings[name] = search.ranking(found, target, lengths)
+                found = search.search(config, target, supposed(config, options))
+                rankings[name] = search.ranking(found)
                 print(tables.ranking(name, target.name, rankings[name]), end="\n\n", flush=True)
                 plans += _of_the_best(name, found, target, options)
             else:
@@ -92,7 +88,7 @@ def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Rec
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     if options.json is not None:
-        _write(options.json, {"rankings": rankings, "plans": plans} | _versions())
+        _write(options.json, {"rankings": rankings, "plans": plans})
     return plans
 
 
@@ -120,14 +116,10 @@ def _plan(name: str, config: Config, target: Target, options: PlanOptions) -> Re
     return made
 
 
-def _versions() -> Record:
-    names = ("rft_jax", "jax", "jaxlib", "libtpu")
-    installed = [name for name in names if importlib.util.find_spec(name)]
-    return {"versions": {name: importlib.metadata.version(name) for name in installed}}
-
-
 def _write(path: Path, content: Record) -> None:
+    installed = filter(importlib.util.find_spec, ("rft_jax", "jax", "jaxlib", "libtpu"))
+    versions = {"versions": {name: importlib.metadata.version(name) for name in installed}}
     try:
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        write_atomically(path, json.dumps(content | versions, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot write there ({error.strerror}).") from error

@@ -14,16 +14,16 @@ from rft_jax.errors import ConfigError
 @dataclass(frozen=True)
 class PlanOptions:
     """Plan the runs of an experiment file without running them: memory, exchanges between devices
-    and seconds of their programs, compiled from shapes alone. Further options are fields of runs,
+    and seconds of their programs, compiled from shapes only. Further options are fields of runs,
     as for rft-jax run: --RUN.section.field VALUE. The exit status is 1 if a run does not fit."""
 
     topology: str | None = None
     """Plan for a slice of TPUs by its compiler's name, such as v5e:4x4, with none at hand (needs
     libtpu). Default: the devices of this machine."""
     device: str | None = None
-    """Plan for so many of a chip, such as 8xh100 or t4, by counting alone."""
+    """Plan for a number of chips, such as 8xh100 or t4, by counting only."""
     counted: bool = False
-    """With --topology: count alone, and compile nothing."""
+    """With --topology: count only, and compile nothing."""
     search: bool = False
     """Rank all meshes over the devices by the count, and plan for the best."""
     compile: int = 1
@@ -59,7 +59,9 @@ class PlanOptions:
         for name in ("mean_prompt_tokens", "mean_output_tokens"):
             value = getattr(self, name)
             if value is not None and not value >= 1:
-                raise ConfigError(f"{typed_options.written(name)} is {value}: at least 1, please.")
+                raise ConfigError(
+                    f"{typed_options.written(name)} is {value}: it must be at least 1."
+                )
 
 
 def read(args: Sequence[str]) -> tuple[PlanOptions, list[Option]]:

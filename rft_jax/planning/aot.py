@@ -50,9 +50,9 @@ class Exchange(NamedTuple):
 
 class Compiled(NamedTuple):
     """A program on one device. memory: bytes of PARTS; exchanges: for one trip of a loop whose
-    trips it is told at run time; gathered: weights that are gathered inside a loop; scheduled: seconds,
-    None where the compiler puts down no cycles; short: what the compiler says when memory does not
-    suffice."""
+    trips it is told at run time; gathered: weights that are gathered inside a loop; scheduled:
+    seconds, None where the compiler puts down no cycles; short: what the compiler says when memory
+    does not suffice."""
 
     memory: Mapping[str, float]
     exchanges: tuple[Exchange, ...] = ()

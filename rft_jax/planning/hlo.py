@@ -74,9 +74,8 @@ def parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
 
 def trips(condition: Sequence[Instruction], otherwise: int) -> int:
     """How often a loop runs: the one constant that its condition compares with, if there is one."""
-    texts = [re.search(r" constant\((\d+)\)", i.line) for i in condition]
-    limits = [int(found[1]) for found in texts if found]
-    return limits[0] if len(limits) == 1 else otherwise
+    limits = re.findall(r" constant\((\d+)\)", "\n".join(one.line for one in condition))
+    return int(limits[0]) if len(limits) == 1 else otherwise
 
 
 def walk(text: str, otherwise: int = 1) -> Iterator[Runs]:

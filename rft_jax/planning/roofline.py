@@ -218,13 +218,9 @@ def seconds_of(costs: Mapping[str, Cost], at: Speeds | None) -> dict[str, float]
 def evaluating(config: Config, of: Shards, at: Speeds, supposed: Supposed) -> float:
     """Seconds of all evaluations of a run."""
     settings, every = config.evaluation, config.evaluation.every_steps
-    total = 0.0
+    validations, total = (1 + config.steps // every if every else 0), 0.0
     for questions, count, times in (
-        (
-            supposed.validation,
-            settings.samples_per_question,
-            1 + config.steps // every if every else 0,
-        ),
+        (supposed.validation, settings.samples_per_question, validations),
         (supposed.test, settings.test_samples_per_question, int(bool(config.data.test))),
     ):
         for samples in {1, count} - {0}:

@@ -127,14 +127,15 @@ def divides(config: Config, of: Shards) -> bool:
 
 
 class Candidate(NamedTuple):
-    """A run with another mesh, and whatever else must change for it. peak: bytes at the worst
-    moment; seconds: of a step, by phase; both counted."""
+    """A run with another mesh, and whatever else must change for it. Counted: peak: bytes at the
+    worst moment; seconds: of a step, by phase; bound: what takes longest in each phase."""
 
     config: Config
     mesh: Shards
     changes: dict[str, Any]
     peak: float
     seconds: dict[str, float]
+    bound: dict[str, str]
     fits: bool
 
     @property
@@ -194,18 +195,16 @@ def _candidate(
         changed, more = relieve(changed, replace(target, memory=usable))
         changes |= more
     most, costs = peak(changed, target), roofline.costs_of(changed, mesh, supposed)
-    seconds = roofline.seconds_of(costs, target.speeds(mesh, config.model.compute_dtype))
-    return Candidate(changed, mesh, changes, most, seconds, not usable or most <= usable)
+    speeds = target.speeds(mesh, config.model.compute_dtype)
+    seconds = roofline.seconds_of(costs, speeds)
+    bound = {phase: cost.bound(speeds) if speeds else "" for phase, cost in costs.items()}
+    return Candidate(changed, mesh, changes, most, seconds, bound, not usable or most <= usable)
 
 
-def ranking(found: list[Candidate], target: Target, supposed: Supposed) -> list[Record]:
+def ranking(found: list[Candidate]) -> list[Record]:
     """The candidates as JSON values."""
-    rows = []
-    for one in found:
-        speeds = target.speeds(one.mesh, one.config.model.compute_dtype)
-        costs = roofline.costs_of(one.config, one.mesh, supposed)
-        bounds = {phase: cost.bound(speeds) if speeds else "" for phase, cost in costs.items()}
-        record = {"mesh": one.mesh._asdict(), "changes": one.changes, "peak": one.peak}
-        record |= {"fits": one.fits, "step": one.step, "seconds": one.seconds, "bound": bounds}
-        rows.append(record)
-    return rows
+    fields = ("changes", "peak", "fits", "step", "seconds", "bound")
+    return [
+        {"mesh": one.mesh._asdict()} | {name: getattr(one, name) for name in fields}
+        for one in found
+    ]

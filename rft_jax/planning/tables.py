@@ -41,8 +41,7 @@ def markdown(plan: Record) -> str:
     if plan["source"] == "compiled":
         parts += ["", *_exchanges(plan)]
     parts += ["", *_run(plan), "", _supposed(plan)]
-    if plan.get("advice"):
-        parts += ["", "What would help, by the count:"]
+    parts += ["", "What would help, by the count:"] if plan.get("advice") else []
     for one in plan.get("advice", ()):
         saves = f"saves {gib(one['saves'])} GiB, {gib(one['peak'])} GiB at most"
         parts.append(f"- {options(plan['run'], one['changes'])}: {saves}")
@@ -120,8 +119,7 @@ def _run(plan: Record) -> list[str]:
     said = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in plan["seconds"].items())
     lines = [f"A step: {plan['step']:.1f} s ({said})."]
     if "tokens_per_second" in plan:
-        rates = plan["tokens_per_second"]
-        count = plan["target"]["count"]
+        rates, count = plan["tokens_per_second"], plan["target"]["count"]
         lines[0] += (
             f" Output tokens/s: {rates['decoding']:,.0f} while decoding "
             f"({rates['decoding'] / count:,.0f} a device), {rates['step']:,.0f} of the whole step."

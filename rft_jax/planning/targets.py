@@ -80,7 +80,7 @@ def described(topology: str) -> Target:
     """The same with described devices; nothing but libtpu is needed for it.
 
     Raises ConfigError when libtpu is not there, and for a name that is none. The environment must
-    be set up for it (planning_command.py).
+    be set up for it (rft_jax/commands/plan.py).
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
@@ -91,9 +91,9 @@ def described(topology: str) -> Target:
 
     wanted = slice_of(topology)
     # One host has four chips, or one.
-    alone = {"chips_per_host_bounds": [1, 1, 1]} if wanted.count == 1 else {}
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if wanted.count == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         said = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"{_no_slice(topology)} ({said}).") from error
