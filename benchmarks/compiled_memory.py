@@ -6,7 +6,7 @@
                                                 # jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12
 
 The programs of a run's rollout, evaluations and update are compiled ahead of time from shapes
-alone, for a TPU slice by libtpu, for a GPU by XLA for CUDA. A program's memory is its arguments,
+only, for a TPU slice by libtpu, for a GPU by XLA for CUDA. A program's memory is its arguments,
 its temporaries and what it returns besides; counted is the same of memory.py. Attention is splash
 on a TPU where it can serve, and XLA's elsewhere: cuDNN's cannot be compiled without cuDNN. A GPU's
 products are not tuned, so their work space is a guess.
@@ -15,9 +15,10 @@ products are not tuned, so their work space is a guess.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +30,9 @@ from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.errors import ConfigError
 from rft_jax.observe.hardware import GIB
-from rft_jax.planning import memory, programs, targets
-from rft_jax.planning.memory import Parts, Sampled
-from rft_jax.planning.programs import Program, Setting
+from rft_jax.planning import aot, memory, programs, targets
+from rft_jax.planning.memory import Sampled
+from rft_jax.planning.programs import Setting
 from rft_jax.planning.targets import Target
 
 SLICES = {"v5e-1": "v5e:1x1", "v5e-4": "v5e:2x2", "v5e-8": "v5e:2x4", "v5p-8": "v5p:2x2x1",
@@ -97,29 +98,17 @@ class Row(NamedTuple):
     compiled: float
 
 
-def _bytes(program: Program) -> float:
-    """What a program needs, all of its arguments among it, those too that it does not read."""
-    made = program.function.lower(*program.arguments, **program.settings).compile()
-    found = made.memory_analysis()
-    returned = found.output_size_in_bytes - found.alias_size_in_bytes
-    given = max(found.argument_size_in_bytes, programs.local_bytes(program.arguments))
-    return float(given + found.temp_size_in_bytes + returned)
-
-
 def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterator[Row]:
     """The programs of one call of the sampler, for its longest ring."""
     counted = memory.sampling(of.config, of.shards, work, tpu=tpu)
 
-    def row(moment: str, program: Program, besides: Sequence[str] = ()) -> Row:
-        """besides: parts that are no argument of the program."""
-        parts: Parts = {part: n for part, n in counted[moment].items() if part not in besides}
-        return Row(f"{name}, {moment}", sum(parts.values()), _bytes(program))
-
-    yield row("prefill", programs.prefill(of, work, programs.rings(of.config)[0]))
-    grown = programs.growth(of, work)
-    if grown is not None:
-        yield row("growth", grown, ["rollout weights", "prompts of the queue"])
-    yield row("decode", programs.decode(of, work))
+    besides = {"growth": ("rollout weights", "prompts of the queue")}  # no arguments of it
+    for moment in ("prefill", "growth", "decode"):
+        if moment in counted:
+            left_out = besides.get(moment, ())
+            parts = (n for part, n in counted[moment].items() if part not in left_out)
+            make = functools.partial(getattr(programs, moment), work=work)
+            yield Row(f"{name}, {moment}", sum(parts), aot.measure(make, of, 0.0).needed)
 
 
 def target(name: str) -> Target:
@@ -138,7 +127,7 @@ def rows(config: Config, name: str) -> Iterator[Row]:
     of = programs.setting(config, on)
     config = of.config
     counted = memory.held(config, of.shards) | memory.update(config, of.shards, tpu=on.tpu)
-    yield Row("update", sum(counted.values()), _bytes(programs.update(of)))
+    yield Row("update", sum(counted.values()), aot.measure(programs.update, of, 0.0).needed)
     works = {f"evaluation, {w.samples} each": w for w in memory.evaluations(config, of.shards)}
     if config.rollout is not None:
         works = {"rollout": memory.rollout(config, of.shards)} | works

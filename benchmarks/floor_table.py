@@ -10,8 +10,9 @@ import argparse
 
 from benchmarks import cli, floors, gpu
 from benchmarks.contest import available_cores, contest
+from benchmarks.floors import Rates
 from benchmarks.work import Task, Work
-from rft_jax.observe.flops import Cost, Rates
+from rft_jax.observe.flops import Cost
 
 CPU = ((Work(size="tiny"), Work(size="tiny")), (Work(size="small"), Work(size="small")))
 GPU = ((gpu.SAMPLING, gpu.TRAINING),)

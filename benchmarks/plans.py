@@ -139,7 +139,7 @@ def summary(plans: dict[str, dict[str, Any]]) -> list[str]:
     for name, plan in plans.items():
         memory = plan["memory"]
         decode, update = (plan["functions"][of]["seconds"] for of in ("decode", "update"))
-        cells = ["counted alone"] * 3
+        cells = ["counted only"] * 3
         if plan["source"] == "compiled":
             gathered = plan["functions"]["decode"]["weights_gathered_in_loop"]
             cells = [

@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks import floors
 from benchmarks.contest import Entry
+from benchmarks.floors import Rates
 from benchmarks.work import Task
-from rft_jax.observe.flops import Rates
 
 MACHINE = "machine"
 """The contender that measures rates (machine.py)."""
@@ -138,7 +138,12 @@ def make_record(
             "seconds": floor_seconds,
             "tokens_per_second": useful / floor_seconds,
             "phases": {
-                name: cost._asdict() | {"seconds": rates.seconds(cost), "bound": rates.bound(cost)}
+                name: {
+                    "flops": cost.flops,
+                    "bytes": cost.bytes,
+                    "seconds": rates.seconds(cost),
+                    "bound": rates.bound(cost),
+                }
                 for name, cost in costs.items()
             },
         }

@@ -152,7 +152,7 @@ def test_no_circle(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in FILES if room(name) in CORE])
 def test_the_core_does_without(module: str) -> None:
-    if module in ("runs.setup", "runs.utilization"):
+    if module == "runs.setup":
         return
     outer = {name for name in GRAPH[module][0] if room(name) in OUTER}
     assert not outer, f"{module} imports {outer}"

@@ -6,12 +6,14 @@ simulated devices as there are cores: the data axis of the mesh, as on any machi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import floors
 from benchmarks.protocol import Call, serve
 from benchmarks.work import Task, Work
 from rft_jax.config import MeshConfig, ModelConfig, OptimizerConfig, UpdateConfig
@@ -36,18 +38,7 @@ def device() -> str:
 
 def model_config(work: Work, remat: Any = "none") -> ModelConfig:
     """The model of the work."""
-    shape = work.shape
-    return ModelConfig(
-        num_layers=shape.layers,
-        d_model=shape.d_model,
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        mlp_dim=shape.mlp,
-        tie_embeddings=True,
-        compute_dtype=work.dtype,  # type: ignore[arg-type]
-        remat=remat,
-    )
+    return replace(floors.model(work.size, work.dtype).config, remat=remat)
 
 
 def random_params(config: ModelConfig, vocab_size: int, where: Any, dtype: Any) -> Params:

@@ -58,14 +58,14 @@ class RunOptions:
 @dataclass(frozen=True)
 class PlanOptions:
     """Plan the runs of an experiment file without running them: memory, exchanges between devices
-    and seconds of their programs, compiled from shapes alone. The exit status is 1 if a run does
+    and seconds of their programs, compiled from shapes only. The exit status is 1 if a run does
     not fit."""
 
     topology: str | None = None
     """Plan for a slice of TPUs by its compiler's name, such as v5e:4x4, with none at hand (needs
     libtpu). Default: the devices of this machine."""
     device: str | None = None
-    """Plan for so many of a chip, such as 8xh100 or t4, by counting. Default: this machine's."""
+    """Plan for a number of chips, such as 8xh100 or t4, by counting. Default: this machine's."""
     counted: bool = False
     """With --topology: only count, and compile nothing."""
     search: bool = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,10 @@ from rft_jax.commands.options import PlanOptions
 from rft_jax.config import Config
 from rft_jax.errors import ConfigError
 from rft_jax.io.paths import write_atomically
-from rft_jax.planning import advice, memory, search, tables, targets
-from rft_jax.planning.counted import Sets
-from rft_jax.planning.plan import Record, Supposed, plan
+from rft_jax.planning import search, tables, targets
+from rft_jax.planning.plan import Record, plan
+from rft_jax.planning.roofline import Supposed
 from rft_jax.planning.search import Candidate
-from rft_jax.planning.step_costs import Lengths
 from rft_jax.planning.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -41,10 +40,9 @@ def target_of(options: PlanOptions) -> Target:
     """What the options ask a plan for. Raises ConfigError."""
     if options.device:
         return targets.counted(options.device)
-    if options.topology and options.counted:
-        return targets.slice_of(options.topology)
     if options.topology:
-        return targets.described(options.topology)
+        described = targets.slice_of if options.counted else targets.described
+        return described(options.topology)
     return targets.at_hand()
 
 
@@ -57,19 +55,17 @@ def keep_to_the_cpu() -> None:
 
 def supposed(config: Config, options: PlanOptions) -> Supposed:
     """What the options suppose of a run."""
-    prompt = options.mean_prompt_tokens or config.data.max_prompt_tokens / 3
-    output = options.mean_output_tokens or config.data.max_completion_tokens / 2
-    for name, mean, longest in (
-        ("prompt", prompt, config.data.max_prompt_tokens),
-        ("output", output, config.data.max_completion_tokens),
-    ):
+    prompts, outputs = config.data.max_prompt_tokens, config.data.max_completion_tokens
+    prompt = options.mean_prompt_tokens or prompts / 3
+    output = options.mean_output_tokens or outputs / 2
+    for name, mean, longest in (("prompt", prompt, prompts), ("output", output, outputs)):
         if mean > longest:
             raise ConfigError(
                 f"--mean_{name}_tokens is {mean:g}, and the longest have {longest}: it cannot be "
                 "more."
             )
-    lengths = Lengths(prompt, output, options.pass_rate)
-    return Supposed(lengths, Sets(options.validation_questions, options.test_questions))
+    sets = (options.validation_questions, options.test_questions)
+    return Supposed(prompt, output, options.pass_rate, *sets)
 
 
 def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Record]:
@@ -84,16 +80,15 @@ def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Rec
         try:
             if options.search:
                 found = search.search(config, target, supposed(config, options))
-                rankings[name] = search.ranking(found, target)
+                rankings[name] = search.ranking(found)
                 print(tables.ranking(name, target.name, rankings[name]), end="\n\n", flush=True)
                 plans += _of_the_best(name, found, target, options)
             else:
                 plans.append(_plan(name, config, target, options))
-                print(tables.markdown(plans[-1]), end="\n\n", flush=True)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     if options.json is not None:
-        _write(options.json, {"rankings": rankings, "plans": plans} | _versions())
+        _write(options.json, {"rankings": rankings, "plans": plans})
     return plans
 
 
@@ -105,56 +100,26 @@ def _of_the_best(
     plans: list[Record] = []
     wanted, fit = options.compile, 0
     for one in found[: wanted + SPARE]:
-        made = _plan(name, one.config, target, options)
-        plans.append(made)
-        print(tables.markdown(made), end="\n\n", flush=True)
-        fit += made["memory"]["fits"]
+        plans.append(_plan(name, one.config, target, options))
+        fit += plans[-1]["memory"]["fits"]
         if fit == wanted or (len(plans) >= wanted and not one.fits):
             break
     return [made for made in plans if made["memory"]["fits"]] or plans
 
 
 def _plan(name: str, config: Config, target: Target, options: PlanOptions) -> Record:
-    _check(config, target)
     logger.info("%s: planning for %s", name, target.name)
     made = plan(name, config, target, supposed(config, options), whole=options.whole)
-    if made["memory"]["fits"]:
-        return made
-    found = advice.advise(config, target)[:ADVICE]
-    return made | {"advice": [one._asdict() for one in found]}
-
-
-def _check(config: Config, target: Target) -> None:
-    """Raises ConfigError where a run's shapes do not fit its mesh."""
-    of = memory.shards(config.mesh, target.count)
-    undivided = memory.undivided(memory.policy(config).params, of)
-    if undivided:
-        raise ConfigError(
-            f"mesh is {tables.mesh_text(of._asdict())}, which does not split parameter "
-            f"{undivided[0]} evenly: choose another mesh, or --search for one."
-        )
-    rows = config.update.rows_per_microbatch
-    if rows % of.batch:
-        multiple = math.lcm(rows, of.batch)
-        raise ConfigError(
-            f"update.rows_per_microbatch is {rows}: it must be a multiple of mesh.data x "
-            f"mesh.fsdp, {of.batch}, such as {multiple}; --search does so by itself."
-        )
-
-
-def _versions() -> Record:
-    names = ("rft_jax", "jax", "jaxlib", "libtpu")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"versions": found}
+    if not made["memory"]["fits"]:
+        made["advice"] = [one._asdict() for one in search.advise(config, target)[:ADVICE]]
+    print(tables.markdown(made), end="\n\n", flush=True)
+    return made
 
 
 def _write(path: Path, content: Record) -> None:
+    installed = filter(importlib.util.find_spec, ("rft_jax", "jax", "jaxlib", "libtpu"))
+    versions = {"versions": {name: importlib.metadata.version(name) for name in installed}}
     try:
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        write_atomically(path, json.dumps(content | versions, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot write there ({error.strerror}).") from error

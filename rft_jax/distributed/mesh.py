@@ -160,7 +160,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def param_shardings(
-    mesh: Mesh, shapes: Params, axes: Params, *, fsdp: bool = True
+    mesh: Mesh | AbstractMesh, shapes: Params, axes: Params, *, fsdp: bool = True
 ) -> dict[str, Any]:
     """The sharding of every parameter.
 
@@ -185,7 +185,7 @@ def param_shardings(
     return found
 
 
-def _told(mesh: Mesh, misfits: dict[str, dict[str, int]]) -> str:
+def _told(mesh: Mesh | AbstractMesh, misfits: dict[str, dict[str, int]]) -> str:
     """misfits: of each mesh axis, the sizes of the logical axes that it does not divide."""
     parts = []
     for axis in sorted(misfits, key=AXES.index):

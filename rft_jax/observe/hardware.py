@@ -1,13 +1,27 @@
-"""Accelerators by name: what vendors publish of them, and what memory a program can have there."""
+"""Accelerators by name: what vendors publish of them, what memory a program can have there, and
+how slices of TPUs are wired.
+
+A chip's published rate is that of all its links. Devices that stand next to each other in a mesh
+share some of them: along each side of the slice that a group of them spans a chip has two links, or
+one where the side does not close to a ring. An exchange takes at least a hop's time for each device
+on its way; both are estimates of the wiring, not the compiler's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GIB = 2**30
 GPU_SHARE = 0.92
 """Of a GPU's memory, given to jax by XLA_PYTHON_CLIENT_MEM_FRACTION; the default is 0.75."""
+HOP = 1e-6
+"""Seconds that a small message takes from a TPU to the next one (assumed)."""
+ROUND = 1e-5
+"""Seconds of a small exchange between GPUs (assumed)."""
+CLOSES_AT = {"v5e": (16, 2), "v6e": (16, 2), "v5p": (4, 3)}
+"""By TPU: the side of a slice that closes to a ring, or a multiple of it; sides of a slice."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +111,44 @@ CHIPS: dict[str, Chip] = {
 def of_kind(device_kind: str) -> Chip | None:
     """The chip that jax calls so; None for one that is not in the table (a CPU among them)."""
     return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
+
+
+def _spanned(sides: Sequence[int], inner: int, group: int) -> list[int]:
+    """The sides along which a group of devices stands, the fastest axis first, each as long as the
+    group is there. inner: devices of the axes before it."""
+    spanned = []
+    for side in sorted(sides):
+        skipped = math.gcd(side, inner)
+        inner //= skipped
+        there = math.gcd(side // skipped, group)
+        group //= there
+        if there > 1:
+            spanned.append(there)
+    return spanned
+
+
+def _closes(kind: str, side: int) -> bool:
+    return side % CLOSES_AT[kind][0] == 0
+
+
+def share(kind: str, sides: Sequence[int], inner: int, group: int) -> float:
+    """The share of a chip's links that serves a group of devices.
+
+    Args:
+        kind: of TPU, a key of CLOSES_AT.
+        sides: of the slice; none where the devices are wired otherwise.
+        inner: devices of the mesh axes before the group's.
+        group: its devices.
+    """
+    if group == 1 or not sides:
+        return 1.0
+    links = sum(1 + _closes(kind, side) for side in _spanned(sides, inner, group))
+    return min(1.0, links / (2 * CLOSES_AT[kind][1]))
+
+
+def exchange_seconds(kind: str, sides: Sequence[int], group: int) -> float:
+    """Seconds of a small sum over a group, on TPUs there and back along every side; see `share`."""
+    if not sides:
+        return ROUND
+    spanned = _spanned(sides, 1, group)
+    return HOP * sum(side if _closes(kind, side) else 2 * (side - 1) for side in spanned)

@@ -1,31 +1,31 @@
 """Memory of a run on one device, counted part by part from its settings.
 
 A run holds masters, moments and, with adapters, the frozen base all the time. What sampling and
-the update add is counted at the moments at which most is alive, as the programs in rft_jax/sampling
+the update add is counted at the moments at which most is alive, as the programs in rft_jax/rollout
 and rft_jax/training have it. What a compiler needs for a layer at work, and the room that it
-leaves, are rules of thumb; benchmarks/compiled_memory.py holds them against compilers.
+leaves, are rules of thumb; benchmarks/compiled_memory.py compares them with compilers.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh
 
 from rft_jax.config import Config, MeshConfig, ModelConfig
-from rft_jax.distributed.mesh import RULES
+from rft_jax.distributed.mesh import AXES as MESH_AXES
+from rft_jax.distributed.mesh import RULES, param_shardings
 from rft_jax.errors import ConfigError
 from rft_jax.models import adapters, transformer
-from rft_jax.models.axes import AXES
-from rft_jax.observe.flops import BYTES
+from rft_jax.models.axes import AXES, logical_axes
+from rft_jax.observe.flops import Model
 from rft_jax.rollout import sampler
 from rft_jax.rollout.engine import BATCHES_AT_ONCE, rows_for
 from rft_jax.rollout.slots import PREFILL_TOKENS
-from rft_jax.training.packing import num_microbatches
+from rft_jax.training.sizes import update_sizes
 
 Parts = dict[str, float]
 """Bytes on one device by what they are."""
@@ -38,7 +38,7 @@ ROOM, ROOM_ON_TPU = 0.1, 0.2
 GROWTH_IN_WORK = 0.15
 """Of a ring that grows, what a TPU needs besides the old one and the new one."""
 LANES = 128
-"""The last axis of an array at work on a TPU is padded to a multiple of so many."""
+"""The last axis of an array at work on a TPU is padded to a multiple of this."""
 
 
 class Shards(NamedTuple):
@@ -66,83 +66,63 @@ def shards(config: MeshConfig, count: int) -> Shards:
     return Shards(*(count // known if size == -1 else size for size in sizes))
 
 
-def vocabulary(config: Config) -> int:
-    """Rows of the embedding; ConfigError when the settings do not say."""
+def model_of(config: Config) -> Model:
+    """The model as it is counted; ConfigError when the settings leave the vocabulary open."""
     rows = config.model.vocab_size or config.tokenizer.vocab_size
     if not rows:
         raise ConfigError(
             "model.vocab_size is 0, which leaves it to the tokenizer: set it to the rows of the "
             "model's embedding."
         )
-    return rows
+    return Model(config.model, rows)
 
 
-def tree_bytes(tree: Any, of: Shards, size: Callable[[str], int], *, fsdp: bool) -> float:
-    """Bytes of a device's share of parameters. size: bytes of a number, by the parameter's name;
-    fsdp: whether the width is split too."""
+@functools.lru_cache(maxsize=8)
+def params(model: Model) -> tuple[Any, Any, Any]:
+    """Shapes of (all, the frozen, the trained) parameters."""
+    shapes = transformer.abstract_params(config=model.config, vocab_size=model.vocab)
+    return (shapes, *adapters.split(shapes, model.config))
+
+
+def check_parameters(config: Config, of: Shards) -> None:
+    """ConfigError where a mesh does not split every parameter evenly."""
+    shapes, mesh = params(model_of(config))[0], AbstractMesh(tuple(of), MESH_AXES)
+    param_shardings(mesh, shapes, logical_axes(shapes))
+
+
+def tree_bytes(tree: Any, of: Shards, size: int, *, fsdp: bool = True) -> float:
+    """Bytes of a device's share of parameters.
+
+    Args:
+        tree: shapes of parameters.
+        size: bytes of a number; scales of norms always have float32's.
+        fsdp: whether the width is split too.
+    """
     sizes = of._asdict()
     total = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = tuple(part.key for part in path)
         axes = [RULES[axis] for axis in AXES[names] if axis is not None]
         split = [sizes[axis] for axis in axes if axis is not None and (fsdp or axis != "fsdp")]
-        total += math.prod(leaf.shape) / math.prod(split) * size(names[-1])
+        width = FLOAT32 if names[-1] == "scale" else size
+        total += math.prod(leaf.shape) / math.prod(split) * width
     return total
 
 
-def undivided(tree: Any, of: Shards) -> list[str]:
-    """Parameters that a mesh does not split evenly."""
-    sizes = of._asdict()
-    return [
-        ".".join(str(part.key) for part in path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        for size, axis in zip(leaf.shape, AXES[tuple(part.key for part in path)], strict=True)
-        if axis is not None and RULES[axis] is not None and size % sizes[str(RULES[axis])]
-    ]
-
-
-def as_masters(_: str) -> int:
-    """Bytes of a number that is trained."""
-    return FLOAT32
-
-
-def as_computed(model: ModelConfig) -> Callable[[str], int]:
-    """Bytes of a number in the compute type; scales of norms stay in float32."""
-    size = BYTES[model.compute_dtype]
-    return lambda name: FLOAT32 if name == "scale" else size
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Shapes of all parameters, and of the frozen and the trained part of them."""
-
-    params: Any
-    frozen: Any
-    trained: Any
-
-
-def policy(config: Config) -> Policy:
-    """The policy of a run."""
-    return _policy(config.model, vocabulary(config))
-
-
-@functools.lru_cache(maxsize=8)
-def _policy(model: ModelConfig, vocab_size: int) -> Policy:
-    params = transformer.abstract_params(config=model, vocab_size=vocab_size)
-    return Policy(params, *adapters.split(params, model))
+def masters(config: Config, of: Shards) -> float:
+    """What is trained, in float32."""
+    return tree_bytes(params(model_of(config))[2], of, FLOAT32)
 
 
 def held(config: Config, of: Shards) -> Parts:
     """From the start of a run to its end."""
-    own = policy(config)
-    masters = tree_bytes(own.trained, of, as_masters, fsdp=True)
+    trained, model = masters(config, of), model_of(config)
     first = 0.5 if config.optimizer.first_moment_dtype == "bfloat16" else 1.0
-    parts = {"masters": masters, "moments": (first + 1.0) * masters}
-    if own.frozen:
-        size = as_computed(config.model)
-        parts["frozen base"] = tree_bytes(own.frozen, of, size, fsdp=True)
+    parts = {"masters": trained, "moments": (first + 1.0) * trained}
+    if frozen := params(model)[1]:
+        parts["frozen base"] = tree_bytes(frozen, of, model.width)
     if config.objective.kl_coefficient:
-        parts["reference"] = masters
+        parts["reference"] = trained
     return parts
 
 
@@ -154,33 +134,40 @@ class Sampled(NamedTuple):
     samples: int
     slots: int
 
+    def grid(self, of: Shards) -> tuple[int, int, int]:
+        """(questions, rows of slots, lanes of a row) of one shard of the batch."""
+        questions = self.questions // of.batch
+        return questions, *sampler.slots_shape(questions, self.samples, -(-self.slots // of.batch))
+
 
 def rollout(config: Config, of: Shards) -> Sampled:
     """The rollout of a step."""
     assert config.rollout is not None
-    settings = config.rollout
-    asked = settings.questions_per_step
+    asked = config.rollout.questions_per_step
     rows = rows_for(asked, asked, of.batch)
-    return Sampled(rows, settings.samples_per_question, settings.slots)
+    return Sampled(rows, config.rollout.samples_per_question, config.rollout.slots)
+
+
+def evaluation(config: Config, of: Shards, samples: int) -> Sampled:
+    """A block of an evaluation's questions, for a set of BATCHES_AT_ONCE batches or more."""
+    batch = config.evaluation.questions_per_batch
+    block = BATCHES_AT_ONCE * batch
+    return Sampled(rows_for(block, block, of.batch), samples, batch * samples)
 
 
 def evaluations(config: Config, of: Shards) -> list[Sampled]:
-    """What evaluations sample, for sets of BATCHES_AT_ONCE batches of questions or more."""
-    settings = config.evaluation
-    block = BATCHES_AT_ONCE * settings.questions_per_batch
-    questions = rows_for(block, block, of.batch)
-    counts = {1}
+    """What all evaluations of a run sample."""
+    settings, counts = config.evaluation, {1}
     if settings.every_steps:
         counts.add(settings.samples_per_question)
     if config.data.test:
         counts.add(settings.test_samples_per_question)
-    return [Sampled(questions, n, settings.questions_per_batch * n) for n in sorted(counts - {0})]
+    return [evaluation(config, of, samples) for samples in sorted(counts - {0})]
 
 
-def kv_bytes(model: ModelConfig, of: Shards) -> float:
+def kv_bytes(model: Model, of: Shards) -> float:
     """Of one token in the caches of all layers."""
-    numbers = 2 * model.num_layers * model.num_kv_heads * model.head_dim
-    return BYTES[model.compute_dtype] * numbers / of.tensor
+    return model.width * model.kv_numbers / of.tensor
 
 
 class Caches(NamedTuple):
@@ -195,9 +182,8 @@ class Caches(NamedTuple):
 
 def caches(config: Config, of: Shards, work: Sampled) -> Caches:
     """What the decode loop keeps."""
-    data, per_token = config.data, kv_bytes(config.model, of)
-    questions = work.questions // of.batch
-    rows, lanes = sampler.slots_shape(questions, work.samples, -(-work.slots // of.batch))
+    data, per_token = config.data, kv_bytes(model_of(config), of)
+    questions, rows, lanes = work.grid(of)
     everyone = rows * lanes == questions * work.samples and lanes == work.samples
     return Caches(
         store=0.0 if everyone else questions * data.max_prompt_tokens * per_token,
@@ -208,68 +194,70 @@ def caches(config: Config, of: Shards, work: Sampled) -> Caches:
     )
 
 
+def rings(config: Config) -> list[int]:
+    """Columns of the slots' own cache, as they grow."""
+    longest = config.data.max_completion_tokens
+    return sorted({layout.ring for layout in sampler.layouts(1, longest, fewer=2)})
+
+
 def rollout_weights(config: Config, of: Shards) -> float:
     """The rollout's own copy of the parameters, cast, laid out and layer by layer."""
-    return tree_bytes(policy(config).params, of, as_computed(config.model), fsdp=False)
+    model = model_of(config)
+    return tree_bytes(params(model)[0], of, model.width, fsdp=False)
 
 
 def sampling(config: Config, of: Shards, work: Sampled, *, tpu: bool) -> dict[str, Parts]:
-    """What sampling adds at its moments: in the prefill, when the ring grows, while decoding."""
-    model, data = config.model, config.data
-    kept, longest = caches(config, of, work), data.max_completion_tokens
-    rings = sorted({layout.ring for layout in sampler.layouts(1, longest, fewer=2)})
-    slots = kept.column * rings[-1] + kept.prompts + kept.outputs
+    """What sampling adds at its moments: in the prefill, when the ring grows, while decoding.
+
+    Args:
+        work: the call of the sampler.
+        tpu: whether a TPU's compiler lays out the memory.
+    """
+    model, data, columns = model_of(config), config.data, rings(config)
+    kept, (questions, rows, lanes) = caches(config, of, work), work.grid(of)
+    slots = kept.column * columns[-1] + kept.prompts + kept.outputs
     everywhere = {
         "rollout weights": rollout_weights(config, of),
         "prompts of the queue": kept.store,
     }
-    questions = work.questions // of.batch
     at_once = min(questions, max(1, PREFILL_TOKENS // data.max_prompt_tokens))
     prefill = at_once * data.max_prompt_tokens * forward_bytes(model, of, data.max_prompt_tokens)
+    padded = -(-model.config.head_dim // LANES) * LANES / model.config.head_dim
     moments: dict[str, Parts] = {
         "prefill": {
-            "slots": kept.column * rings[0] + kept.prompts + kept.outputs,
+            "slots": kept.column * columns[0] + kept.prompts + kept.outputs,
             # A TPU's compiler puts the parts of a long queue together in another place.
             "prefill at work": prefill + (kept.store if tpu and questions > at_once else 0.0),
         },
         "decode": {
             "slots": slots,
-            "logits": LOGIT_COPIES * logits_bytes(config, of, kept.column / kv_bytes(model, of)),
+            "logits": LOGIT_COPIES * logits_bytes(model, of, rows * lanes),
             # A TPU's compiler copies them into another layout.
-            "prompts of the queue again": kept.store * _padded(model) if tpu else 0.0,
+            "prompts of the queue again": kept.store * padded if tpu else 0.0,
         },
     }
-    if len(rings) > 1:
-        before = kept.column * rings[-2] + kept.prompts + kept.outputs
+    if len(columns) > 1:
         moments["growth"] = {
             "slots": slots,
-            "slots before": before,
-            "growth at work": GROWTH_IN_WORK * kept.column * rings[-1] if tpu else 0.0,
+            "slots before": kept.column * columns[-2] + kept.prompts + kept.outputs,
+            "growth at work": GROWTH_IN_WORK * kept.column * columns[-1] if tpu else 0.0,
         }
     return {name: everywhere | parts for name, parts in moments.items()}
 
 
-def _padded(model: ModelConfig) -> float:
-    return -(-model.head_dim // LANES) * LANES / model.head_dim
-
-
-def logits_bytes(config: Config, of: Shards, tokens: float) -> float:
+def logits_bytes(model: Model, of: Shards, tokens: float) -> float:
     """One array of float32 logits."""
-    return FLOAT32 * tokens * vocabulary(config) / of.tensor
+    return FLOAT32 * tokens * model.vocab / of.tensor
 
 
-def forward_bytes(model: ModelConfig, of: Shards, slots: int) -> float:
+def forward_bytes(model: Model, of: Shards, slots: int) -> float:
     """Of one token while its layer is at work: about what a block computes, and the scores of a
     block of queries, an eighth of a row's."""
-    heads = (2 * model.num_heads + 4 * model.num_kv_heads) * model.head_dim
-    wide = 4 * model.d_model + (heads + 3 * model.mlp_dim) / of.tensor
-    scores = 2 * FLOAT32 * model.num_heads / of.tensor * slots / 8
-    return BYTES[model.compute_dtype] * wide + scores
-
-
-def backward_bytes(model: ModelConfig, of: Shards, slots: int) -> float:
-    """The same with the gradients of a layer."""
-    return 2.5 * forward_bytes(model, of, slots)
+    c = model.config
+    heads = (2 * c.num_heads + 4 * c.num_kv_heads) * c.head_dim
+    wide = 4 * c.d_model + (heads + 3 * c.mlp_dim) / of.tensor
+    scores = 2 * FLOAT32 * c.num_heads / of.tensor * slots / 8
+    return model.width * wide + scores
 
 
 def kept_numbers(model: ModelConfig, of: Shards) -> float:
@@ -284,47 +272,45 @@ def kept_numbers(model: ModelConfig, of: Shards) -> float:
     products = (n + 2 * k + 2 * model.mlp_dim + adapted) / of.tensor + 2 * model.d_model
     if "output" in model.lora_targets:
         products += model.d_model
-    attention = (n + model.num_heads * FLOAT32 / BYTES[model.compute_dtype]) / of.tensor
+    attention = (n + model.num_heads * FLOAT32 / Model(model, 0).width) / of.tensor
     return products + (attention if model.remat == "none" else 0.0)
 
 
 def update(config: Config, of: Shards, *, tpu: bool) -> Parts:
-    """What the update adds at its peak."""
-    own, model, shapes = policy(config), config.model, config.update
-    if shapes.rows_per_microbatch % of.batch:
+    """What the update adds at its peak. tpu: as in `sampling`."""
+    model, sizes = model_of(config), update_sizes(config)
+    if sizes.rows % of.batch:
         raise ConfigError(
-            f"update.rows_per_microbatch is {shapes.rows_per_microbatch}: it must be a multiple of "
-            f"mesh.data x mesh.fsdp, {of.batch}."
+            f"update.rows_per_microbatch is {sizes.rows}: it must be a multiple of mesh.data x "
+            f"mesh.fsdp, {of.batch}, such as {math.lcm(sizes.rows, of.batch)}; --search finds one."
         )
-    rows = shapes.rows_per_microbatch // of.batch
-    tokens, size = rows * shapes.row_length, BYTES[model.compute_dtype]
-    masters = tree_bytes(own.trained, of, as_masters, fsdp=True)
-    cast = tree_bytes(own.trained, of, as_computed(model), fsdp=True)
-    table = size * vocabulary(config) * model.d_model / of.tensor
-    blocks = tree_bytes({"blocks": own.params["blocks"]}, of, as_computed(model), fsdp=False)
-    gathered = blocks / model.num_layers
-    chunk = tokens_at_once(config, of)
-    logits = LOGIT_COPIES * logits_bytes(config, of, chunk)
-    in_layer = tokens * backward_bytes(model, of, shapes.row_length)
-    in_layer += 2 * gathered if of.fsdp > 1 else 0.0
+    whole, _, trained = params(model)
+    tokens, size = sizes.rows // of.batch * sizes.row_length, model.width
+    table = size * model.head / of.tensor
+    blocks = tree_bytes({"blocks": whole["blocks"]}, of, size, fsdp=False)
+    logits = LOGIT_COPIES * logits_bytes(model, of, tokens_at_once(config, of))
+    # The gradients of a layer take 1.5 times what its forward pass does.
+    in_layer = tokens * 2.5 * forward_bytes(model, of, sizes.row_length)
+    in_layer += 2 * blocks / config.model.num_layers if of.fsdp > 1 else 0.0
     # A part of the vocabulary's gradient, and in bfloat16 the sum of parts as well.
-    sums = (1 if size == FLOAT32 else 2) if "embedding" in own.trained else 0
+    sums = (1 if size == FLOAT32 else 2) if "embedding" in trained else 0
+    kept = kept_numbers(config.model, of)
     parts = {
-        "gradients": 2 * masters,
+        "gradients": 2 * masters(config, of),
         # Of all layers: a TPU's compiler takes the cast out of the loops.
-        "weights cast": cast if tpu and size < FLOAT32 else 0.0,
+        "weights cast": tree_bytes(trained, of, size) if tpu and size < FLOAT32 else 0.0,
         "vocabulary at work": table * (sums + (of.fsdp > 1)),
-        "activations kept": size * model.num_layers * tokens * kept_numbers(model, of),
+        "activations kept": size * config.model.num_layers * tokens * kept,
         "a layer or logits at work": max(in_layer, logits),
     }
     parts["room of the compiler"] = (ROOM_ON_TPU if tpu else ROOM) * sum(parts.values())
-    return parts | {"batch": 7 * FLOAT32 * tokens * microbatches(config)}
+    return parts | {"batch": 7 * FLOAT32 * tokens * sizes.microbatches}
 
 
 def tokens_at_once(config: Config, of: Shards) -> int:
     """Tokens of a device whose logits exist together in the update (training/log_probs.py)."""
     shapes, rows = config.update, config.update.rows_per_microbatch // of.batch
-    at_once = max(1, shapes.logits_at_once // vocabulary(config))
+    at_once = max(1, shapes.logits_at_once // model_of(config).vocab)
     if of.data == math.prod(of):
         a_row = max(1, at_once // of.data) // rows
     else:
@@ -332,17 +318,18 @@ def tokens_at_once(config: Config, of: Shards) -> int:
     return min(max(1, a_row), shapes.row_length) * rows
 
 
-def microbatches(config: Config) -> int:
-    """Micro-batches that the batch's arrays have room for."""
-    most = config.update.sequences_per_step
-    if config.refill is not None:
-        most = config.refill.accepted
-    elif config.rollout is not None and not most:
-        most = config.rollout.questions_per_step * config.rollout.samples_per_question
-    longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
-    return num_microbatches(
-        most,
-        longest,
-        row_length=config.update.row_length,
-        rows_per_microbatch=config.update.rows_per_microbatch,
-    )
+def by_phase(config: Config, of: Shards, *, tpu: bool) -> dict[str, Parts]:
+    """Of each phase the parts at the moment that needs most."""
+    always = held(config, of)
+
+    def worst(works: list[Sampled]) -> Parts:
+        moments = [m for work in works for m in sampling(config, of, work, tpu=tpu).values()]
+        return always | max(moments, key=lambda parts: sum(parts.values()))
+
+    phases: dict[str, Parts] = {}
+    if config.rollout is not None:
+        phases["sampling"] = worst([rollout(config, of)])
+    phases["update"] = always | update(config, of, tpu=tpu)
+    if config.evaluation.every_steps or config.data.test:
+        phases["evaluation"] = worst(evaluations(config, of))
+    return phases

@@ -1,6 +1,6 @@
 """The programs of a run, with the shapes, types and places of what they are given.
 
-They are those that a run calls (rft_jax/sampling, rft_jax/training). Nothing is computed, and no
+They are those that a run calls (rft_jax/rollout, rft_jax/training). Nothing is computed, and no
 weights, questions or tokenizer are needed.
 """
 
@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rft_jax.config import Config
 from rft_jax.distributed.mesh import BATCH_AXES, batch_sharding, make_mesh, replicated
+from rft_jax.distributed.shards import abstract
 from rft_jax.keys import Purpose, run_key
 from rft_jax.models import kernels, transformer
 from rft_jax.planning import memory
@@ -28,20 +29,27 @@ from rft_jax.rollout import sampler
 from rft_jax.rollout.params import of_layer
 from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
+from rft_jax.training.sizes import update_sizes
 from rft_jax.training.state import Layout, make_layout
 from rft_jax.types import PackedBatch, Prompts
 
 
-@dataclass(frozen=True)
-class Program:
-    """A jitted function and what it is called with. donated: the argument whose memory it takes
-    over, if it does."""
+class Program(NamedTuple):
+    """A jitted function and what it is called with."""
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
     settings: Mapping[str, Any]
-    donated: int | None = None
+
+    @property
+    def local_bytes(self) -> int:
+        """Bytes of a device's share of the arguments, without padding."""
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(self.arguments)
+            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        )
 
 
 @dataclass(frozen=True)
@@ -59,161 +67,120 @@ class Setting:
         return Shards(*self.mesh.devices.shape)
 
     def of_layers(self, layers: int) -> Setting:
-        """The same with so many layers."""
-        return _setting(
-            replace(self.config, model=replace(self.config.model, num_layers=layers)), self.mesh
-        )
+        """The same run with `layers` layers."""
+        model = replace(self.config.model, num_layers=layers)
+        return _setting(replace(self.config, model=model), self.mesh)
+
+    def array(self, shape: tuple[int, ...], dtype: Any, axis: int | None = None) -> Any:
+        """An argument, its dimension `axis` split over the batch axes, or the same everywhere."""
+        where = replicated(self.mesh) if axis is None else batch_sharding(self.mesh, axis)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
 def setting(config: Config, target: Target) -> Setting:
     """A run on the target's devices, its attention that of their platform. Raises ConfigError when
     its mesh cannot be made of them, or cannot split its parameters."""
-    model, slots = config.model, config.update.row_length
+    model = config.model
     if target.tpu and model.attention == "auto":  # auto asks for the platform at hand
-        attention: Any = kernels.choose(model, slots, "tpu")
+        attention: Any = kernels.choose(model, config.update.row_length, "tpu")
         config = replace(config, model=replace(model, attention=attention))
     return _setting(config, make_mesh(config.mesh, target.devices))
 
 
 def _setting(config: Config, mesh: Mesh) -> Setting:
     optimizer = make_optimizer(config.optimizer, config.steps)
-    layout = make_layout(config.model, mesh, optimizer, memory.vocabulary(config))
+    layout = make_layout(config.model, mesh, optimizer, memory.model_of(config).vocab)
     return Setting(config, mesh, layout, optimizer)
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of a device's share of arrays, without padding."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    )
-
-
-def placed(tree: Any, shardings: Any) -> Any:
-    """Shapes with shardings."""
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        tree,
-        shardings,
-    )
-
-
-def _array(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
 def update(of: Setting, *, microbatches: int | None = None) -> Program:
     """The update; its batch has room for `microbatches`, all that a step may need by default."""
-    config, everywhere = of.config, replicated(of.mesh)
-    rows = (
-        microbatches or memory.microbatches(config),
-        config.update.rows_per_microbatch,
-        config.update.row_length,
+    config, sizes = of.config, update_sizes(of.config)
+    rows = (microbatches or sizes.microbatches, sizes.rows, sizes.row_length)
+    leaves = [of.array(rows, dtype, 1) for dtype in (jnp.int32,) * 4 + (jnp.float32,) * 3]
+    arguments = (
+        of.layout.state,
+        of.layout.trained if config.objective.kl_coefficient else None,
+        PackedBatch(*(*leaves, of.array((), jnp.int32))),
+        of.array((), jnp.float32),
+        of.layout.base if config.model.lora_rank else {},
     )
-    by_rows = batch_sharding(of.mesh, axis=1)
-    dtypes = (jnp.int32,) * 4 + (jnp.float32,) * 3
-    leaves = [_array(rows, dtype, by_rows) for dtype in dtypes]
-    batch = PackedBatch(*(*leaves, _array((), jnp.int32, everywhere)))
     settings = {
         "config": config.model,
         "optimizer": of.optimizer,
         "kl_coefficient": config.objective.kl_coefficient,
-        "chunk": max(1, config.update.logits_at_once // memory.vocabulary(config)),
+        "chunk": max(1, config.update.logits_at_once // memory.model_of(config).vocab),
         "mesh": of.mesh,
     }
-    arguments = (
-        of.layout.state,
-        of.layout.trained if config.objective.kl_coefficient else None,
-        batch,
-        _array((), jnp.float32, everywhere),
-        of.layout.base if config.model.lora_rank else {},
-    )
-    return Program("update", training.update, arguments, settings, donated=0)
+    return Program("update", training.update, arguments, settings)
 
 
 def rollout_params(of: Setting) -> Any:
     """The parameters as sampling reads them: cast, whole along the width, layer by layer."""
-    shapes = memory.policy(of.config).params
     cast = functools.partial(transformer.cast, dtype=of.config.model.compute_dtype)
+    shapes = memory.params(memory.model_of(of.config))[0]
     unstacked = jax.eval_shape(lambda params: transformer.unstack(cast(params)), shapes)
-    of_block = jax.tree.map(of_layer, of.layout.rollout["blocks"])
-    blocks = (of_block,) * of.config.model.num_layers
-    return placed(unstacked, of.layout.rollout | {"blocks": blocks})
+    block = jax.tree.map(of_layer, of.layout.rollout["blocks"])
+    blocks = (block,) * of.config.model.num_layers
+    return abstract(unstacked, of.layout.rollout | {"blocks": blocks})
 
 
-def rings(config: Config) -> list[int]:
-    """Columns of the slots' own cache, as they grow."""
-    longest = config.data.max_completion_tokens
-    return sorted({layout.ring for layout in sampler.layouts(1, longest, fewer=2)})
-
-
-def _shape(of: Setting, work: Sampled) -> tuple[int, int]:
-    batch = of.shards.batch
-    return sampler.slots_shape(work.questions // batch, work.samples, -(-work.slots // batch))
-
-
-def prefill(of: Setting, work: Sampled, ring: int) -> Program:
-    """All prompts of a call of the sampler, and its slots with a ring of so many columns."""
-    config, everywhere, by_batch = of.config, replicated(of.mesh), batch_sharding(of.mesh)
-    number = functools.partial(_array, dtype=jnp.int32, where=by_batch)
-    width = config.data.max_prompt_tokens
+def prefill(of: Setting, work: Sampled, ring: int = 0) -> Program:
+    """All prompts of a call of the sampler, and its slots with a ring of `ring` columns, the fewest
+    by default."""
+    config, questions = of.config, (work.questions,)
+    number = functools.partial(of.array, dtype=jnp.int32, axis=0)
     prompts = Prompts(
-        number((work.questions, width)), number((work.questions,)), number((work.questions,))
+        number((*questions, config.data.max_prompt_tokens)), number(questions), number(questions)
     )
     root = jax.eval_shape(lambda: run_key(seed=0, purpose=Purpose.ROLLOUT))
     arguments = (
         rollout_params(of),
         prompts,
-        number((work.questions, work.samples)),
-        _array(root.shape, root.dtype, everywhere),
-        _array((), jnp.int32, everywhere),
+        number((*questions, work.samples)),
+        of.array(root.shape, root.dtype),
+        of.array((), jnp.int32),
     )
     settings = {
         "mesh": of.mesh,
         "config": config.model,
-        "shape": _shape(of, work),
-        "ring": ring,
+        "shape": work.grid(of.shards)[1:],
+        "ring": ring or memory.rings(config)[0],
         "max_new_tokens": config.data.max_completion_tokens,
     }
     return Program("prefill", sampler.start, arguments, settings)
 
 
 def _started(of: Setting, work: Sampled, ring: int) -> Any:
-    """(store, slots) with a ring of so many columns."""
-    program = prefill(of, work, ring)
-    start = functools.partial(program.function, **program.settings)
-    shapes = jax.eval_shape(start, *program.arguments)
+    """(store, slots) with a ring of `ring` columns."""
+    _, function, arguments, settings = prefill(of, work, ring)
+    shapes = jax.eval_shape(functools.partial(function, **settings), *arguments)
     by_batch = batch_sharding(of.mesh)
     by_heads = NamedSharding(of.mesh, PartitionSpec(BATCH_AXES, "tensor"))
     where = jax.tree.map(lambda leaf: by_heads if leaf.ndim == 4 else by_batch, shapes)
-    return placed(shapes, where)
+    return abstract(shapes, where)
 
 
-def growth(of: Setting, work: Sampled) -> Program | None:
-    """The last growth of the ring, if it grows at all."""
-    sizes = rings(of.config)
-    if len(sizes) == 1:
-        return None
-    rows, lanes = _shape(of, work)
-    _, slots = _started(of, work, sizes[-2])
+def growth(of: Setting, work: Sampled) -> Program:
+    """The last growth of the ring, of those that grow."""
+    before, after = memory.rings(of.config)[-2:]
+    _, rows, lanes = work.grid(of.shards)
     settings = {
         "mesh": of.mesh,
         "prompt_width": of.config.data.max_prompt_tokens,
-        "old": sampler.Layout(rows * lanes, sizes[-2]),
-        "new": sampler.Layout(rows * lanes, sizes[-1]),
+        "old": sampler.Layout(rows * lanes, before),
+        "new": sampler.Layout(rows * lanes, after),
     }
-    return Program("growth", sampler._change, (slots,), settings)
+    return Program("growth", sampler._change, (_started(of, work, before)[1],), settings)
 
 
 def decode(of: Setting, work: Sampled) -> Program:
     """The decode loop with every slot in use and the ring at its full length."""
-    everywhere = replicated(of.mesh)
     arguments = (
         rollout_params(of),
-        *_started(of, work, rings(of.config)[-1]),
-        _array((), jnp.float32, everywhere),
-        _array((), jnp.int32, everywhere),
+        *_started(of, work, memory.rings(of.config)[-1]),
+        of.array((), jnp.float32),
+        of.array((), jnp.int32),
     )
     settings = {
         "mesh": of.mesh,
@@ -222,4 +189,4 @@ def decode(of: Setting, work: Sampled) -> Program:
         "eos_ids": (2,),
         "greedy": False,
     }
-    return Program("decode", sampler.decode, arguments, settings, donated=2)
+    return Program("decode", sampler.decode, arguments, settings)

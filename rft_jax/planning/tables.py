@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rft_jax.observe.hardware import GIB, GPU_SHARE
-from rft_jax.planning.counted import SHARES
 from rft_jax.planning.plan import SPLASH, Record
-from rft_jax.planning.targets import gib
+from rft_jax.planning.roofline import SHARES
 
 PARTS = ("parameters", "optimizer", "rollout weights", "caches", "temporaries")
 MEANT = {
@@ -16,6 +15,11 @@ MEANT = {
     "schedule": "the cycles that the compiler puts down for each operation",
     "roofline": "a roofline from counted FLOPs, bytes and exchanges at published rates",
 }
+
+
+def gib(amount: float) -> str:
+    """Bytes as GiB."""
+    return f"{amount / GIB:.1f}" if amount >= 0.95 * GIB else f"{amount / GIB:.3g}"
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
@@ -32,20 +36,16 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def markdown(plan: Record) -> str:
     """Everything that a plan says."""
     title = f"### {plan['run']} on {plan['target']['name']}: {mesh_text(plan['mesh'])}"
-    parts = [title, *_settings(plan), "", *_memory(plan)]
-    seconds = _seconds(plan)
-    parts += ["", *seconds] if seconds else []
+    said = ", ".join(f"{name} {value}" for name, value in plan["settings"].items())
+    parts = [title, "", f"{plan['target']['what']}; {said}.", "", *_memory(plan), *_seconds(plan)]
     if plan["source"] == "compiled":
         parts += ["", *_exchanges(plan)]
-    parts += ["", *_run(plan), *([short(plan)] if "step" in plan else []), "", *_supposed(plan)]
-    if plan.get("advice"):
-        parts += ["", *_advice(plan)]
+    parts += ["", *_run(plan), "", _supposed(plan)]
+    parts += ["", "What would help, by the count:"] if plan.get("advice") else []
+    for one in plan.get("advice", ()):
+        saves = f"saves {gib(one['saves'])} GiB, {gib(one['peak'])} GiB at most"
+        parts.append(f"- {options(plan['run'], one['changes'])}: {saves}")
     return "\n".join(parts)
-
-
-def _settings(plan: Record) -> list[str]:
-    said = ", ".join(f"{name} {value}" for name, value in plan["settings"].items())
-    return ["", f"{plan['target']['what']}; {said}."]
 
 
 def _memory(plan: Record) -> list[str]:
@@ -75,9 +75,8 @@ def _seconds(plan: Record) -> list[str]:
          "estimate / floor", "bound by", "s a step"],
     ]  # fmt: skip
     for name, of in plan["functions"].items():
-        if "seconds" not in of:
+        if not (found := of.get("seconds")):
             continue
-        found = of["seconds"]
         least, estimate = found.get("floor"), found.get("estimate")
         what = {"decode": "decode, one step", "update": f"update of {of.get('microbatches')}"}
         rows.append(
@@ -91,10 +90,9 @@ def _seconds(plan: Record) -> list[str]:
         )  # fmt: skip
     if len(rows) == 1:
         return []
-    lines = table(rows)
+    lines = ["", *table(rows)]
     if "weights" in plan.get("seconds", {}):
-        text = f"Laying out the rollout's weights: {plan['seconds']['weights']:.2f} s."
-        lines += ["", text]
+        lines += ["", f"Laying out the rollout's weights: {plan['seconds']['weights']:.2f} s."]
     share = plan["functions"]["update"].get("seconds", {}).get("share_of_peak")
     return lines + ([f"The update needs {share:.0%} of the peak matrix rate."] if share else [])
 
@@ -121,31 +119,26 @@ def _run(plan: Record) -> list[str]:
     said = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in plan["seconds"].items())
     lines = [f"A step: {plan['step']:.1f} s ({said})."]
     if "tokens_per_second" in plan:
-        rates = plan["tokens_per_second"]
-        count = plan["target"]["count"]
+        rates, count = plan["tokens_per_second"], plan["target"]["count"]
         lines[0] += (
             f" Output tokens/s: {rates['decoding']:,.0f} while decoding "
             f"({rates['decoding'] / count:,.0f} a device), {rates['step']:,.0f} of the whole step."
         )
     hours = ", ".join(f"{what} {each:.1f}" for what, each in plan["hours"].items())
     total = f"{plan['run_hours']:.1f} hours ({hours}), {plan['chip_hours']:.0f} chip-hours"
-    return [*lines, f"The run: {total}."]
-
-
-def short(plan: Record) -> str:
-    """Peaks of sampling, the update and evaluation, seconds of a step and hours of the run."""
-    peaks = plan["memory"]["peaks"]
+    memory, peaks = plan["memory"], plan["memory"]["peaks"]
     sampling = [peaks[name] for name in ("prefill", "growth", "decode") if name in peaks]
-    parts = [max(sampling, default=None), peaks["update"], peaks.get("evaluation, counted")]
-    said = " / ".join(f"{part / GIB:.1f}" for part in parts if part is not None)
-    usable = f"{plan['memory']['limit'] / GIB:.1f} GiB"
-    return (
-        f"{plan['run']}: {said} of {usable}, {plan['step']:.0f} s a step, "
-        f"{plan['run_hours']:.1f} hours."
-    )
+    most = [max(sampling, default=None), peaks["update"], peaks.get("evaluation, counted")]
+    short = " / ".join(f"{part / GIB:.1f}" for part in most if part is not None)
+    return [
+        *lines,
+        f"The run: {total}.",
+        f"{plan['run']}: {short} of {memory['limit'] / GIB:.1f} GiB, {plan['step']:.0f} s a step, "
+        f"{plan['run_hours']:.1f} hours.",
+    ]
 
 
-def _supposed(plan: Record) -> list[str]:
+def _supposed(plan: Record) -> str:
     given = plan["supposed"]
     text = (
         f"Nothing is measured. Supposed: {given['prompt']:.0f} tokens of a prompt, "
@@ -161,25 +154,15 @@ def _supposed(plan: Record) -> list[str]:
         text += (
             f" Memory is counted; seconds are {MEANT['roofline']}, of which is reached: {shares}."
         )
-        if not plan["target"]["what"].startswith(("TPU",)) and "NVIDIA" in plan["target"]["what"]:
+        if "NVIDIA" in plan["target"]["what"]:
             text += f" Of a GPU's memory {GPU_SHARE:.0%} are given to jax."
-        return [text]
+        return text
     meant = "; ".join(f"{name}: {MEANT[name]}" for name in MEANT if name in sources)
     if meant:
         text += f" Estimates: {meant}."
     if any(of.get("seconds", {}).get("splash") for of in plan["functions"].values()):
         text += f" Splash attention is supposed to reach {SPLASH:.0%} of the peak."
-    return [text]
-
-
-def _advice(plan: Record) -> list[str]:
-    lines = ["What would help, by the count:"]
-    for one in plan["advice"]:
-        lines.append(
-            f"- {options(plan['run'], one['changes'])}: saves {gib(one['saves'])} GiB, "
-            f"{gib(one['peak'])} GiB at most"
-        )
-    return lines
+    return text
 
 
 def options(run: str, changes: Mapping[str, Any]) -> str:

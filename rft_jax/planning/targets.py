@@ -1,11 +1,5 @@
 """What a run is planned for: a slice of TPUs that is described, the devices at hand, or a count of
-some chip.
-
-**Links.** A chip's published rate is that of all its links. Devices that stand next to each other
-in a mesh share some of them: along each side of the slice that a group of them spans a chip has two
-links, or one where the side does not close to a ring. An exchange takes at least a hop's time for
-each device on its way; both are estimates of the wiring, not the compiler's.
-"""
+some chip."""
 
 from __future__ import annotations
 
@@ -18,16 +12,17 @@ from typing import Any
 import jax
 
 from rft_jax.errors import ConfigError
-from rft_jax.observe.hardware import CHIPS, GIB, Chip, of_kind
+from rft_jax.observe.flops import Speeds
+from rft_jax.observe.hardware import (
+    CHIPS,
+    CLOSES_AT,
+    Chip,
+    exchange_seconds,
+    of_kind,
+    share,
+)
 from rft_jax.planning.memory import Shards
-from rft_jax.planning.step_costs import Speeds
 
-HOP = 1e-6
-"""Seconds that a small message takes from a TPU to the next one (assumed)."""
-ROUND = 1e-5
-"""Seconds of a small exchange between GPUs (assumed)."""
-CLOSES_AT = {"v5e": (16, 2), "v6e": (16, 2), "v5p": (4, 3)}
-"""By TPU: the side of a slice that closes to a ring, or a multiple of it; sides of a slice."""
 EXAMPLES = "v5e:2x2, v5e:4x4, v5e:16x16, v5p:2x2x1, v5p:4x4x4 or v6e:8x8"
 
 
@@ -59,45 +54,15 @@ class Target:
         if self.chip is None:
             return None
         links = self.chip.links or math.inf
+        kind, _, _ = self.name.partition(":")
         others = of.fsdp if of.fsdp > 1 else of.data
         return Speeds(
             self.chip.flops[dtype],
             self.chip.bandwidth,
-            links * self._share(of.tensor, others),
-            links * self._share(1, of.tensor),
-            self._hops(of.tensor) if self.sides else ROUND,
+            links * share(kind, self.sides, of.tensor, others),
+            links * share(kind, self.sides, 1, of.tensor),
+            exchange_seconds(kind, self.sides, of.tensor),
         )
-
-    def _spanned(self, inner: int, group: int) -> list[int]:
-        """The sides along which a group of devices stands, the fastest axis first, each as long as
-        the group is there. inner: devices of the axes before it."""
-        spanned = []
-        for side in sorted(self.sides):
-            skipped = math.gcd(side, inner)
-            inner //= skipped
-            there = math.gcd(side // skipped, group)
-            group //= there
-            if there > 1:
-                spanned.append(there)
-        return spanned
-
-    def _share(self, inner: int, group: int) -> float:
-        """Of a chip's links, those that serve a group."""
-        if group == 1 or not self.sides:
-            return 1.0
-        return min(1.0, sum(map(self._links, self._spanned(inner, group))) / self._all_links)
-
-    @property
-    def _all_links(self) -> int:
-        return 2 * CLOSES_AT[self.name.partition(":")[0]][1]
-
-    def _links(self, side: int) -> int:
-        return 1 if side % CLOSES_AT[self.name.partition(":")[0]][0] else 2
-
-    def _hops(self, group: int) -> float:
-        """Seconds of a small sum over a group: there and back along every side."""
-        sides = self._spanned(1, group)
-        return HOP * sum(side if self._links(side) == 2 else 2 * (side - 1) for side in sides)
 
 
 def slice_of(topology: str) -> Target:
@@ -115,7 +80,7 @@ def described(topology: str) -> Target:
     """The same with described devices; nothing but libtpu is needed for it.
 
     Raises ConfigError when libtpu is not there, and for a name that is none. The environment must
-    be set up for it (planning_command.py).
+    be set up for it (rft_jax/commands/plan.py).
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
@@ -126,9 +91,9 @@ def described(topology: str) -> Target:
 
     wanted = slice_of(topology)
     # One host has four chips, or one.
-    alone = {"chips_per_host_bounds": [1, 1, 1]} if wanted.count == 1 else {}
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if wanted.count == 1 else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         said = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"{_no_slice(topology)} ({said}).") from error
@@ -140,7 +105,7 @@ def _no_slice(topology: str) -> str:
 
 
 def counted(name: str) -> Target:
-    """`8xh100` or `t4`: so many of a chip of the table, for which nothing is compiled."""
+    """`8xh100` or `t4`: a number of chips of the table, for which nothing is compiled."""
     count, _, chip = name.rpartition("x") if name[:1].isdecimal() else ("1", "", name)
     if chip not in CHIPS or not count.isdecimal() or not int(count):
         raise ConfigError(
@@ -159,8 +124,3 @@ def at_hand() -> Target:
     if devices[0].platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     return Target(kind, chip, len(devices), memory, devices=devices)
-
-
-def gib(amount: float) -> str:
-    """Bytes as GiB."""
-    return f"{amount / GIB:.1f}" if amount >= 0.95 * GIB else f"{amount / GIB:.3g}"

@@ -1,15 +1,14 @@
 """How much of the machine a step uses: the work it needs, over what the devices do in that time.
 
-Counted is work that no implementation can avoid, for the lengths that a step has. Padding, what is
-recomputed, norms, softmax, rotations and the optimizer count as nothing, so that a share below 1
-shows them all.
+Counted is the work that no implementation can avoid, for the lengths that a step has
+(rft_jax/observe/flops.py), so that a share below 1 shows padding, recomputation and all the rest.
 
 **update_mfu**, model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B): products of the
 forward pass and of the backward pass, twice as many, over seconds/updating x devices x the peak
 rate of the compute type. Stricter than PaLM's in two ways: a token's attention counts for the
-positions that it sees, not for all of its row, and logits count for output tokens alone, as the
+positions that it sees, not for all of its row, and logits count for output tokens only, as the
 objective has no others. With adapters the backward pass makes gradients of activations, and of
-weights for the adapters alone; a KL term adds the forward pass of the reference.
+weights for the adapters only; a KL term adds the forward pass of the reference.
 
 **sampling_mfu**: the same of sampling, over seconds/sampling. A prompt is prefilled once, with the
 logits after its last token; each output runs all of its tokens but the last one through the model.
@@ -29,21 +28,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
 
-from rft_jax.config import Config, ModelConfig
+from rft_jax.config import Config
 from rft_jax.observe import hardware as chips
-from rft_jax.observe.flops import (
-    Cost,
-    attention_flops,
-    body_weights,
-    head_weights,
-    kv_numbers,
-    weights,
-)
-from rft_jax.planning.step_costs import Shape
+from rft_jax.observe.flops import Cost, Model, decode, prefill, update
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.types import Decoded
 
@@ -67,34 +56,10 @@ def machine(device_kind: str, count: int, dtype: str) -> Machine:
     return Machine(None if peak is None else count * peak, count * chip.bandwidth)
 
 
-class Policy(NamedTuple):
-    """A model by what counts of it. vocab: rows of the embedding."""
-
-    config: ModelConfig
-    vocab: int
-
-    @property
-    def shape(self) -> Shape:
-        """In the letters of rft_jax/observe/flops.py."""
-        m = self.config
-        return Shape(
-            m.num_layers, m.d_model, m.num_heads, m.num_kv_heads, m.head_dim, m.mlp_dim, self.vocab
-        )
-
-    @property
-    def adapters(self) -> int:
-        """Weights in the adapters of all blocks."""
-        m = self.config
-        heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
-        out = {"query": heads, "key": kv_heads, "value": kv_heads, "output": heads}
-        widths = [m.d_model + out.get(target, m.mlp_dim) for target in m.lora_targets]
-        return m.num_layers * m.lora_rank * sum(widths)
-
-
 class Meter(NamedTuple):
     """What measures the steps of a run. with_reference: whether its objective has a KL term."""
 
-    policy: Policy
+    model: Model
     on: Machine
     with_reference: bool
 
@@ -102,71 +67,34 @@ class Meter(NamedTuple):
 def meter(config: Config, vocab: int, *, device_kind: str, count: int) -> Meter:
     """The meter of a run on `count` devices of one kind. vocab: rows of the embedding."""
     return Meter(
-        Policy(config.model, vocab),
+        Model(config.model, vocab),
         machine(device_kind, count, config.model.compute_dtype),
         config.objective.kl_coefficient > 0,
     )
 
 
 def update_flops(
-    policy: Policy, sequences: Sequence[TrainingSequence], *, with_reference: bool
+    model: Model, sequences: Sequence[TrainingSequence], *, with_reference: bool
 ) -> float:
     """Products of one update. with_reference: whether the objective has a KL term."""
-    shape, size = policy.shape, len(sequences)
+    size = len(sequences)
     outputs = np.fromiter((len(one.completion) for one in sequences), np.int64, size)
     # The last token of a sequence is only a target.
     inputs = np.fromiter((len(one.prompt) for one in sequences), np.int64, size) + outputs - 1
-    tokens, targets = int(inputs.sum()), int(outputs.sum())
-    attention = attention_flops(shape, float(_seen(policy.config, inputs).sum()))
-    adapters = 2.0 * policy.adapters * tokens
-    frozen = 2.0 * (body_weights(shape) * tokens + head_weights(shape) * targets)
-    backward = 1 if policy.config.lora_rank else 2
-    forward = frozen + adapters + attention
-    return forward + backward * frozen + 2 * (adapters + attention) + with_reference * forward
+    return update(model, inputs, outputs, with_reference=with_reference).flops
 
 
-def sampling_cost(policy: Policy, decoded: Decoded) -> Cost:
-    """Products of prefill and decoding, and bytes of decoding alone. Adapters count as merged."""
-    shape, config = policy.shape, policy.config
+def sampling_cost(model: Model, decoded: Decoded) -> Cost:
+    """Products of prefill and decoding, and bytes of decoding. Adapters count as merged."""
     prompts = np.asarray(decoded.prompts, np.int64)
     outputs = np.asarray(decoded.outputs, np.int64).reshape(len(prompts), -1)
-    # The first token comes from the prefill, the last one is not run through the model.
-    steps = np.maximum(outputs - 1, 0)
-    wholes = prompts[:, None] + steps
-    total = int(steps.sum())
-    seen = _seen(config, prompts).sum() + _decoded_sees(config, prompts[:, None], wholes).sum()
-    flops = 2.0 * body_weights(shape) * int(prompts.sum()) + 2.0 * head_weights(shape) * len(
-        prompts
-    )
-    flops += 2.0 * weights(shape) * total + attention_flops(shape, float(seen))
-
-    own = _seen(config, steps).sum() + total
-    most = steps.max(axis=1, initial=0)
-    shared = _decoded_sees(config, prompts, prompts + most) - _seen(config, most)
-    numbers = kv_numbers(shape) * float(own + shared.sum()) + weights(shape) * decoded.steps
-    return Cost(flops, numbers * jnp.dtype(config.compute_dtype).itemsize)
-
-
-def _seen(config: ModelConfig, lengths: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Positions that the tokens of a sequence see together, each itself and those before it, or as
-    far as the window reaches; the mean over layers."""
-    whole = lengths * (lengths + 1) / 2
-    inside = np.minimum(lengths, config.sliding_window)
-    nearby = inside * (inside + 1) / 2 + (lengths - inside) * config.sliding_window
-    share = np.mean([config.sees_all(layer) for layer in range(config.num_layers)])
-    return np.asarray(share * whole + (1 - share) * nearby)
-
-
-def _decoded_sees(
-    config: ModelConfig, prompts: Int[np.ndarray, "..."], wholes: Int[np.ndarray, "..."]
-) -> Float[np.ndarray, "..."]:
-    """The same of the tokens after the prompt."""
-    return _seen(config, wholes) - _seen(config, prompts)
+    decoding = decode(model, prompts, outputs, decoded.steps)
+    return decoding._replace(flops=prefill(model, prompts).flops + decoding.flops)
 
 
 def update_metrics(meter: Meter, sequences: Sequence[TrainingSequence], seconds: float) -> Metrics:
     """Of one update, on no sequences where it was skipped. seconds: seconds/updating."""
-    flops = update_flops(meter.policy, sequences, with_reference=meter.with_reference)
+    flops = update_flops(meter.model, sequences, with_reference=meter.with_reference)
     return {
         "utilization/update_flops": flops,
         "utilization/update_mfu": _share(flops, seconds, meter.on.flops),
@@ -175,7 +103,7 @@ def update_metrics(meter: Meter, sequences: Sequence[TrainingSequence], seconds:
 
 def sampling_metrics(meter: Meter, decoded: Sequence[Decoded], seconds: float) -> Metrics:
     """Of all calls of the sampler in a step. seconds: seconds/sampling."""
-    costs = [sampling_cost(meter.policy, one) for one in decoded]
+    costs = [sampling_cost(meter.model, one) for one in decoded]
     flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
     return {
         "utilization/sampling_flops": flops,

@@ -54,7 +54,7 @@ def forward(work: Work) -> tuple[Any, tuple[Any, ...]]:
 def full_forward_flops(work: Work) -> float:
     """As `forward` computes it: every position multiplies with all, the masked ones included."""
     inputs = work.sequence_len - 1
-    return work.sequences * inputs * counts.token_flops(work.shape, inputs)
+    return work.sequences * inputs * floors.model(work.size).token(inputs)
 
 
 def test_forward_and_backward_are_those_of_the_model() -> None:
@@ -62,7 +62,7 @@ def test_forward_and_backward_are_those_of_the_model() -> None:
     counted = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
     assert counted == full_forward_flops(WORK)
     both = product_flops(jax.make_jaxpr(jax.grad(loss))(*arguments).jaxpr)
-    # The backward pass makes the scores of all layers anew, which is no part of a floor.
+    # The backward pass recomputes the scores of all layers, which is no part of a floor.
     shape, inputs = WORK.shape, WORK.sequence_len - 1
     scores = 2 * shape.heads * shape.head_dim * inputs**2 * WORK.sequences * shape.layers
     assert both == 3 * counted + scores
@@ -155,37 +155,37 @@ def test_short_outputs_cost_less_but_as_many_steps() -> None:
     short = lengths.copy()
     short[:, 1:] = 1
     whole, part = floors.decode(WORK, lengths), floors.decode(WORK, short)
-    weights = 4 * counts.weights(WORK.shape)
+    weights = 4 * floors.model(WORK.size).weights
     assert part.flops == pytest.approx(whole.flops / 4)
     assert whole.bytes / 4 < part.bytes < whole.bytes
     assert part.bytes > 6 * weights
-    assert floors.decode(WORK, np.ones((3, 4), np.int32)) == (0, 0)
+    assert floors.decode(WORK, np.ones((3, 4), np.int32)) == counts.Cost(0, 0)
 
 
 def test_weights_are_those_of_the_model() -> None:
     params = transformer.abstract_params(config=model_config(WORK), vocab_size=WORK.shape.vocab)
     path_sizes = jax.tree_util.tree_leaves_with_path(params)
     matrices = [leaf for path, leaf in path_sizes if path[-1].key != "scale"]
-    assert sum(leaf.size for leaf in matrices) == counts.weights(WORK.shape)
+    assert sum(leaf.size for leaf in matrices) == floors.model(WORK.size).weights
 
 
 def test_prefill_and_update() -> None:
-    shape, prompt = WORK.shape, WORK.prompt_len
-    body = 2 * counts.body_weights(shape) * prompt
-    seen = sum(counts.attention_flops(shape, n) for n in range(1, prompt + 1))
-    head = 2 * counts.head_weights(shape)
+    model, prompt = floors.model(WORK.size), WORK.prompt_len
+    body = 2 * model.body * prompt
+    seen = sum(model.attention(n) for n in range(1, prompt + 1))
+    head = 2 * model.head
     assert floors.prefill(WORK).flops == 3 * (body + seen + head)
     inputs = WORK.sequence_len - 1
-    one = sum(counts.token_flops(shape, n) for n in range(1, inputs + 1))
+    one = sum(model.token(n) for n in range(1, inputs + 1))
     assert floors.update(WORK).flops == pytest.approx(3 * WORK.sequences * one)
-    assert floors.update(WORK).bytes == counts.weights(shape) * 40
+    assert floors.update(WORK).bytes == model.weights * 40
 
 
 def test_the_floor_is_the_slower_of_the_two() -> None:
-    rates = counts.Rates(flops=100.0, bytes=10.0)
+    rates = floors.Rates(flops=100.0, bytes=10.0)
     products, traffic = counts.Cost(200.0, 10.0), counts.Cost(100.0, 50.0)
     assert rates.seconds(products) == 2.0
     assert rates.seconds(traffic) == 5.0
     assert (rates.bound(products), rates.bound(traffic)) == ("matrix", "bandwidth")
     assert floors.seconds({"a": products, "b": traffic}, rates) == 7.0
-    assert products + traffic == (300.0, 60.0)
+    assert products + traffic == (300.0, 60.0, 0, 0, 0)

@@ -167,7 +167,7 @@ def test_a_search_ranks_and_plans_for_the_best(
         ((False, False, False, False), "1", [0, 1, 2, 3]),
     ],
 )
-def test_a_search_goes_on_where_the_compiler_needs_more_than_the_count(
+def test_a_search_continues_where_the_compiler_needs_more_than_the_count(
     fits: Sequence[bool],
     compiled: str,
     planned: Sequence[int],
@@ -205,7 +205,7 @@ def test_a_search_goes_on_where_the_compiler_needs_more_than_the_count(
         ),
         (
             ["--device", "4xh100", "--rft.mesh.data", "1", "--rft.mesh.tensor", "4"],
-            "rft: mesh is tensor 4, which does not split parameter",
+            "rft: mesh.tensor is 4: it must divide",
         ),
         (["--device", "t4", "--rft.model.remat", "all"], "--rft.model.remat is 'all'"),
         (["--device", "t4", "--pass_rate", "2"], "--pass_rate is 2.0: it must lie in"),

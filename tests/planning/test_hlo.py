@@ -60,10 +60,10 @@ ENTRY %main.1 (q: f32[64]) -> f32[64] {
 
 
 def test_bytes_of_types() -> None:
-    assert hlo.shape_bytes("(bf16[3,4]{1,0:T(8,128)(2,1)}, f32[], u32[2]{0}, pred[5])") == [
-        24, 4, 8, 5,
+    assert hlo.shapes_of("(bf16[3,4]{1,0:T(8,128)(2,1)}, f32[], u32[2]{0}, pred[5])") == [
+        ((3, 4), 24), ((), 4), ((2,), 8), ((5,), 5),
     ]  # fmt: skip
-    assert hlo.shape_bytes("f8e4m3[16]") == [16]
+    assert hlo.shapes_of("f8e4m3[16]") == [((16,), 16)]
 
 
 def test_collectives_are_counted_with_the_trips_of_their_loops() -> None:
@@ -103,15 +103,9 @@ def test_devices_of_a_collective(groups: str, size: int) -> None:
     )
 
 
-def test_cycles_and_copies() -> None:
+def test_cycles() -> None:
     found = [(runs.instruction.name, runs.times, count) for runs, count in hlo.cycles(PROGRAM, 4)]
-    assert found == [("gather.1", 120, 100), ("copy.7", 1, 70)]
-    assert hlo.copied(PROGRAM, loop=False) == 2 * 2**20
-    assert hlo.copied(PROGRAM, loop=True) == 0
-    (slowest,) = hlo.slowest(PROGRAM, 1e6, 4, loop=True)
-    assert slowest["count"] == 120
-    assert slowest["ms"] == pytest.approx(12.0)
-    assert slowest["operation"] == "gather (body/mlp/dot_general)"
+    assert sorted(found) == [("copy.7", 1, 70), ("gather.1", 120, 100)]
 
 
 def test_text_of_this_machines_compiler_is_read_too() -> None:

@@ -21,7 +21,7 @@ from rft_jax.config import MeshConfig, ModelConfig, ObjectiveConfig, OptimizerCo
 from rft_jax.errors import ConfigError
 from rft_jax.keys import Purpose, run_key
 from rft_jax.models import adapters, transformer
-from rft_jax.planning import counted, memory, targets
+from rft_jax.planning import memory
 from rft_jax.planning.memory import Sampled, Shards
 from rft_jax.rollout import sampler
 from rft_jax.training.optimizer import make_optimizer
@@ -107,7 +107,7 @@ def test_caches_are_those_of_the_sampler(dtype: Any, of: Shards, work: Sampled) 
     questions, ring = work.questions // of.batch, 40
     number = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     prompts = Prompts(number((questions, 12)), number((questions,)), number((questions,)))
-    params = memory.policy(settings).params
+    params, _, _ = memory.params(memory.model_of(settings))
     cast = functools.partial(transformer.cast, dtype=dtype)
     params = jax.eval_shape(lambda params: transformer.unstack(cast(params)), params)
     shape = sampler.slots_shape(questions, work.samples, -(-work.slots // of.batch))
@@ -133,7 +133,7 @@ def test_the_worst_moment_is_taken() -> None:
     settings = config()
     moments = memory.sampling(settings, ALONE, memory.rollout(settings, ALONE), tpu=False)
     assert list(moments) == ["prefill", "decode", "growth"]
-    found = counted.memory_of(settings, ALONE, targets.counted("t4"))["sampling"]
+    found = memory.by_phase(settings, ALONE, tpu=False)["sampling"]
     held = sum(memory.held(settings, ALONE).values())
     worst = max(sum(parts.values()) for parts in moments.values())
     assert sum(found.values()) == held + worst
@@ -158,7 +158,7 @@ def test_activations_kept_are_those_that_jax_keeps(remat: Any, targets: tuple[st
     if targets:
         model = replace(model, **planned.LORA | {"lora_targets": targets})
     rows, slots = 2, 16
-    frozen, trained = adapters.split(memory.policy(config(model)).params, model)
+    frozen, trained = memory.params(memory.model_of(config(model)))[1:]
     tokens = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
 
     def backward(frozen: Any, trained: Any, tokens: Any) -> Any:
@@ -221,4 +221,4 @@ def test_meshes_are_made_of_the_devices() -> None:
 
 def test_settings_that_leave_the_vocabulary_open_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.vocab_size is 0"):
-        memory.vocabulary(config(replace(MODEL, vocab_size=0)))
+        memory.model_of(config(replace(MODEL, vocab_size=0)))

@@ -12,20 +12,18 @@ from planned import config
 from rft_jax.config import MeshConfig
 from rft_jax.config import experiment as experiments
 from rft_jax.config.serialize import replace_fields
-from rft_jax.planning import advice, counted, search, targets
-from rft_jax.planning.counted import Sets
+from rft_jax.planning import roofline, search, targets
 from rft_jax.planning.memory import Shards
-from rft_jax.planning.plan import Supposed
-from rft_jax.planning.step_costs import Lengths
+from rft_jax.planning.roofline import Supposed
 from rft_jax.planning.targets import Target
 
-SUPPOSED = Supposed(Lengths(4, 50, 0.5), Sets(10, 10))
+SUPPOSED = Supposed(4, 50, 0.5, 10, 10)
 EIGHT = targets.counted("8xh100")
 
 
 def small(share: float) -> Target:
     """Eight devices with that share of the memory that the run needs."""
-    return replace(EIGHT, memory=share * advice.peak(config(), EIGHT))
+    return replace(EIGHT, memory=share * search.peak(config(), EIGHT))
 
 
 def test_all_factorisations_are_meshes() -> None:
@@ -39,7 +37,7 @@ def test_only_meshes_that_split_the_model_are_ranked() -> None:
     assert {one.mesh for one in found} == {
         (8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2),
     }  # fmt: skip
-    steps = [one.estimate.step for one in found]
+    steps = [one.step for one in found]
     assert steps == sorted(steps)
 
 
@@ -65,31 +63,31 @@ def test_what_fits_comes_before_what_is_fast() -> None:
 
 
 def test_single_changes_are_listed_with_what_they_save() -> None:
-    found = advice.advise(config(), small(0.5))
+    found = search.advise(config(), small(0.5))
     assert [one.peak for one in found] == sorted(one.peak for one in found)
-    before = advice.peak(config(), EIGHT)
+    before = search.peak(config(), EIGHT)
     for one in found:
         assert one.saves == pytest.approx(before - one.peak)
-        assert advice.peak(replace_fields(config(), one.changes), EIGHT) == one.peak
+        assert search.peak(replace_fields(config(), one.changes), EIGHT) == one.peak
     assert {"rollout.slots": 16} not in [dict(one.changes) for one in found]  # 8 a device at least
 
 
 def test_relief_is_no_more_than_is_needed() -> None:
-    assert advice.relieve(config(), EIGHT) == (config(), {})
+    assert search.relieve(config(), EIGHT) == (config(), {})
     alone = replace(targets.counted("t4"), memory=0.0)
-    whole = advice.peak(config(), alone)
-    changed, changes = advice.relieve(config(), replace(alone, memory=0.9 * whole))
+    whole = search.peak(config(), alone)
+    changed, changes = search.relieve(config(), replace(alone, memory=0.9 * whole))
     assert changes
-    assert advice.peak(changed, alone) <= 0.9 * whole
+    assert search.peak(changed, alone) <= 0.9 * whole
     assert changed.mesh == MeshConfig()
     # Nothing helps enough: the run stays as it is.
-    assert advice.relieve(config(), replace(alone, memory=1.0)) == (config(), {})
+    assert search.relieve(config(), replace(alone, memory=1.0)) == (config(), {})
 
 
 def test_a_mesh_that_splits_unevenly_is_known() -> None:
-    assert advice.divides(config(), Shards(1, 8, 1))
-    assert not advice.divides(config(), Shards(1, 16, 1))
-    assert not advice.divides(config(), Shards(1, 1, 4))
+    assert search.divides(config(), Shards(1, 8, 1))
+    assert not search.divides(config(), Shards(1, 16, 1))
+    assert not search.divides(config(), Shards(1, 1, 4))
 
 
 def test_names_of_chips() -> None:
@@ -103,10 +101,12 @@ def test_names_of_chips() -> None:
 def test_nothing_is_computed_again_where_there_is_memory_to_keep_it() -> None:
     path = Path(__file__).parents[2] / "experiments" / "gsm8k_qwen2.5_1.5b.py"
     full = replace_fields(experiments.load(path)["online_rft"], {"model.remat": "full"})
-    alone, supposed = targets.counted("1xh100"), Supposed(Lengths(100, 200, 0.5), Sets(10, 10))
+    alone, supposed = targets.counted("1xh100"), Supposed(100, 200, 0.5, 10, 10)
     (found,) = search.search(full, alone, supposed)
     assert found.changes["model.remat"] == "none"
     again = replace_fields(found.config, {"model.remat": "full"})
-    assert found.estimate.step < counted.estimate(again, alone, *supposed).step
+    costs = roofline.costs_of(again, Shards(1, 1, 1), supposed)
+    speeds = alone.speeds(Shards(1, 1, 1), "bfloat16")
+    assert found.step < sum(roofline.seconds_of(costs, speeds).values())
     (found,) = search.search(full, replace(alone, memory=1.0), supposed)
     assert found.config.model.remat == "full"

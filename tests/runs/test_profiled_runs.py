@@ -14,11 +14,12 @@ from rft_jax.config import Config
 from rft_jax.config.steps import Steps
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.observe import log as metrics
+from rft_jax.observe.flops import Model
 from rft_jax.observe.profiling import PHASES, STEP
 from rft_jax.rollout import log as rollout_log
 from rft_jax.runs import setup
 from rft_jax.runs.run import RunResult, run
-from rft_jax.runs.utilization import Policy, sampling_cost
+from rft_jax.runs.utilization import sampling_cost
 from rft_jax.types import Decoded
 
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def test_every_line_of_training_says_how_much_work_it_was(profiled: Profiled) ->
 def test_sampling_counts_what_the_log_of_rollouts_has(profiled: Profiled) -> None:
     config = profiled.experiment["online_rft"]
     tokenizer = setup.ensure_tokenizer(config, profiled.workdir)
-    policy = Policy(config.model, setup.vocab_size(config.model, tokenizer))
+    model = Model(config.model, setup.vocab_size(config.model, tokenizer))
     folder = profiled.workdir / "online_rft"
     lines = metrics.read(folder / "metrics.jsonl")
     for step, line in enumerate(line for line in lines if line["kind"] == "train"):
@@ -125,7 +126,7 @@ def test_sampling_counts_what_the_log_of_rollouts_has(profiled: Profiled) -> Non
         assert len(prompts) == jax.device_count()
         at_least = sum(max(lengths) for lengths in outputs.values())
         found = Decoded(tuple(prompts.values()), tuple(outputs.values()), at_least)
-        cost = sampling_cost(policy, found)
+        cost = sampling_cost(model, found)
         assert line["utilization/sampling_flops"] == cost.flops
         assert line["utilization/decode_bytes"] == cost.bytes
 

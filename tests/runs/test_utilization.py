@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.extend.core import jaxpr_as_fun
 
 from benchmarks import floors
-from benchmarks.work import SHAPES, Work
+from benchmarks.work import Work
 from rft_jax.config import ModelConfig, ObjectiveConfig
 from rft_jax.models import adapters, transformer
 from rft_jax.models.attention import KeyValues
-from rft_jax.planning.opened import compiled, opened_loops
+from rft_jax.observe.flops import Cost, Model
+from rft_jax.planning import aot
 from rft_jax.runs.utilization import (
     Machine,
     Meter,
-    Policy,
     machine,
     meter,
     sampling_cost,
@@ -66,7 +67,7 @@ def forward_flops(config: ModelConfig, positions: Sequence[int], logits: int) ->
 def test_an_update_token_by_token(config: ModelConfig, with_reference: bool) -> None:
     lengths = [(3, 9), (12, 1), (1, 4)]
     forward = sum(forward_flops(config, range(p + o - 1), o) for p, o in lengths)
-    found = update_flops(Policy(config, VOCAB), sequences(lengths), with_reference=with_reference)
+    found = update_flops(Model(config, VOCAB), sequences(lengths), with_reference=with_reference)
     assert found == (4 if with_reference else 3) * forward
 
 
@@ -78,9 +79,9 @@ def test_an_update_by_hand() -> None:
     # Matrices: 4 of attention with 4 weights, 3 of the MLP with 6: 34, for 3 tokens. Logits of 2
     # tokens, 10 weights. Positions seen: 1 + 2 + 3, each two products of width 2.
     forward = 2 * 34 * 3 + 2 * 10 * 2 + 2 * 2 * 2 * 6
-    found = update_flops(Policy(config, 5), sequences([(2, 2)]), with_reference=False)
+    found = update_flops(Model(config, 5), sequences([(2, 2)]), with_reference=False)
     assert found == 3 * forward
-    assert update_flops(Policy(config, 5), [], with_reference=True) == 0
+    assert update_flops(Model(config, 5), [], with_reference=True) == 0
 
 
 def loss_of(config: ModelConfig, prompt: int, output: int) -> tuple[Any, tuple[Any, ...]]:
@@ -90,12 +91,12 @@ def loss_of(config: ModelConfig, prompt: int, output: int) -> tuple[Any, tuple[A
     frozen, trained = adapters.split(params, config)
 
     def loss(trained: Any, frozen: Any, tokens: Any) -> Any:
-        policy = adapters.join(frozen, trained)
+        joined = adapters.join(frozen, trained)
         positions = jnp.arange(inputs)[None]
         hidden = transformer.hidden_states(
-            policy, tokens, positions, jnp.ones_like(tokens), config=config
+            joined, tokens, positions, jnp.ones_like(tokens), config=config
         )
-        logits = transformer.logits(policy, hidden[:, :, prompt - 1 :], config=config)
+        logits = transformer.logits(joined, hidden[:, :, prompt - 1 :], config=config)
         return jnp.sum(logits**2)
 
     return loss, (trained, frozen, jax.ShapeDtypeStruct((1, inputs), jnp.int32))
@@ -103,12 +104,9 @@ def loss_of(config: ModelConfig, prompt: int, output: int) -> tuple[Any, tuple[A
 
 def flops(function: Any, arguments: tuple[Any, ...]) -> float:
     """What the compiler counts with all loops opened."""
-
-    def traced(*arguments: Any) -> Any:
-        with opened_loops():
-            return function(*arguments)
-
-    counted: float = compiled(jax.jit(traced), arguments).cost_analysis()["flops"]
+    opened = aot.open_loops(jax.make_jaxpr(function)(*arguments))
+    lowered = jax.jit(jaxpr_as_fun(opened)).lower(*jax.tree.leaves(arguments))
+    counted: float = lowered.compile().cost_analysis()["flops"]
     return counted
 
 
@@ -118,7 +116,7 @@ def test_the_compiler_counts_as_much_for_an_update() -> None:
     prompt, output = 10, 20
     loss, arguments = loss_of(WIDE, prompt, output)
     one = sequences([(prompt, output)])
-    whole = update_flops(Policy(WIDE, VOCAB), one, with_reference=False)
+    whole = update_flops(Model(WIDE, VOCAB), one, with_reference=False)
     assert flops(jax.grad(loss), arguments) == pytest.approx(whole, rel=0.1)
     assert flops(loss, arguments) == pytest.approx(whole / 3, rel=0.1)
 
@@ -129,7 +127,7 @@ def test_the_compiler_counts_as_much_with_adapters() -> None:
     config = replace(WIDE, num_layers=4, lora_targets=("query", "value", "gate", "down"), **LORA)
     prompt, output = 10, 20
     loss, arguments = loss_of(config, prompt, output)
-    found = update_flops(Policy(config, VOCAB), sequences([(prompt, output)]), with_reference=False)
+    found = update_flops(Model(config, VOCAB), sequences([(prompt, output)]), with_reference=False)
     assert flops(jax.grad(loss), arguments) == pytest.approx(found, rel=0.1)
 
 
@@ -139,15 +137,15 @@ def test_adapters_are_those_of_the_model() -> None:
     )
     params = transformer.abstract_params(config=config, vocab_size=VOCAB)
     _, trained = adapters.split(params, config)
-    assert Policy(config, VOCAB).adapters == sum(leaf.size for leaf in jax.tree.leaves(trained))
-    assert Policy(PLAIN, VOCAB).adapters == 0
+    assert Model(config, VOCAB).adapters == sum(leaf.size for leaf in jax.tree.leaves(trained))
+    assert Model(PLAIN, VOCAB).adapters == 0
 
 
 def test_adapters_need_no_gradients_of_other_weights() -> None:
     lengths = [(3, 9)]
-    plain = update_flops(Policy(PLAIN, VOCAB), sequences(lengths), with_reference=False)
+    plain = update_flops(Model(PLAIN, VOCAB), sequences(lengths), with_reference=False)
     config = replace(PLAIN, lora_targets=("down",), **LORA)
-    found = update_flops(Policy(config, VOCAB), sequences(lengths), with_reference=False)
+    found = update_flops(Model(config, VOCAB), sequences(lengths), with_reference=False)
     attention = sum(4 * 64 * seen(PLAIN, 0, position) for position in range(11)) * 3
     of_adapters = 3 * 2 * 11 * 3 * 8 * (64 + 160)
     assert found == (plain - 3 * attention) * 2 / 3 + 3 * attention + of_adapters
@@ -172,7 +170,7 @@ def test_sampling_token_by_token(config: ModelConfig) -> None:
                     read_by_step[step][layer] = sees - own
         numbers += per_token * sum(map(sum, read_by_step))
     matrices = forward_flops(config, [0], 1) // 2 - 2 * config.num_layers * 64
-    found = sampling_cost(Policy(config, VOCAB), decoded)
+    found = sampling_cost(Model(config, VOCAB), decoded)
     assert found.flops == products
     assert found.bytes == 4 * (numbers + 30 * matrices)
 
@@ -180,15 +178,10 @@ def test_sampling_token_by_token(config: ModelConfig) -> None:
 def test_sampling_is_what_the_floors_of_the_benchmark_say() -> None:
     work = Work(size="tiny", prompts=3, samples=4, prompt_len=16, new_tokens=12, min_len=2)
     lengths = work.lengths("ragged")
-    first, second = floors.sampling(work, "ragged")
-    shape = SHAPES["tiny"]
-    config = ModelConfig(
-        num_layers=shape.layers, d_model=shape.d_model, num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads, head_dim=shape.head_dim, mlp_dim=shape.mlp,
-    )  # fmt: skip
+    first, second = floors.phases(work, "ragged").values()
     outputs = tuple(tuple(row) for row in lengths.tolist())
     decoded = Decoded((16,) * 3, outputs, steps=int(lengths.max()) - 1)
-    found = sampling_cost(Policy(config, shape.vocab), decoded)
+    found = sampling_cost(floors.model("tiny"), decoded)
     assert found.flops == pytest.approx(first.flops + second.flops)
     assert found.bytes == pytest.approx(second.bytes)
 
@@ -196,25 +189,25 @@ def test_sampling_is_what_the_floors_of_the_benchmark_say() -> None:
 def test_bytes_are_of_the_compute_type() -> None:
     decoded = Decoded((4,), ((6, 2),), steps=6)
     wide, narrow = (
-        sampling_cost(Policy(replace(PLAIN, compute_dtype=name), VOCAB), decoded)
+        sampling_cost(Model(replace(PLAIN, compute_dtype=name), VOCAB), decoded)
         for name in ("float32", "bfloat16")
     )
-    assert wide == (narrow.flops, 2 * narrow.bytes)
-    double = sampling_cost(Policy(replace(PLAIN, compute_dtype="float64"), VOCAB), decoded)
+    assert wide == Cost(narrow.flops, 2 * narrow.bytes)
+    double = sampling_cost(Model(replace(PLAIN, compute_dtype="float64"), VOCAB), decoded)
     assert double.bytes == 2 * wide.bytes
 
 
 def test_outputs_that_end_at_once_decode_nothing() -> None:
     decoded = Decoded((4, 5), ((1, 1), (1, 1)), steps=0)
     expected = sum(forward_flops(PLAIN, range(prompt), 1) for prompt in (4, 5))
-    assert sampling_cost(Policy(PLAIN, VOCAB), decoded) == (expected, 0)
+    assert sampling_cost(Model(PLAIN, VOCAB), decoded) == Cost(expected, 0)
 
 
 @pytest.mark.slow
 def test_the_compiler_counts_as_much_for_a_prefill_and_a_step() -> None:
     """Within 10 %; the caches that the step is given are as long as what it needs."""
     prompt, own, questions, samples = 12, 6, 2, 3
-    policy = Policy(PLAIN, VOCAB)
+    model = Model(PLAIN, VOCAB)
     params = jax.eval_shape(
         transformer.unstack, transformer.abstract_params(config=PLAIN, vocab_size=VOCAB)
     )
@@ -228,7 +221,7 @@ def test_the_compiler_counts_as_much_for_a_prefill_and_a_step() -> None:
         return transformer.logits(params, hidden, config=PLAIN), caches
 
     before = Decoded((prompt,) * questions, ((1,) * samples,) * questions, steps=0)
-    found = sampling_cost(policy, before).flops
+    found = sampling_cost(model, before).flops
     assert flops(prefill, (params, prompts)) == pytest.approx(found, rel=0.1)
 
     def step(params: Any, tokens: Any, cache: transformer.Cache) -> Any:
@@ -251,7 +244,7 @@ def test_the_compiler_counts_as_much_for_a_prefill_and_a_step() -> None:
     cache = transformer.Cache(caches(questions, prompt), caches(questions * samples, own))
     tokens = jax.ShapeDtypeStruct((questions * samples,), jnp.int32)
     longer, shorter = (
-        sampling_cost(policy, before._replace(outputs=((n,) * samples,) * questions, steps=n - 1))
+        sampling_cost(model, before._replace(outputs=((n,) * samples,) * questions, steps=n - 1))
         for n in (own + 1, own)
     )
     counted = flops(step, (params, tokens, cache))
@@ -281,15 +274,15 @@ DECODED = [Decoded((4, 9), ((1, 7), (2, 12)), steps=30), Decoded((6,), ((3, 3),)
 
 
 def test_metrics() -> None:
-    policy = Policy(PLAIN, VOCAB)
-    meter = Meter(policy, Machine(flops=1e9, bandwidth=1e8), with_reference=True)
-    flops = update_flops(policy, sequences(LENGTHS), with_reference=True)
+    model = Model(PLAIN, VOCAB)
+    meter = Meter(model, Machine(flops=1e9, bandwidth=1e8), with_reference=True)
+    flops = update_flops(model, sequences(LENGTHS), with_reference=True)
     assert update_metrics(meter, sequences(LENGTHS), 0.5) == {
         "utilization/update_flops": flops,
         "utilization/update_mfu": pytest.approx(flops / 0.5e9),
     }
-    costs = [sampling_cost(policy, decoded) for decoded in DECODED]
-    flops, moved = (sum(parts) for parts in zip(*costs, strict=True))
+    costs = [sampling_cost(model, decoded) for decoded in DECODED]
+    flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
     assert sampling_metrics(meter, DECODED, 2.0) == {
         "utilization/sampling_flops": flops,
         "utilization/sampling_mfu": pytest.approx(flops / 2e9),
@@ -299,7 +292,7 @@ def test_metrics() -> None:
 
 
 def test_where_there_is_no_rate_there_is_no_share() -> None:
-    meter = Meter(Policy(PLAIN, VOCAB), Machine(None, None), with_reference=False)
+    meter = Meter(Model(PLAIN, VOCAB), Machine(None, None), with_reference=False)
     found = update_metrics(meter, sequences(LENGTHS), 0.5) | sampling_metrics(meter, DECODED, 2.0)
     shares = {"utilization/" + name for name in ("update_mfu", "sampling_mfu", "decode_bandwidth")}
     assert {name for name, value in found.items() if value is None} == shares
@@ -314,18 +307,18 @@ def test_where_there_is_no_rate_there_is_no_share() -> None:
 def test_the_meter_of_a_run() -> None:
     config = tiny.online_rft(objective=ObjectiveConfig(kl_coefficient=0.1))
     found = meter(config, VOCAB, device_kind="cpu", count=8)
-    assert found == (Policy(config.model, VOCAB), (None, None), True)
+    assert found == (Model(config.model, VOCAB), (None, None), True)
     config = tiny.sft(model=tiny.model(compute_dtype="bfloat16"))
     found = meter(config, VOCAB, device_kind="TPU v5 lite", count=4)
-    assert found == (Policy(config.model, VOCAB), (4 * 197e12, 4 * 819e9), False)
+    assert found == (Model(config.model, VOCAB), (4 * 197e12, 4 * 819e9), False)
 
 
 def test_lengths_of_a_large_run_do_not_overflow() -> None:
-    policy = Policy(tiny.model(num_layers=30, d_model=4096, head_dim=128), 102_400)
+    model = Model(tiny.model(num_layers=30, d_model=4096, head_dim=128), 102_400)
     decoded = Decoded((4096,) * 64, ((32_768,) * 16,) * 64, steps=32_768)
-    cost = sampling_cost(policy, decoded)
+    cost = sampling_cost(model, decoded)
     assert cost.flops > 0
     assert np.isfinite(cost.bytes)
     many = sequences([(4096, 32_768)]) * 1024
-    one = update_flops(policy, many[:1], with_reference=False)
-    assert update_flops(policy, many, with_reference=False) == pytest.approx(1024 * one)
+    one = update_flops(model, many[:1], with_reference=False)
+    assert update_flops(model, many, with_reference=False) == pytest.approx(1024 * one)
