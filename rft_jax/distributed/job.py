@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from rft_jax.distributed.collectives import is_main, join, meet
-from rft_jax.distributed.jax_private import store
+from rft_jax.distributed.collectives import is_main, join, meet, store
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits, Watch
 from rft_jax.errors import UserError
 

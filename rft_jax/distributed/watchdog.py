@@ -107,7 +107,7 @@ class Judge:
 class Watch:
     """The thread. It ends the process, by EXIT_LOST, when another one is lost.
 
-    store: see jax_private.store; process, processes: number of this one, and how many there are.
+    store: see processes.store; process, processes: number of this one, and how many there are.
     """
 
     def __init__(self, store: Any, process: int, processes: int, limits: Limits) -> None:
