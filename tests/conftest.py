@@ -17,9 +17,6 @@ if "jax" in sys.modules:
 # The environment, so that processes which tests start have the same conditions.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Outside OPTIMIZED most time would go to making machine code fast;
-# `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` optimizes everywhere.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -56,7 +53,8 @@ OPTIMIZED = (
     "distributed/test_factorisations.py",
     "runs/test_resume.py",
 )
-"""Tests, below this folder, whose programs XLA compiles as for users, with all optimizations."""
+"""Tests, below this folder, whose programs XLA optimizes as it does for users. In the others most
+time would go to that. JAX_DISABLE_MOST_OPTIMIZATIONS, if set, decides for all: 0 optimizes all."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,10 +65,10 @@ def _programs_of_one_file(request: pytest.FixtureRequest) -> Iterator[None]:
 
     path = request.path.relative_to(Path(__file__).parent).as_posix()
     switch = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    disabled = os.environ.get(switch, "0" if path.startswith(OPTIMIZED) else "1")
     with pytest.MonkeyPatch.context() as patch:
-        if path.startswith(OPTIMIZED):
-            patch.setenv(switch, "0")
-        jax.config.update("jax_disable_most_optimizations", os.environ[switch] != "0")
+        patch.setenv(switch, disabled)
+        jax.config.update("jax_disable_most_optimizations", disabled != "0")
         yield
     jax.clear_caches()
 
