@@ -13,8 +13,9 @@ quickstart: $(READY)
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
+# Quick: XLA optimizes nothing here; in `test` it does for the tests that tests/conftest.py names.
 test-fast: $(TEST_READY)
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(TEST_READY)
 	$(BIN)/ruff check --quiet

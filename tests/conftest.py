@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 if "jax" in sys.modules:
     raise RuntimeError("jax is imported before tests/conftest.py could set it up: run pytest alone")
@@ -16,9 +17,6 @@ if "jax" in sys.modules:
 # The environment, so that processes which tests start have the same conditions.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# XLA partitions programs as ever; most time would go to machine code that runs faster, which
-# `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -48,12 +46,30 @@ hypothesis.settings.register_profile("rft_jax", deadline=None)
 hypothesis.settings.load_profile("rft_jax")
 
 
+OPTIMIZED = (
+    "models/",
+    "rollout/",
+    "training/",
+    "distributed/test_factorisations.py",
+    "runs/test_resume.py",
+)
+"""Tests, below this folder, whose programs XLA optimizes as it does for users. In the others most
+time would go to that. JAX_DISABLE_MOST_OPTIMIZATIONS, if set, decides for all: 0 optimizes all."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _no_programs_of_other_files() -> Iterator[None]:
-    """Each program in memory is some nine mappings of the process, of which Linux allows 65,530."""
-    yield
+def _programs_of_one_file(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile as OPTIMIZED says, here and in processes that tests start, and keep no program after
+    the file: each in memory is some nine mappings of the process, of which Linux allows 65,530."""
     import jax
 
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    switch = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    disabled = os.environ.get(switch, "0" if path.startswith(OPTIMIZED) else "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(switch, disabled)
+        jax.config.update("jax_disable_most_optimizations", disabled != "0")
+        yield
     jax.clear_caches()
 
 

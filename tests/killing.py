@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir, looked at while it goes on or compared once it has ended."""
+"""Ends of runs: what one leaves in its workdir, while it runs or after it, and how one dies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 import tiny_experiment
 
 from rft_jax.checkpoint import integrity as checkpoint_health
@@ -73,3 +74,15 @@ def assert_same(whole: Path, again: Path, steps: int, runs: Sequence[str] = RUNS
         for kept in ("rollouts", "evaluation"):
             assert files_in(again / run / kept) == files_in(whole / run / kept), (run, kept)
     assert (again / "report.html").is_file()
+
+
+def dies_in(patch: pytest.MonkeyPatch, number: int) -> None:
+    """A run dies with all of this step done but its line in the log."""
+    write = metrics.MetricsLog.write
+
+    def dies(self: metrics.MetricsLog, kind: metrics.Kind, step: int, values: Any) -> None:
+        if (kind, step) == ("train", number):
+            raise KeyboardInterrupt
+        write(self, kind, step, values)
+
+    patch.setattr(metrics.MetricsLog, "write", dies)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
-from jax._src import clusters, distributed  # the one way to the store, and to ask without joining
 from jax.experimental import multihost_utils
 from jaxtyping import Int, Shaped
 
+from rft_jax.distributed.jax_private import in_cluster, joined_processes, store
 from rft_jax.errors import ConfigError
 
 _LONGEST_WAIT = 7 * 24 * 3600 * 1000
@@ -42,7 +41,7 @@ def join(lost_after: float) -> bool:
     job that is not described whole, RuntimeError when the others do not come.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if not address and not _in_cluster():
+    if not address and not in_cluster():
         return False
     # It would take SIGTERM for itself; signals are this package's (signals.py).
     jax.config.update("jax_enable_preemption_service", False)
@@ -62,18 +61,7 @@ def join(lost_after: float) -> bool:
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the same number of "
             "processes in all of them."
         ) from error
-    return bool(distributed.global_state.num_processes > 1)
-
-
-def _in_cluster() -> bool:
-    """Whether jax would find out by itself which job this is, and of which there may be others."""
-    if os.environ.get("SLURM_NTASKS") == "1":
-        return False  # jax would give the one task one of its GPUs
-    kinds = clusters.ClusterEnv._cluster_types
-    with warnings.catch_warnings():
-        # In a container of Kubernetes that is of no such job it would name a package to install.
-        warnings.simplefilter("ignore")
-        return any(not kind.opt_in_only_method and kind.is_env_present() for kind in kinds)
+    return joined_processes() > 1
 
 
 def _number(name: str) -> int | None:
@@ -83,12 +71,6 @@ def _number(name: str) -> int | None:
     if not text.isdecimal():
         raise ConfigError(f"{name} is {text!r}: a number is expected.")
     return int(text)
-
-
-def store() -> Any:
-    """The job's store of keys and values: the client of jax.distributed. Only in a job of several
-    processes."""
-    return distributed.global_state.client
 
 
 def gather(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "processes ..."]:

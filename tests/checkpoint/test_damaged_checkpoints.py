@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny_experiment
-from killing import files_in, newest
+from killing import dies_in, files_in, newest
 
 from rft_jax.checkpoint import integrity as health
 from rft_jax.checkpoint import policy as policies
@@ -56,18 +56,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             made.carry_out(made.dead)
     assert health.steps(made.dead / "x/checkpoints") == [2, 4, 6]
     return made
-
-
-def dies_in(patch: pytest.MonkeyPatch, number: int) -> None:
-    """A run dies with all of this step done but its line in the log."""
-    write = metrics.MetricsLog.write
-
-    def dies(self: metrics.MetricsLog, kind: metrics.Kind, step: int, values: Any) -> None:
-        if (kind, step) == ("train", number):
-            raise KeyboardInterrupt
-        write(self, kind, step, values)
-
-    patch.setattr(metrics.MetricsLog, "write", dies)
 
 
 def assert_same(again: Path, whole: Path) -> None:

@@ -38,6 +38,8 @@ class Device:
 
     id: int
     process_index: int
+    platform: str = "cpu"
+    device_kind: str = "made up"
 
 
 def mesh_of_processes(shape: Shape, processes: list[int]) -> Mesh:

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_experiment
-from killing import newest
-from test_damaged_checkpoints import dies_in
+from killing import dies_in, newest
 
 from rft_jax.config import MeshConfig, OptimizerConfig
 from rft_jax.observe import log as metrics
