@@ -16,7 +16,7 @@ from rft_jax.errors import ConfigError
 from rft_jax.hub import load as importing
 from rft_jax.hub.digests import check_record, written
 from rft_jax.hub.folder import locate, raw_config
-from rft_jax.hub.same import check_same, differences
+from rft_jax.hub.raw_config import check_same, differences
 from rft_jax.hub.weights import check_values, open_weights
 from rft_jax.io.paths import Folder, folder_of, write_atomically
 from rft_jax.keys import Purpose, run_key

@@ -22,7 +22,7 @@ from rft_jax.config import ModelConfig
 from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import ModelError
 from rft_jax.hub.names import Tensor, tensors
-from rft_jax.hub.same import check_same
+from rft_jax.hub.raw_config import check_same
 from rft_jax.hub.tensors import INDEX, SINGLE, require_finite
 from rft_jax.types import Params
 

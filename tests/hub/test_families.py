@@ -143,7 +143,7 @@ def test_keys_of_families(raw: dict[str, Any], expected: dict[str, Any]) -> None
             "rope_parameters.sliding_attention is {'rope_type': 'linear'",
         ),
         (LLAMA | {"hidden_size": 4095}, "hidden_size is 4095, and a multiple"),
-        (LLAMA | {"hidden_size": "4096"}, "hidden_size is '4096', and a number"),
+        (LLAMA | {"hidden_size": "4096"}, "hidden_size is '4096', and a whole number"),
         (LLAMA | {"hidden_size": 40.5}, "hidden_size is 40.5, and a whole number"),
         (LLAMA | {"num_key_value_heads": 5}, "model.num_kv_heads is 5"),
         (LLAMA | {"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', and true or false"),
