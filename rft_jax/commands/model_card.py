@@ -13,8 +13,7 @@ from typing import Any
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
-from rft_jax.hub.folder import read_json
-from rft_jax.io.jsonl import read_jsonl
+from rft_jax.io.jsonl import read_json, read_jsonl
 from rft_jax.io.paths import folder_of
 
 METHODS = {

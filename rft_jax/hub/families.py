@@ -250,7 +250,8 @@ def _rope(raw: Raw, *, by_layer_type: bool) -> dict[str, Any]:
             "config.json: rope_parameters and rope_scaling are both given, and may differ: remove "
             "one."
         )
-    named, sliding = _object(parameters, "rope_parameters"), {}
+    named = _object(parameters, "rope_parameters")
+    sliding: Raw = {}
     if not parameters:
         named = _object(scaling, "rope_scaling")
     elif by_layer_type:

@@ -1,4 +1,4 @@
-"""Reads logs of one JSON object a line, as a run writes them. Imports no jax."""
+"""Reads JSON: files of one object, and logs of one object a line. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rft_jax.errors import DataError
+from rft_jax.errors import DataError, ModelError, UserError
 from rft_jax.io.paths import Folder
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
+
+
+def read_json(path: Folder, kind: type[UserError] = ModelError) -> dict[str, Any]:
+    """The object that a file holds. Raises `kind` when it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(
+            f"{path}: cannot be read as JSON ({error}): copy or download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise kind(
+            f"{path}: it is a JSON {type(content).__name__}, expected an object: copy or download "
+            "it again."
+        )
+    return content
 
 
 def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
 from rft_jax.checkpoint.start import Start, load_start
 from rft_jax.config import Config
@@ -71,9 +71,7 @@ def run(
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
-    by_main(
-        f"{name} keeps its policy", lambda: policy_files.keep(config, workdir, folder, tokenizer)
-    )
+    by_main(f"{name} keeps its policy", lambda: policies.keep(config, workdir, folder, tokenizer))
     with contextlib.ExitStack() as stack:
         signal = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())

@@ -1,4 +1,4 @@
-"""Tokenizers: what everything else knows of one, and how it is loaded.
+"""Tokenizers: what everything else knows of one.
 
 There are two kinds: a SentencePiece model, among them those trained here (sentencepiece_model.py),
 and the folder of a published model in the Hugging Face format (huggingface.py).
@@ -80,6 +80,14 @@ class Tokenizer(abc.ABC):
         return self._decode([token for token in known if token not in self.special])
 
     @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """The files, by name, that give transformers and `load` this tokenizer.
+
+        What generation_config.json and config.json say of further EOS ids belongs to the model:
+        whoever writes those files takes `eos_ids`.
+        """
+
+    @abc.abstractmethod
     def _encode(self, text: str, *, marked: bool) -> list[int]:
         """The ids of text that UTF-8 can hold."""
 
@@ -106,7 +114,7 @@ def check_utf8(path: Folder, text: str) -> None:
     except UnicodeEncodeError as error:
         raise ModelError(
             f"{path}: cannot encode {shown(text)}: character {error.start} is half of a surrogate "
-            "pair, which UTF-8 cannot hold; mend the text."
+            "pair, which UTF-8 cannot hold; fix the text."
         ) from None
 
 

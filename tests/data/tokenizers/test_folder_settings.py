@@ -87,10 +87,10 @@ def test_the_template_named_default_is_taken(tmp_path):
 DAMAGED = {
     "no JSON": ("tokenizer_config.json", "{", "cannot be read as JSON (Expecting property name"),
     "no text": ("generation_config.json", b"\xff", "cannot be read as JSON ('utf-8' codec"),
-    "no object": ("config.json", "[1]", "the whole is [1], expected an object: mend the file or "
+    "no object": ("config.json", "[1]", "it is a JSON list, expected an object: copy or "
                   "download it again."),
     "no token": ("tokenizer_config.json", '{"eos_token": 3}', "eos_token is 3, expected a token or "
-                 "an object with its content: mend the file or download it again."),
+                 "an object with its content: fix the file or download it again."),
     "no content": ("tokenizer_config.json", '{"bos_token": {"text": "a"}}',
                    'bos_token is {"text": "a"}, expected a token or an object with its content: '),
     "no ids": ("tokenizer_config.json", '{"added_tokens_decoder": [1]}',
