@@ -148,7 +148,7 @@ def newest_whole(folder: Folder) -> Found:
 
 
 def recover(folder: Folder) -> int | None:
-    """The step that a run with these checkpoints goes on from, None for its start.
+    """The step that a run with these checkpoints resumes from, None for its start.
 
     Damaged checkpoints that are newer are warned of and renamed, so that their steps can be saved
     again. To be called by one process, before any opens the folder. Raises as newest_whole does.
@@ -157,7 +157,7 @@ def recover(folder: Folder) -> int | None:
     for step, reason in found.damaged:
         kept_as = set_aside(folder, step)
         logger.warning(
-            "%s: this checkpoint is damaged (%s): it is kept as %s, and the run goes on from step "
+            "%s: this checkpoint is damaged (%s): it is kept as %s, and the run resumes from step "
             "%d",
             epath.Path(folder) / str(step), reason, kept_as.name, found.step,
         )  # fmt: skip

@@ -91,7 +91,7 @@ def open_manager(folder: Folder, config: CheckpointConfig) -> Iterator[Checkpoin
 
 
 def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None = None) -> None:
-    """Start saving; the arrays are copied before this returns, the writing goes on behind it.
+    """Start saving; the arrays are copied before this returns, the writing continues behind it.
 
     Parameters stand apart from the optimizer's state, so that another run can start from them.
     accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
@@ -111,7 +111,7 @@ def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None =
     if not begun:
         raise CheckpointError(
             f"{manager.directory}: step {step} is not saved, since there is a checkpoint of step "
-            f"{manager.latest_step()}: remove what is newer than the step to go on from."
+            f"{manager.latest_step()}: remove what is newer than the step to resume from."
         )
 
 
@@ -129,7 +129,7 @@ def _reading(path: epath.Path) -> Iterator[None]:
 
 def _refusal(path: epath.Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: this checkpoint {what}; remove that folder to go on from the one before it, or "
+        f"{path}: this checkpoint {what}; remove that folder to resume from the one before it, or "
         "start over with another --workdir."
     )
 
@@ -170,7 +170,7 @@ def restore(
     """A checkpoint and its step, laid out as `like` (arrays or ShapeDtypeStructs with shardings,
     on any mesh); None when there is none.
 
-    step: one that checkpoint_health.recover found whole, the same in every process; None for the
+    step: one that integrity.recover found whole, the same in every process; None for the
     newest, which is checked. Raises CheckpointError when it is damaged or of another shape.
     """
     newest = manager.latest_step() if step is None else step

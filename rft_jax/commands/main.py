@@ -181,7 +181,7 @@ def _plan(args: list[str]) -> int:
     experiment = experiments.apply_options(experiment, changes)
     selected = {name: experiment[name] for name in _select(experiment, options.only)}
     from rft_jax.commands.plan import keep_to_the_cpu, plan_all
-    from rft_jax.distributed.devices import split_cpu
+    from rft_jax.distributed.process import split_cpu
 
     if options.topology or options.device:
         keep_to_the_cpu()
@@ -260,7 +260,7 @@ def _ask(target: str, asking: Asking) -> tuple[Policy, Asked]:
 
     policy = find(target, asking.compute_dtype)
     asked = ask(asking, policy)
-    from rft_jax.distributed.devices import keep_programs, split_cpu
+    from rft_jax.distributed.process import keep_programs, split_cpu
 
     keep_programs()
     split_cpu([asked.mesh], [])

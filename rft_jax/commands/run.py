@@ -12,9 +12,8 @@ from pathlib import Path
 from rft_jax.commands.run_options import RunOptions
 from rft_jax.config import Config
 from rft_jax.distributed.collectives import by_main, is_main
-from rft_jax.distributed.devices import keep_programs, split_cpu
-from rft_jax.distributed.job import joined
 from rft_jax.distributed.mesh import make_mesh
+from rft_jax.distributed.process import joined, keep_programs, split_cpu
 from rft_jax.io.paths import Folder, make, write_atomically, writing
 from rft_jax.runs import setup
 from rft_jax.runs.run import run

@@ -20,7 +20,7 @@ from rft_jax.config.steps import Steps
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.distributed.signals import stop_on_signals
+from rft_jax.distributed.process import stop_on_signals
 from rft_jax.errors import CheckpointError
 from rft_jax.io.paths import Folder
 from rft_jax.observe.log import MetricsLog

@@ -145,7 +145,7 @@ def test_several_runs_are_named(found: Found) -> None:
 
 def not_finished(found: Found, folder: Path) -> tuple[Path, str]:
     run = found.workdir / "half"
-    return run, f"{run}: this run is not finished: carry it out first; the same `rft-jax run` goe"
+    return run, f"{run}: this run is not finished: carry it out first; the same `rft-jax run` res"
 
 
 def missing(found: Found, folder: Path) -> tuple[Path, str]:

@@ -21,7 +21,7 @@ from rft_jax.checkpoint import provenance
 from rft_jax.commands import main as cli
 from rft_jax.commands import run as running_command
 from rft_jax.config.steps import Steps
-from rft_jax.distributed import devices as local_devices
+from rft_jax.distributed import process as local_devices
 from rft_jax.errors import ConfigError
 
 FILE = "import tiny\n\ndef experiment():\n    return tiny.experiment()\n"
