@@ -46,7 +46,7 @@ _WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 
 @dataclass(frozen=True)
 class Policy:
-    """A checkpoint that was found.
+    """A checkpoint and what the host knows of it.
 
     name: as it was asked for; init_from: what a run that starts from it would say; folder: with
     config.json; model: with its adapters, and vocab_size the rows of the embedding; raw:
@@ -103,9 +103,9 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
         start, _, which = target.rpartition("@")
         folder = folder_of(os.path.expanduser(start))
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "missing"
+        state = "a file" if folder.exists() else "missing"
         raise UserError(
-            f"{target}: the checkpoint is {found}: name the folder of a finished run "
+            f"{target}: the checkpoint is {state}: name the folder of a finished run "
             "(WORKDIR/RUN) or of a model in the Hugging Face format, or hf:ORG/NAME of the hub."
         )
     if not (folder / _CONFIG).is_file():

@@ -1,4 +1,4 @@
-"""The folder of a published model: found on disk, or downloaded from the Hugging Face hub."""
+"""The folder of a published model: on the disk, or downloaded from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def locate(target: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     with _downloading(target):
-        found = snapshot_download(
+        downloaded = snapshot_download(
             match["name"],
             revision=match["revision"],
             allow_patterns=[*SMALL_FILES, *(WEIGHT_FILES if weights else ())],
             ignore_patterns=list(_LEFT_OUT),
         )
-    return Path(found)
+    return Path(downloaded)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def save_pretrained(
                 (inside / name).write_bytes(content)
             _write_shards(shards, inside, fetch)
             for path in inside.iterdir():
-                path.chmod(0o644)  # safetensors leaves a file to its owner alone
+                path.chmod(0o644)  # safetensors lets only its owner read a file
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
     multihost_utils.sync_global_devices(f"exported {folder}")
@@ -157,7 +157,7 @@ def _fresh(folder: Path) -> Iterator[Path]:
     inside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield inside
-        # A temporary folder is its owner's alone.
+        # Only its owner may look into a temporary folder.
         inside.chmod(0o755)
         os.replace(inside, folder)
     except BaseException:
