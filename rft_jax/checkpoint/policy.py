@@ -236,12 +236,12 @@ def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> 
         files: dict[str, bytes] = {_MODEL: tokenizer.processor.serialized_model_proto()}
     else:
         files = tokenizer.files()
+    published: Folder | None = None
     if config.init_from.startswith("hf:"):
-        published: Folder | None = locate(config.init_from.removeprefix("hf:"), weights=False)
-    else:
-        start = start_folder(config.init_from, workdir)
-        published = start and start / FOLDER
-    if published is not None and (published / _CONFIG).is_file():
+        published = locate(config.init_from.removeprefix("hf:"), weights=False)
+    elif start := start_folder(config.init_from, workdir):
+        published = start / FOLDER if (start / FOLDER / _CONFIG).is_file() else None
+    if published is not None:
         generation = generation_of(published, tokenizer)
         for name, raw in ((_CONFIG, raw_config(published)), (_GENERATION, generation)):
             files[name] = (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()

@@ -186,7 +186,7 @@ def _family_of(raw: Raw) -> Family:
             f"config.json: model_type is {kind!r}, a model of more than text: choose a text-only "
             f"model of model_type {', '.join(served)}."
         )
-    if kind not in served:
+    if not isinstance(kind, str) or kind not in served:
         raise ModelError(
             f"config.json: model_type is {kind!r}, and these can be served: {', '.join(served)}; "
             "choose another model."

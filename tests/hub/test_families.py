@@ -150,6 +150,7 @@ def test_keys_of_families(raw: dict[str, Any], expected: dict[str, Any]) -> None
         (LLAMA | {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, and a finite number"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is missing"),
         (LLAMA | {"model_type": "mixtral"}, "model_type is 'mixtral', and these can be served: "),
+        (LLAMA | {"model_type": ["llama"]}, "model_type is ['llama'], and these can be served: "),
         ({}, "model_type is None, and these can be served: llama, mistral, qwen2, qwen3, gemma2"),
         (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "architectures is ['Ll"),
         (

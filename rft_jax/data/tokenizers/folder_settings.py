@@ -50,10 +50,11 @@ def read_settings(folder: Folder) -> FolderSettings:
     """
     path = folder / CONFIG_FILE
     config, others = _read(path), _read(folder / "special_tokens_map.json")
-    decoder = _expect(config.get("added_tokens_decoder"), dict, path, "added_tokens_decoder")
+    decoder = config.get("added_tokens_decoder") or {}
+    _expect(decoder, dict, path, "added_tokens_decoder", "an object")
     added = {
         _number(token, path, "added_tokens_decoder"): _token(value, path, "added_tokens_decoder")
-        for token, value in (decoder or {}).items()
+        for token, value in decoder.items()
     }
     # The older format: the other file has the last word, and ids stand in a file of their own.
     merged = others | config if added else config | others
@@ -64,7 +65,7 @@ def read_settings(folder: Folder) -> FolderSettings:
     }
     special = []
     for field in ("additional_special_tokens", "extra_special_tokens"):
-        values = _expect(merged.get(field), (list, dict), path, field) or []
+        values = _expect(merged.get(field), (list, dict), path, field, "a list") or []
         values = values.values() if isinstance(values, dict) else values
         special += [_token(value, path, field) for value in values]
     if not added:
@@ -81,14 +82,19 @@ def read_settings(folder: Folder) -> FolderSettings:
         ids = _read(file).get("eos_token_id")
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         ends += [(file, _number(token, file, "eos_token_id")) for token in ids]
+
+    def flag(field: str) -> bool | None:
+        switch: bool | None = _expect(config.get(field), bool, path, field, "true or false")
+        return switch
+
     names = {role: token.name for role, token in roles.items()}
     return FolderSettings(
         roles=roles,
         added=added,
         also_special=tuple(special),
         also_ends=tuple(ends),
-        adds_bos=_expect(config.get("add_bos_token"), bool, path, "add_bos_token"),
-        prefix_every_part=_expect(config.get("legacy"), bool, path, "legacy") is not False,
+        adds_bos=flag("add_bos_token"),
+        prefix_every_part=flag("legacy") is not False,
         chat_template=_chat_template(folder, config, names),
     )
 
@@ -97,32 +103,33 @@ def _read(path: Folder) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _expect(
-    value: Any, kinds: type | tuple[type, ...], path: Folder, field: str, expected: str = ""
-) -> Any:
-    """The value, None included; ModelError when it is of another kind."""
+def _expect(value: Any, kinds: Any, path: Folder, field: str, expected: str) -> Any:
+    """The value, or None; ModelError when it is of none of the kinds."""
     if value is not None and not isinstance(value, kinds):
-        names = {dict: "an object", bool: "true or false", (list, dict): "a list"}
-        raise ModelError(
-            f"{path}: {field} is {json.dumps(value)[:60]}, expected {expected or names[kinds]}: "
-            "fix the file or download it again."
-        )
+        raise _wrong(value, path, field, expected)
     return value
+
+
+def _wrong(value: object, path: Folder, field: str, expected: str) -> ModelError:
+    return ModelError(
+        f"{path}: {field} is {json.dumps(value)[:60]}, expected {expected}: fix the file or "
+        "download it again."
+    )
 
 
 def _token(value: Any, path: Folder, field: str) -> NamedToken:
     """A token as text, or as an object with its text and flags."""
     if isinstance(value, str):
         return NamedToken(value, {})
-    named = isinstance(value, dict) and isinstance(value.get("content"), str)
-    _expect(value, dict if named else (), path, field, "a token or an object with its content")
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise _wrong(value, path, field, "a token or an object with its content")
     return NamedToken(value["content"], {f: bool(value[f]) for f in _FLAGS if f in value})
 
 
 def _number(value: Any, path: Folder, field: str) -> int:
-    known = value.isdecimal() if isinstance(value, str) else type(value) is int and value >= 0
-    _expect(value, (str, int) if known else (), path, field, "an id, 0 or more")
-    return int(value)
+    if value.isdecimal() if isinstance(value, str) else type(value) is int and value >= 0:
+        return int(value)
+    raise _wrong(value, path, field, "an id, 0 or more")
 
 
 def _chat_template(
