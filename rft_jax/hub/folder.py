@@ -8,22 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rft_jax.data.tokenizers.base import FOLDER_FILES
 from rft_jax.errors import ModelError
 from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
 
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-)
+SMALL_FILES = ("config.json", "generation_config.json", *FOLDER_FILES, "LICENSE")
 """What is downloaded besides weights."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")

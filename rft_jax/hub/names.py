@@ -78,7 +78,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(config: ModelConfig, vocab_size: int) -> tuple[Tensor, ...]:
-    """All tensors of a model, those of a block side by side."""
+    """All tensors of a model, those of a block side by side. vocab_size: rows of the embedding."""
     sizes = {
         "V": vocab_size, "D": config.d_model, "F": config.mlp_dim,
         "N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim,

@@ -43,6 +43,10 @@ class Weights:
 def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
     """The weights in a folder, by their headers.
 
+    Args:
+        config: of the model that is to take them.
+        vocab_size: rows of its embedding.
+
     Raises ModelError, naming tensor and file, when one is missing, has another shape or a
     type that cannot be read, and for a tensor that has no place in the model.
     """
@@ -99,9 +103,12 @@ def check_values(weights: Weights) -> None:
 
 
 def read_part(weights: Weights, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-    """The part of a parameter, or of one layer of it, that `index` names: an entry per axis.
+    """A part of a parameter, or of one layer of it, in the file's type.
 
-    Reads the tensor's rows and columns that hold it, and in the file's type.
+    Reads only the tensor's rows and columns that hold it.
+
+    Args:
+        index: a slice for each axis of `tensor.param_shape`.
     """
     outer, inner, shape = [], [], []
     axes = iter(index)

@@ -17,6 +17,16 @@ from rft_jax.io.paths import Folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a folder's tokenizer is read from: the first of them that is there."""
 
+FOLDER_FILES = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""All files of a Hugging Face folder that belong to its tokenizer."""
+
 PROBE = "a  b\n#### 1"
 """Must survive a round trip: a tokenizer that folds spaces or newlines would change solutions."""
 

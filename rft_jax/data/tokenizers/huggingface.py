@@ -10,7 +10,12 @@ from typing import Any
 
 import tokenizers
 
-from rft_jax.data.tokenizers.base import TOKENIZER_FILES, Tokenizer, check_round_trip
+from rft_jax.data.tokenizers.base import (
+    FOLDER_FILES,
+    TOKENIZER_FILES,
+    Tokenizer,
+    check_round_trip,
+)
 from rft_jax.data.tokenizers.folder_settings import (
     CONFIG_FILE,
     FolderSettings,
@@ -20,15 +25,6 @@ from rft_jax.data.tokenizers.folder_settings import (
 from rft_jax.data.tokenizers.from_sentencepiece import convert, parsed
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder
-
-_COPIED = (
-    *TOKENIZER_FILES,
-    CONFIG_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 _RARE = "\U0001fad9"
 """A character that is too young and too rare for a piece of its own."""
@@ -54,7 +50,7 @@ class HuggingFace(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         """Those of the folder, as they are."""
-        paths = [self.path / name for name in _COPIED]
+        paths = [self.path / name for name in FOLDER_FILES]
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
