@@ -18,7 +18,8 @@ import tiny_experiment
 from policies import random_policy
 
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint import policy_files, provenance
+from rft_jax.checkpoint import policy as policies
+from rft_jax.checkpoint import provenance
 from rft_jax.commands.main import main
 from rft_jax.config import Config
 from rft_jax.models import adapters
@@ -40,7 +41,7 @@ def write_run(workdir: Path, name: str, config: Config, *, finished: bool = True
         params["embedding"] = params["embedding"].at[:, 0].set(3.0)
         params["unembedding"] = params["unembedding"].at[tokenizer.eos_id, 0].set(3.0)
     provenance.save_config(folder, name, config, device="cpu", num_devices=8)
-    policy_files.keep(config, workdir, folder, tokenizer)
+    policies.keep(config, workdir, folder, tokenizer)
     _, trained = adapters.split(params, config.model)
     with checkpoint.open_manager(folder / "checkpoints", config.checkpoint) as manager:
         state = TrainState(np.int32(config.steps), trained, ())  # type: ignore[arg-type]

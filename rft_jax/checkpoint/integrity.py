@@ -81,21 +81,24 @@ def write_record(path: Folder, accuracy: float | None) -> None:
     """
     path = epath.Path(path)
     names = [name for name in _files(path) if name not in (*_CHANGING, RECORD)]
+
+    def facts(name: str) -> tuple[int, int | None]:
+        file = path / name
+        return file.stat().length, None if in_bucket(file) else _crc32(file)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        facts = list(pool.map(lambda name: _facts(path / name), names))
+        files = dict(zip(names, pool.map(facts, names), strict=True))
     known = accuracy is not None and math.isfinite(accuracy)
-    content = {
-        "accuracy": accuracy if known else None,
-        "files": dict(zip(names, facts, strict=True)),
-    }
+    content = {"accuracy": accuracy if known else None, "files": files}
     (path / RECORD).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def problem(path: Folder, part: str = "", *, contents: bool = True) -> str | None:
     """What is wrong with the checkpoint in the folder `path`; None if it is whole.
 
-    part: look at this item of it alone, such as `params`; contents: read the files too, rather
-    than look at their sizes alone.
+    Args:
+        part: the only item of it to look at, such as `params`; empty for all.
+        contents: read the files too, rather than only look at their sizes.
     """
     path = epath.Path(path)
     try:
@@ -112,9 +115,9 @@ def problem(path: Folder, part: str = "", *, contents: bool = True) -> str | Non
     def check(name: str) -> str | None:
         size, crc = files[name]
         try:
-            found = path.joinpath(name).stat().length
-            if found != size:
-                return f"{name} has {found:,} bytes instead of {size:,}"
+            length = path.joinpath(name).stat().length
+            if length != size:
+                return f"{name} has {length:,} bytes instead of {size:,}"
             if contents and crc is not None and _crc32(path / name) != crc:
                 return f"{name} holds other bytes than were written"
         except FileNotFoundError:
@@ -148,20 +151,20 @@ def newest_whole(folder: Folder) -> Found:
 
 
 def recover(folder: Folder) -> int | None:
-    """The step that a run with these checkpoints goes on from, None for its start.
+    """The step that a run with these checkpoints resumes from, None for its start.
 
     Damaged checkpoints that are newer are warned of and renamed, so that their steps can be saved
     again. To be called by one process, before any opens the folder. Raises as newest_whole does.
     """
-    found = newest_whole(folder)
-    for step, reason in found.damaged:
+    newest, damaged = newest_whole(folder)
+    for step, reason in damaged:
         kept_as = set_aside(folder, step)
         logger.warning(
-            "%s: this checkpoint is damaged (%s): it is kept as %s, and the run goes on from step "
+            "%s: this checkpoint is damaged (%s): it is kept as %s, and the run resumes from step "
             "%d",
-            epath.Path(folder) / str(step), reason, kept_as.name, found.step,
+            epath.Path(folder) / str(step), reason, kept_as.name, newest,
         )  # fmt: skip
-    return found.step
+    return newest
 
 
 def set_aside(folder: Folder, step: int) -> epath.Path:
@@ -176,15 +179,15 @@ def set_aside(folder: Folder, step: int) -> epath.Path:
 
 def accuracies(folder: Folder) -> dict[int, float]:
     """By step, of the checkpoints in `folder` that were evaluated and have a readable record."""
-    found: dict[int, float] = {}
+    known: dict[int, float] = {}
     for step in steps(folder):
         try:
             accuracy = _read(epath.Path(folder) / str(step)).accuracy
         except (ValueError, OSError):
             continue  # damaged, which shows when it is to be restored
         if accuracy is not None:
-            found[step] = accuracy
-    return found
+            known[step] = accuracy
+    return known
 
 
 def best(folder: Folder) -> int:
@@ -227,10 +230,6 @@ def _files(path: epath.Path, prefix: str = "") -> Iterator[str]:
             yield from _files(inner, f"{name}/")
         else:
             yield name
-
-
-def _facts(path: epath.Path) -> tuple[int, int | None]:
-    return path.stat().length, None if in_bucket(path) else _crc32(path)
 
 
 def _crc32(path: epath.Path) -> int:

@@ -20,16 +20,6 @@ from rft_jax.errors import CheckpointError
 from rft_jax.io.paths import Folder
 from rft_jax.types import Params, TrainState
 
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "Saved",
-    "open_manager",
-    "restore",
-    "restore_params",
-    "save",
-]
-
 
 class Saved(NamedTuple):
     """What a checkpoint holds. host: JSON facts of the loop (stream position, counters)."""
@@ -91,10 +81,13 @@ def open_manager(folder: Folder, config: CheckpointConfig) -> Iterator[Checkpoin
 
 
 def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None = None) -> None:
-    """Start saving; the arrays are copied before this returns, the writing goes on behind it.
+    """Start saving; the arrays are copied before this returns, the writing continues behind it.
 
     Parameters stand apart from the optimizer's state, so that another run can start from them.
-    accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
+
+    Args:
+        step: the updates made so far, the checkpoint's name.
+        accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
     """
     manager.wait_until_finished()  # with the checkpoint before, whose record is of its own step
     manager.writing = (step, accuracy)
@@ -111,7 +104,7 @@ def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None =
     if not begun:
         raise CheckpointError(
             f"{manager.directory}: step {step} is not saved, since there is a checkpoint of step "
-            f"{manager.latest_step()}: remove what is newer than the step to go on from."
+            f"{manager.latest_step()}: remove what is newer than the step to resume from."
         )
 
 
@@ -123,13 +116,13 @@ def _reading(path: epath.Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise _refusal(path, f"cannot be read ({type(error).__name__}: {reason[:200]})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise _refusal(path, f"cannot be read ({reason})") from error
 
 
 def _refusal(path: epath.Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: this checkpoint {what}; remove that folder to go on from the one before it, or "
+        f"{path}: this checkpoint {what}; remove that folder to resume from the one before it, or "
         "start over with another --workdir."
     )
 
@@ -144,16 +137,16 @@ def _check_whole(path: epath.Path, part: str = "") -> None:
 def _check_shapes(path: epath.Path, like: Params) -> None:
     """CheckpointError when the parameters saved in `path` have other names or shapes than `like`.
 
-    Orbax finds this too, but only amid reading, in many words and for the first array alone.
+    Orbax finds this too, but only amid reading, in many words and only for the first array.
     """
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         tree = handler.metadata(path / "params").tree
     saved, wanted = _shapes(tree), _shapes(like)
     for name in sorted(saved | wanted):
-        found, expected = saved.get(name, "missing"), wanted.get(name, "none")
-        if found != expected:
+        shape, expected = saved.get(name, "missing"), wanted.get(name, "none")
+        if shape != expected:
             raise CheckpointError(
-                f"{path}: parameter {name} is {found} in this checkpoint and {expected} under "
+                f"{path}: parameter {name} is {shape} in this checkpoint and {expected} under "
                 "model.* and the tokenizer of this run: use the settings it was made with, or "
                 "another checkpoint."
             )
@@ -167,11 +160,14 @@ def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
 def restore(
     manager: Checkpoints, like: TrainState, step: int | None = None
 ) -> tuple[int, Saved] | None:
-    """A checkpoint and its step, laid out as `like` (arrays or ShapeDtypeStructs with shardings,
-    on any mesh); None when there is none.
+    """A checkpoint and its step; None when there is none.
 
-    step: one that checkpoint_health.recover found whole, the same in every process; None for the
-    newest, which is checked. Raises CheckpointError when it is damaged or of another shape.
+    Args:
+        like: arrays or ShapeDtypeStructs with shardings, on any mesh, that say how it is laid out.
+        step: one that integrity.recover found whole, the same in every process; None for the
+            newest, which is checked.
+
+    Raises CheckpointError when it is damaged or of another shape.
     """
     newest = manager.latest_step() if step is None else step
     if newest is None:
@@ -189,20 +185,18 @@ def restore(
                 host=ocp.args.JsonRestore(),
             ),
         )
-    state = TrainState(
-        step=read["training"]["step"],
-        params=read["params"],
-        optimizer=read["training"]["optimizer"],
-    )
-    return newest, Saved(state, read["host"])
+    return newest, Saved(TrainState(**read["training"] | {"params": read["params"]}), read["host"])
 
 
 def restore_params(folder: Folder, like: Params, step: int | None = None) -> Params:
-    """The parameters of the checkpoint of `step`, None for the newest, laid out as `like`: on any
-    mesh, and rounded to its types.
+    """The parameters of a checkpoint. Changes nothing in `folder`.
 
-    Changes nothing in `folder`. Raises CheckpointError when there is no such checkpoint, or when it
-    is damaged or of another shape: never is another one taken in its place.
+    Args:
+        like: ShapeDtypeStructs with shardings, on any mesh: the layout, and the types to round to.
+        step: of the checkpoint, None for the newest.
+
+    Raises CheckpointError when there is no such checkpoint, or when it is damaged or of another
+    shape: another one never takes its place.
     """
     folder = health.absolute(folder)
     steps = health.steps(folder)

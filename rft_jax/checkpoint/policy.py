@@ -1,27 +1,32 @@
-"""A checkpoint as the host knows it: which policy it is, before anything is on a device. No jax.
+"""Opens any checkpoint, before anything is on a device: which policy it is. No jax.
 
 Either the folder of a finished run, or a published model: a folder in the Hugging Face format or a
-repository of the hub.
+repository of the hub. A run keeps in RUN/policy what its parameters need to be used without the
+run's sources: `sentencepiece.model`, or the tokenizer files of a published model; and, when it goes
+back to a published model, that model's config.json and generation_config.json.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from rft_jax.checkpoint import integrity as checkpoint_health
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint import integrity
 from rft_jax.checkpoint.provenance import load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
-from rft_jax.errors import UserError
+from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
+from rft_jax.errors import ConfigError, UserError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.folder import locate, raw_config, read_json
-from rft_jax.io.paths import Folder, folder_of, in_bucket
+from rft_jax.hub.folder import locate, raw_config
+from rft_jax.hub.raw_config import generation_config
+from rft_jax.io.jsonl import read_json
+from rft_jax.io.paths import Folder, folder_of, in_bucket, make, write_atomically
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -30,20 +35,23 @@ MAX_NEW_TOKENS = 512
 TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
 """Of prompts, by their format."""
 
-_CONFIG = "config.json"
+FOLDER = "policy"
+"""In a run's folder, what is kept of its policy besides parameters."""
+
+_CONFIG, _GENERATION, _MODEL = "config.json", "generation_config.json", "sentencepiece.model"
+_FINISHED = "finished.json"
 _BEST = "best"
 _WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A checkpoint that was found.
+    """A checkpoint and what the host knows of it.
 
     name: as it was asked for; init_from: what a run that starts from it would say; folder: with
-    config.json; model: with its adapters, and vocab_size the rows of the embedding; raw: of the
-    published model that it is or goes back to, config.json, None where there is none; config: of
-    the run, None for a published model; step: of the checkpoint that was named, None for a run's
-    last one.
+    config.json; model: with its adapters, and vocab_size the rows of the embedding; raw:
+    config.json of the published model that it is or goes back to, if any; config: of the run, None
+    for a published model; step: of the checkpoint that was named, None for a run's last one.
     """
 
     name: str
@@ -78,12 +86,14 @@ class Policy:
 
 
 def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
-    """The policy of a checkpoint: WORKDIR/RUN, a WORKDIR with a single run, either with @STEP or
-    @best if it is not the last step's, a folder in the Hugging Face format, or `hf:PATH_OR_REPO`,
-    whose weights are not downloaded yet.
+    """The policy of a checkpoint. Downloads no weights.
 
-    compute_dtype: None for the run's, or for the type of a published model's weights. Raises
-    UserError when there is no such policy, and what its parts raise when they are damaged.
+    Args:
+        target: WORKDIR/RUN, a WORKDIR with a single run, either with @STEP or @best if it is not
+            the last step's, a folder in the Hugging Face format, or `hf:PATH_OR_REPO`.
+        compute_dtype: None for the run's, or for the type of a published model's weights.
+
+    Raises UserError when there is no such policy, and what its parts raise when they are damaged.
     """
     if target.startswith("hf:"):
         folder = locate(target.removeprefix("hf:"), weights=False)
@@ -93,9 +103,9 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
         start, _, which = target.rpartition("@")
         folder = folder_of(os.path.expanduser(start))
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "missing"
+        state = "a file" if folder.exists() else "missing"
         raise UserError(
-            f"{target}: the checkpoint is {found}: name the folder of a finished run "
+            f"{target}: the checkpoint is {state}: name the folder of a finished run "
             "(WORKDIR/RUN) or of a model in the Hugging Face format, or hf:ORG/NAME of the hub."
         )
     if not (folder / _CONFIG).is_file():
@@ -131,23 +141,23 @@ def _published(
 
 def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: str) -> Policy:
     config = load_config(folder)
-    if not (folder / "finished.json").is_file():
+    if not (folder / _FINISHED).is_file():
         raise UserError(
-            f"{folder}: this run is not finished: carry it out first; the same `rft-jax run` goes "
-            "on with it."
+            f"{folder}: this run is not finished: carry it out first; the same `rft-jax run` "
+            "resumes it."
         )
-    if not (folder / policy_files.FOLDER).is_dir():
+    if not (folder / FOLDER).is_dir():
         raise UserError(
-            f"{folder}: the run has no folder {policy_files.FOLDER} with its tokenizer: copy the "
-            "whole folder of the run."
+            f"{folder}: the run has no folder {FOLDER} with its tokenizer: copy the whole folder "
+            "of the run."
         )
-    tokenizer = policy_files.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = replace(
         config.model,
         vocab_size=config.model.vocab_size or tokenizer.vocab_size,
         compute_dtype=compute_dtype or config.model.compute_dtype,
     )
-    raw = policy_files.published_config(folder)
+    raw = published_config(folder)
     step = _step(folder / "checkpoints", which) if which else None
     if which:  # what was the best may change
         name = f"{name.removesuffix(which)}{step}"
@@ -157,8 +167,8 @@ def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: s
 def _step(checkpoints: Folder, which: str) -> int:
     """The step that @STEP or @best means; UserError when it has no checkpoint."""
     if which == _BEST:
-        return checkpoint_health.best(checkpoints)
-    steps = checkpoint_health.steps(checkpoints)
+        return integrity.best(checkpoints)
+    steps = integrity.steps(checkpoints)
     if int(which) not in steps:
         raise UserError(
             f"{checkpoints}: no checkpoint of step {which} is kept here: name one of "
@@ -174,7 +184,7 @@ def _only_run(workdir: Folder) -> Folder:
         return runs[0]
     if runs:
         names = [
-            run.name if (run / "finished.json").is_file() else f"{run.name} (not finished)"
+            run.name if (run / _FINISHED).is_file() else f"{run.name} (not finished)"
             for run in runs
         ]
         raise UserError(
@@ -194,3 +204,68 @@ def _is_run(folder: Folder) -> bool:
     """Whether config.json is that of a run; a published model's has another form."""
     content: dict[str, Any] = read_json(folder / _CONFIG)
     return isinstance(content.get("config"), Mapping) and "model_type" not in content
+
+
+def start_folder(init_from: str, workdir: Folder) -> Folder | None:
+    """The folder of the run that `run:NAME` or `workdir:PATH` names; None for another start."""
+    kind, _, target = init_from.partition(":")
+    if kind not in ("run", "workdir"):
+        return None
+    return workdir / target if kind == "run" else folder_of(target)
+
+
+def finished_run(init_from: str, workdir: Folder) -> Folder:
+    """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
+    folder = start_folder(init_from, workdir)
+    assert folder is not None, init_from
+    if not (folder / _FINISHED).is_file():
+        of_workdir = init_from.startswith("run:")
+        name = f"run {folder.name}" if of_workdir else str(folder)
+        raise ConfigError(
+            f"init_from is {init_from}: {name} is not finished; carry it out first"
+            + (" (leave out --only)." if of_workdir else ".")
+        )
+    return folder
+
+
+def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> None:
+    """Write RUN/policy; a resumed run writes the same again."""
+    folder = run / FOLDER
+    make(folder)
+    if isinstance(tokenizer, SentencePiece):
+        files: dict[str, bytes] = {_MODEL: tokenizer.processor.serialized_model_proto()}
+    else:
+        files = tokenizer.files()
+    published: Folder | None = None
+    if config.init_from.startswith("hf:"):
+        published = locate(config.init_from.removeprefix("hf:"), weights=False)
+    elif start := start_folder(config.init_from, workdir):
+        published = start / FOLDER if (start / FOLDER / _CONFIG).is_file() else None
+    if published is not None:
+        generation = generation_of(published, tokenizer)
+        for name, raw in ((_CONFIG, raw_config(published)), (_GENERATION, generation)):
+            files[name] = (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def load_tokenizer(run: Folder) -> Tokenizer:
+    """The tokenizer of a run, from RUN/policy. Raises ModelError when it is not there."""
+    folder = run / FOLDER
+    model = folder / _MODEL
+    return tokenizers.load(model if model.is_file() else folder)
+
+
+def published_config(run: Folder) -> dict[str, Any] | None:
+    """config.json of the published model that a run goes back to; None where it does not."""
+    folder = run / FOLDER
+    return raw_config(folder) if (folder / _CONFIG).is_file() else None
+
+
+def generation_of(folder: Folder, tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json for a policy with this tokenizer: the one in `folder`, if there is
+    one, with the tokenizer's special ids."""
+    path = folder / _GENERATION
+    raw = read_json(path) if path.is_file() else {}
+    bos = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else raw.get("bos_token_id")
+    return generation_config(raw, tokenizer.eos_ids, bos, tokenizer.pad_id)

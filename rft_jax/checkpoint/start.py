@@ -1,30 +1,37 @@
-"""What a run starts from: random parameters, a published model, or a finished run."""
+"""The parameters that a run starts from, or that a checkpoint holds, on the devices of a mesh."""
 
 from __future__ import annotations
 
+import functools
+import math
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint.policy import FOLDER, Policy, finished_run
 from rft_jax.checkpoint.provenance import load_config
-from rft_jax.config import Config, ModelConfig
+from rft_jax.config import Config, MeshConfig, ModelConfig
 from rft_jax.distributed.collectives import is_main
-from rft_jax.errors import ConfigError
+from rft_jax.distributed.mesh import make_mesh, param_shardings
+from rft_jax.distributed.shards import abstract
+from rft_jax.errors import ConfigError, UserError
 from rft_jax.hub import load as importing
-from rft_jax.hub.digests import check_record, written
 from rft_jax.hub.folder import locate, raw_config
-from rft_jax.hub.same import check_same, differences
-from rft_jax.hub.weights import check_values, open_weights
-from rft_jax.io.paths import Folder, folder_of, write_atomically
+from rft_jax.hub.raw_config import check_same, differences
+from rft_jax.hub.weights import check_digests, check_values, digests, open_weights
+from rft_jax.io.paths import Folder, write_atomically
 from rft_jax.keys import Purpose, run_key
 from rft_jax.models import adapters, transformer
+from rft_jax.models.axes import logical_axes
+from rft_jax.rollout.params import rollout_params
 from rft_jax.training.state import Layout, param_shapes, shardings
 from rft_jax.types import Params
 
-RECORD = f"{policy_files.FOLDER}/weights.json"
+RECORD = f"{FOLDER}/weights.json"
 """Of a run of adapters: digests of the published weights that they stand on."""
 
 _LORA = ("lora_rank", "lora_alpha", "lora_targets")
@@ -40,9 +47,14 @@ class Start(NamedTuple):
 def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | None = None) -> Start:
     """The policy that a run of these settings starts from, pi_sft, laid out.
 
-    run: its folder, where a run of adapters keeps a record of the published weights they stand on,
-    which must not change while it lasts. A run with adapters goes on with those of the run it
-    starts from, on what they were trained on; one that trains everything starts from them merged.
+    A run with adapters continues those of the run it starts from, on what they were trained on; one
+    that trains everything starts from them merged.
+
+    Args:
+        layout: of the run's arrays.
+        run: its folder, where a run of adapters keeps a record of the published weights they stand
+            on, which must not change while it lasts.
+
     Raises ConfigError, CheckpointError or ModelError for a start that does not fit, before
     anything is put on a device.
     """
@@ -50,13 +62,43 @@ def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | No
     if config.init_from == "random":
         return Start({}, _random(config, layout, adapters_only=False))
     record = run / RECORD if run is not None and model.lora_rank else None
-    base, trained = load_policy(config.init_from, model, workdir, layout.base, record)
+    base, trained = _load(config.init_from, model, workdir, layout.base, record)
     if not model.lora_rank:
         return Start({}, base)
     return Start(base, trained or _random(config, layout, adapters_only=True))
 
 
-def load_policy(
+def to_sample_from(policy: Policy, mesh: Mesh) -> Params:
+    """In the layout and type that a rollout reads, the type they are also loaded in: adapters
+    beside the matrices that they act on, as they are in training.
+
+    Raises UserError for a type that jax has not, and what load_start raises.
+    """
+    model = policy.model
+    if jax.dtypes.canonicalize_dtype(model.compute_dtype) != model.compute_dtype:
+        raise UserError(
+            f"{policy.name}: the run computes in float64, and jax in float32 by default: set "
+            "JAX_ENABLE_X64=1, or choose compute_dtype float32."
+        )
+    shapes = param_shapes(model, mesh, model.vocab_size)
+    where = param_shardings(mesh, shapes, logical_axes(shapes), fsdp=False)
+    cast = functools.partial(transformer.cast, dtype=model.compute_dtype)
+    frozen, trained = adapters.split(abstract(jax.eval_shape(cast, shapes), where), model)
+    like = frozen or trained
+    base, of_run = _load(policy.init_from, model, Path(), like, step=policy.step)
+    return rollout_params(adapters.join(base, of_run), where, dtype=model.compute_dtype)
+
+
+def merged(policy: Policy) -> Params:
+    """In float32, adapters merged, over all devices as evenly as the width allows."""
+    fsdp = math.gcd(jax.device_count(), policy.model.d_model)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
+    plain = policy.model.without_adapters()
+    like = param_shapes(plain, mesh, plain.vocab_size)
+    return _load(policy.init_from, plain, Path(), like, step=policy.step)[0]
+
+
+def _load(
     init_from: str,
     model: ModelConfig,
     workdir: Folder,
@@ -64,12 +106,10 @@ def load_policy(
     record: Folder | None = None,
     step: int | None = None,
 ) -> tuple[Params, Params]:
-    """(parameters, laid out as `like`; adapters on them) of the policy that `run:NAME`,
-    `workdir:PATH` or `hf:PATH_OR_REPO` names.
+    """(parameters, laid out as `like`; adapters on them) of a published model or a finished run.
 
     Without `model.lora_rank` a run's adapters are merged into the parameters; there are none if
-    the policy never had any. step: of the run's checkpoint, None for the last. Raises as load_start
-    does.
+    the policy never had any. step: of the run's checkpoint, None for the last.
     """
     kind, _, target = init_from.partition(":")
     if kind == "hf":
@@ -80,19 +120,6 @@ def load_policy(
     if theirs.model.lora_rank:
         return _with_adapters_of(folder, theirs, model, like, step)
     return _restored(folder, like, step), {}
-
-
-def finished_run(init_from: str, workdir: Folder) -> Folder:
-    """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
-    kind, _, target = init_from.partition(":")
-    folder = workdir / target if kind == "run" else folder_of(target)
-    if not (folder / "finished.json").is_file():
-        name = f"run {target}" if kind == "run" else str(folder)
-        raise ConfigError(
-            f"init_from is {init_from}: {name} is not finished; carry it out first"
-            + (" (leave out --only)." if kind == "run" else ".")
-        )
-    return folder
 
 
 def _with_adapters_of(
@@ -114,7 +141,7 @@ def _with_adapters_of(
 
 
 def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Params) -> Params:
-    """What the adapters of a run stand on: they went on with those of the runs before it."""
+    """What the adapters of a run stand on: they continue those of the runs before it."""
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
         return _published(target, model, like, run / RECORD)
@@ -126,7 +153,7 @@ def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Param
 
 
 def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
-    """New parameters, or new adapters alone."""
+    """New parameters, or only new adapters."""
     vocab_size = layout.base["embedding"].shape[0]
 
     def make(key: jax.Array) -> Params:
@@ -157,9 +184,9 @@ def _published(target: str, model: ModelConfig, like: Params, record: Folder | N
     weights = open_weights(folder, plain, like["embedding"].shape[0])
     check_values(weights)
     if record is not None and record.is_file():
-        check_record(weights, record)
+        check_digests(weights, record)
     elif record is not None and is_main():
-        write_atomically(record, written(weights))
+        write_atomically(record, digests(weights))
     return importing.load_params(weights, like)
 
 

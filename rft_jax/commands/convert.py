@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.policy import Policy
-from rft_jax.checkpoint.policy_params import merged
+from rft_jax.checkpoint.start import merged
 from rft_jax.commands.model_card import model_card
 from rft_jax.commands.options import ConvertOptions
-from rft_jax.data.tokenizers.export import tokenizer_files
 from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
 from rft_jax.errors import UserError
 from rft_jax.hub.raw_config import raw_config_of
@@ -38,7 +37,7 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
     dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
     dtype = options.dtype or dtype
     tokenizer, model = policy.tokenizer, policy.model.without_adapters()
-    kept = policy.folder / policy_files.FOLDER if policy.config else policy.folder
+    kept = policy.folder / policies.FOLDER if policy.config else policy.folder
     raw = policy.raw
     if raw is None:
         assert policy.config is not None, "a published model has a config.json"
@@ -55,8 +54,8 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
             f"{policy.name}: it is written as qwen2, of which transformers reads no SentencePiece "
             "tokenizer: train it from the published model's tokenizer, or without model.qkv_bias."
         )
-    generation = policy_files.generation_of(kept, tokenizer)
-    files = tokenizer_files(tokenizer) | {
+    generation = policies.generation_of(kept, tokenizer)
+    files = tokenizer.files() | {
         "generation_config.json": (json.dumps(generation, indent=2) + "\n").encode(),
         "README.md": model_card(policy, out.name).encode(),
     }

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 
 from rft_jax.checkpoint.policy import Policy
-from rft_jax.checkpoint.policy_params import to_sample_from
 from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.commands import verify as scoring
 from rft_jax.commands.ask import Asked

@@ -132,7 +132,7 @@ def _plan(options: PlanCommand, fields: Sequence[args.Option]) -> int:
     planning = options.planning
     selected = {name: experiment[name] for name in running.select(experiment, planning.only)}
     from rft_jax.commands.plan import keep_to_the_cpu, plan_all
-    from rft_jax.distributed.devices import split_cpu
+    from rft_jax.distributed.process import split_cpu
 
     if planning.topology or planning.device:
         keep_to_the_cpu()

@@ -13,7 +13,7 @@ from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
 from rft_jax.config.method import Method
-from rft_jax.hub.folder import read_json
+from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import folder_of
 from rft_jax.observe import log
 from rft_jax.observe.tables import markdown

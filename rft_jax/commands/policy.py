@@ -121,7 +121,7 @@ class OpenedPolicy:
         return prepare(Asking("given", **asking), self.policy, given)
 
     def _load(self, asked: Asked) -> Params:
-        from rft_jax.checkpoint.policy_params import to_sample_from
+        from rft_jax.checkpoint.start import to_sample_from
         from rft_jax.distributed.mesh import make_mesh
 
         if asked.mesh not in self._params:
@@ -135,7 +135,7 @@ def prepare(asking: Asking, policy: policies.Policy, given: tuple[Question, ...]
     given: questions in place of those of asking.questions.
     """
     asked = ask(asking, policy, given)
-    from rft_jax.distributed.devices import keep_programs, split_cpu
+    from rft_jax.distributed.process import keep_programs, split_cpu
 
     keep_programs()
     split_cpu([asked.mesh], [])

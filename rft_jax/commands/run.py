@@ -83,9 +83,8 @@ def carry_out(
         check_same_config(workdir / each, experiment[each])
 
     from rft_jax.distributed.collectives import by_main
-    from rft_jax.distributed.devices import keep_programs, split_cpu
-    from rft_jax.distributed.job import joined
     from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.distributed.process import joined, keep_programs, split_cpu
     from rft_jax.runs import run as runs
     from rft_jax.runs import setup
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from rft_jax.checkpoint.policy import Policy
-from rft_jax.checkpoint.policy_params import to_sample_from
+from rft_jax.checkpoint.start import to_sample_from
 from rft_jax.commands.ask import Asked
 from rft_jax.commands.options import Drawing
 from rft_jax.distributed.mesh import make_mesh

@@ -33,10 +33,13 @@ class ChatTemplate:
 def render(template: ChatTemplate, *, system: str, user: str, date: str = "") -> str:
     """The text that asks the model for an answer to the user's message.
 
-    system: the message before it; empty for none. date: what a template that asks for the date is
-    told, YYYY-MM-DD: the clock would give a resumed run other prompts. Raises ModelError for
-    a template that is no Jinja, that refuses the messages, or that reaches for what the sandbox
-    does not give.
+    Args:
+        system: the message before the user's; empty for none.
+        date: what a template that asks for the date is told, YYYY-MM-DD: the clock would give a
+            resumed run other prompts.
+
+    Raises ModelError for a template that is no Jinja, that refuses the messages, or that reaches
+    for what the sandbox does not give.
     """
     import jinja2
 
@@ -54,7 +57,7 @@ def render(template: ChatTemplate, *, system: str, user: str, date: str = "") ->
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"{template.path}: line {error.lineno} of the chat template is no Jinja "
-            f"({_line(error)}): download it again or mend it, or set data.prompt_format to text."
+            f"({_line(error)}): download it again or fix it, or set data.prompt_format to text."
         ) from error
     except _NoDate as error:
         raise ModelError(
@@ -65,7 +68,7 @@ def render(template: ChatTemplate, *, system: str, user: str, date: str = "") ->
         without = "leave data.system empty if it takes no system message, " if system else ""
         raise ModelError(
             f"{template.path}: the chat template cannot be rendered ({_line(error)}): {without}"
-            "mend it, or set data.prompt_format to text."
+            "fix it, or set data.prompt_format to text."
         ) from error
 
 
@@ -100,14 +103,10 @@ def _compiled(text: str) -> jinja2.Template:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # Jinja's own is for web pages and escapes <, >, & and quotes.
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
+        # Jinja's own is for web pages and escapes <, >, & and quotes. The template chooses no more
+        # of json.dumps than this: its `default` and `cls` would be called.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent,
+                          separators=separators, sort_keys=sort_keys)  # fmt: skip
 
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]

@@ -53,35 +53,27 @@ def check_lengths(
     """Raise DataError unless every prompt, and every demonstration where solutions are trained on,
     fits; the message names the longest, which is the smallest setting that would do.
 
-    All prompts are made here, so that a chat template that cannot serve is found too.
+    All prompts are rendered here, so that a chat template that cannot serve shows too.
     """
+
+    def check(lengths: Sequence[tuple[int, int]], what: str, setting: str, allowed: int) -> None:
+        length, question_id = max(lengths, default=(0, -1))
+        if length > allowed:
+            raise DataError(
+                f"{source}: the {what} of question {question_id} has {length} tokens and {setting} "
+                f"is {allowed}: set it to {length} or more, or leave the question out."
+            )
+
     prompts = [(len(prompt_tokens(q.text, data, tokenizer)), q.id) for q in questions]
-    _check_longest(prompts, source, "prompt", "data.max_prompt_tokens", data.max_prompt_tokens)
+    check(prompts, "prompt", "data.max_prompt_tokens", data.max_prompt_tokens)
     if not demonstrations:
         return
-    completions = []
+    lengths = []
     for question in questions:
         if question.solution is None:
             raise DataError(
                 f"{source}: question {question.id} has no solution, and the method trains on "
                 "demonstrations; give every row a solution or choose another source."
             )
-        completions.append((len(completion_tokens(question.solution, tokenizer)), question.id))
-    _check_longest(
-        completions,
-        source,
-        "demonstration",
-        "data.max_completion_tokens",
-        data.max_completion_tokens,
-    )
-
-
-def _check_longest(
-    lengths: Sequence[tuple[int, int]], source: str, what: str, setting: str, allowed: int
-) -> None:
-    length, question_id = max(lengths, default=(0, -1))
-    if length > allowed:
-        raise DataError(
-            f"{source}: the {what} of question {question_id} has {length} tokens and {setting} is "
-            f"{allowed}: set it to {length} or more, or leave the question out."
-        )
+        lengths.append((len(completion_tokens(question.solution, tokenizer)), question.id))
+    check(lengths, "demonstration", "data.max_completion_tokens", data.max_completion_tokens)

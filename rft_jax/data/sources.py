@@ -27,51 +27,51 @@ _MARK = "####"
 def load(source: str, data_dir: str = "") -> tuple[Question, ...]:
     """The questions of a source; an id is the row number in the whole source, slice or not.
 
-    source: `tfds:NAME/SPLIT` or `jsonl:PATH`, either followed by a slice such as `[:7000]`. Paths
-        are relative to the working directory.
-    data_dir: folder of prepared TFDS data; empty for TFDS's own default.
+    Args:
+        source: `tfds:NAME/SPLIT` or `jsonl:PATH`, either followed by a slice such as `[:7000]`.
+            Paths are relative to the working directory.
+        data_dir: folder of prepared TFDS data; empty for TFDS's own default.
+
     Raises DataError.
     """
-    found = _SOURCE.fullmatch(source)
-    if not found:
+    named = _SOURCE.fullmatch(source)
+    if not named:
         raise DataError(
             f"source {source!r} is not understood: write tfds:NAME/SPLIT or jsonl:PATH, with a "
             "slice such as [:7000] if wanted."
         )
-    if found["kind"] == "jsonl":
-        questions = _jsonl_questions(Path(found["target"]).expanduser())
-        return tuple(questions[row] for row in _rows(source, found["slice"], len(questions)))
-    name, _, split = found["target"].rpartition("/")
+    if named["kind"] == "jsonl":
+        questions = _jsonl_questions(Path(named["target"]).expanduser())
+        return tuple(questions[row] for row in _rows(source, named["slice"], len(questions)))
+    name, _, split = named["target"].rpartition("/")
     if not name or not split:
         raise DataError(f"source {source!r} names no split: write tfds:NAME/SPLIT.")
     with _tfds(name, data_dir):
         table = _tfds_table(name, split, data_dir)
-        rows = _rows(source, found["slice"], len(table))
-        records = [_decoded(record) for record in table.__getitems__(list(rows))]
+        rows = _rows(source, named["slice"], len(table))
+        records = table.__getitems__(list(rows))
     return tuple(
-        _question(row, record, f"tfds:{name}/{split}: row {row}")
+        _question(row, _decoded(record), f"tfds:{name}/{split}: row {row}")
         for row, record in zip(rows, records, strict=True)
     )
 
 
 def _rows(source: str, written: str | None, count: int) -> range:
     """The rows a slice takes of `count`; its bounds must exist."""
-    rows = range(count)
-    if written is not None:
-        found = _SLICE.fullmatch(written)
-        if not found:
+    bounds = _SLICE.fullmatch(written or "[:]")
+    if not bounds:
+        raise DataError(
+            f"source {source!r}: the slice {written} is not understood: write [START:STOP] in "
+            "whole rows; either may be left out."
+        )
+    start, stop = (None if bound is None else int(bound) for bound in bounds.groups())
+    for bound in (start, stop):
+        if bound is not None and abs(bound) > count:
             raise DataError(
-                f"source {source!r}: the slice {written} is not understood: write [START:STOP] in "
-                "whole rows; either may be left out."
+                f"source {source!r}: the slice names row {bound} and there are {count} rows: keep "
+                "it within them."
             )
-        start, stop = (None if bound is None else int(bound) for bound in found.groups())
-        for bound in (start, stop):
-            if bound is not None and abs(bound) > count:
-                raise DataError(
-                    f"source {source!r}: the slice names row {bound} and there are {count} rows: "
-                    "keep it within them."
-                )
-        rows = rows[start:stop]
+    rows = range(count)[start:stop]
     if not rows:
         raise DataError(f"source {source!r} is empty: it takes 0 of {count} rows; name some.")
     return rows
@@ -119,7 +119,7 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: {field} has half of a surrogate pair at character {error.start}, which "
-            "UTF-8 cannot hold: mend the text."
+            "UTF-8 cannot hold: fix the text."
         ) from None
     return value
 
@@ -142,27 +142,23 @@ def _jsonl_questions(path: Path) -> list[Question]:
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    expected = "every line must hold one JSON object"
     if not line.strip():
-        raise DataError(f"{where}: the line is blank: every line must hold one JSON object.")
+        raise DataError(f"{where}: the line is blank: {expected}.")
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8."
-        ) from None
+        reason = f"byte {error.start + 1} is not UTF-8: save the file as UTF-8"
+        raise DataError(f"{where}: {reason}.") from None
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}): every line must hold one "
-            "JSON object."
-        ) from None
+        reason = f"not JSON ({error.msg} at column {error.colno})"
+        raise DataError(f"{where}: {reason}: {expected}.") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-        raise DataError(
-            f"{where}: not JSON to be read here ({error}): every line must hold one plain object."
-        ) from None
+        raise DataError(f"{where}: not JSON to be read here ({error}): {expected}.") from None
     if not isinstance(value, dict):
+        kind = type(value).__name__
         raise DataError(
-            f"{where}: a JSON {type(value).__name__}, not an object: write "
-            '{"question": ..., "answer": ...}.'
+            f'{where}: a JSON {kind}, not an object: write {{"question": ..., "answer": ...}}.'
         )
     return value
 
@@ -240,7 +236,7 @@ def _tfds_failure(name: str, data_dir: str, error: Exception) -> str:
         where = data_dir or "the default of TFDS"
         return (
             f"tfds:{name}: cannot be made or read in data_dir, {where} ({reason}): see that it is "
-            f"writable and has room, or delete its folder {OWN_DATA}, which is then made again."
+            f"writable and has room, or delete its folder {OWN_DATA}, which is then prepared again."
         )
     if importlib.util.find_spec("tensorflow") is None:
         reason = f"TensorFlow is not installed; {reason}"

@@ -34,7 +34,14 @@ def take(
 
     The stream is one permutation of the rows after another, so that no row repeats within an
     epoch; a take may cross any number of epoch boundaries, and any split of takes gives the same
-    stream. Raises CheckpointError when the position does not fit `num_questions`.
+    stream.
+
+    Args:
+        num_questions: rows of the source.
+        seed: of the run; with the epoch it gives the order.
+        position: where the stream stands.
+
+    Raises CheckpointError when the position does not fit `num_questions`.
     """
     epoch, index = position.epoch, position.index
     if not (epoch >= 0 and 0 <= index < num_questions):

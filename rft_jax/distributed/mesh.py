@@ -50,8 +50,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = _sizes(config), len(devices)
-    if not _fits(sizes, count):
+    sizes, count = (config.data, config.fsdp, config.tensor), len(devices)
+    if not _fits(config, count):
         there_are = "device there is" if count == 1 else "devices there are"
         split = " JAX_NUM_CPU_DEVICES sets how many a CPU is split into."
         raise ConfigError(
@@ -61,15 +61,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     left = count // math.prod(size for size in sizes if size != -1)
     data, fsdp, tensor = (left if size == -1 else size for size in sizes)
-    auto = (AxisType.Auto,) * len(AXES)
-    return Mesh(arranged(devices, (data, fsdp, tensor)), AXES, axis_types=auto)
+    return Mesh(
+        arranged(devices, (data, fsdp, tensor)), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
 
 
 def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
     """The devices in `shape`, (data, fsdp, tensor), so that those which exchange most are nearest.
 
     On TPUs the order follows the links between chips, as jax.make_mesh has it, but for shapes that
-    split an axis of links, which that takes on v5e alone; elsewhere it is that of `devices`, by id
+    split an axis of links, which that takes only on v5e; elsewhere it is that of `devices`, by id
     on GPUs. Slices, which a slower network joins, differ along data, and along fsdp where
     there are more of them than data can take.
     Raises ConfigError when the devices of a tensor axis would be of several slices.
@@ -104,19 +105,15 @@ def cpu_device_count(meshes: Iterable[MeshConfig], rows: Iterable[int], cores: i
     meshes, rows = tuple(meshes), tuple(rows)
 
     def fits(count: int) -> bool:
-        made = all(_fits(_sizes(mesh), count) for mesh in meshes)
-        return made and not any(r % count for r in rows)
+        return all(_fits(mesh, count) for mesh in meshes) and not any(r % count for r in rows)
 
-    counts = [2**power for power in range(cores.bit_length()) if 2**power <= cores]
-    return max((count for count in counts if fits(count)), default=1)
-
-
-def _sizes(config: MeshConfig) -> tuple[int, int, int]:
-    return config.data, config.fsdp, config.tensor
+    # The powers of two up to `cores`.
+    return max(filter(fits, (2**power for power in range(cores.bit_length()))), default=1)
 
 
-def _fits(sizes: tuple[int, int, int], count: int) -> bool:
-    """True when `count` devices make up a mesh of these sizes."""
+def _fits(config: MeshConfig, count: int) -> bool:
+    """Whether `count` devices make up such a mesh."""
+    sizes = (config.data, config.fsdp, config.tensor)
     known = math.prod(size for size in sizes if size != -1)
     return count % known == 0 if -1 in sizes else count == known
 
@@ -137,7 +134,7 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def partition(*names: str | None, among: Collection[str]) -> PartitionSpec:
-    """How activations are split: `rows` by the batch axes, `rows_of_copy` by data alone (fsdp being
+    """How activations are split: `rows` by the batch axes, `rows_of_copy` only by data (fsdp being
     free for `embed`), others as RULES say (None: kept whole), mesh axes other than `among` left
     out."""
 
@@ -164,9 +161,12 @@ def param_shardings(
 ) -> dict[str, Any]:
     """The sharding of every parameter.
 
-    shapes: a tree of arrays or ShapeDtypeStructs; axes: the same tree of logical axis names.
-    fsdp=False keeps the "embed" axis whole: the layout of a rollout, whose decode loop must not
-    gather weights.
+    Args:
+        shapes: a tree of arrays or ShapeDtypeStructs.
+        axes: the same tree of logical axis names.
+        fsdp: False keeps the "embed" axis whole: the layout of a rollout, whose decode loop must
+            not gather weights.
+
     Raises ConfigError, one for all, when mesh axes do not divide what they should split.
     """
     rules = RULES if fsdp else RULES | {"embed": None}
@@ -179,16 +179,13 @@ def param_shardings(
                 misfits.setdefault(axis, {})[name] = size
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    found: dict[str, Any] = jax.tree.map(one, shapes, axes)
+    shardings: dict[str, Any] = jax.tree.map(one, shapes, axes)
     if misfits:
-        raise ConfigError(_told(mesh, misfits))
-    return found
-
-
-def _told(mesh: Mesh | AbstractMesh, misfits: dict[str, dict[str, int]]) -> str:
-    """misfits: of each mesh axis, the sizes of the logical axes that it does not divide."""
-    parts = []
-    for axis in sorted(misfits, key=AXES.index):
-        sizes = [f"{SETTINGS[name]}, {misfits[axis][name]}" for name in sorted(misfits[axis])]
-        parts.append(f"mesh.{axis} is {mesh.shape[axis]}: it must divide {', and '.join(sizes)}")
-    return "; ".join(parts) + "; choose another mesh or model size."
+        parts = []
+        for axis in sorted(misfits, key=AXES.index):
+            sizes = ", and ".join(
+                f"{SETTINGS[n]}, {misfits[axis][n]}" for n in sorted(misfits[axis])
+            )
+            parts.append(f"mesh.{axis} is {mesh.shape[axis]}: it must divide {sizes}")
+        raise ConfigError("; ".join(parts) + "; choose another mesh or model size.")
+    return shardings

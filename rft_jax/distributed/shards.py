@@ -20,7 +20,7 @@ from rft_jax.distributed.mesh import BATCH_AXES, batch_sharding, replicated
 
 
 def rows_by_process(mesh: Mesh, rows: int) -> list[Int[np.ndarray, "R"]]:
-    """The rows of a batch of so many, by the process that owns them; every process has an entry."""
+    """The rows of a batch of `rows`, by the process that owns them; every process has an entry."""
     owned: dict[int, list[Int[np.ndarray, "R"]]] = {}
     seen = set[int]()
     places: dict[Any, Any] = dict(batch_sharding(mesh).devices_indices_map((rows,)))
@@ -35,10 +35,9 @@ def rows_by_process(mesh: Mesh, rows: int) -> list[Int[np.ndarray, "R"]]:
 
 
 def addressed_rows(mesh: Mesh, rows: int) -> list[int]:
-    """The rows of a batch of so many that lie on devices of this process, owned or not."""
+    """The rows of a batch of `rows` that lie on devices of this process, owned or not."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    found = {row for index in indices if index for row in range(*index[0].indices(rows))}
-    return sorted(found)
+    return sorted({row for index in indices if index for row in range(*index[0].indices(rows))})
 
 
 def mesh_of(array: Any) -> Mesh | None:
@@ -48,7 +47,7 @@ def mesh_of(array: Any) -> Mesh | None:
 
 
 def on_shards(function: Callable[..., Any], mesh: Mesh | None, split: tuple[bool, ...]) -> Any:
-    """`function` on each shard of the batch by itself; `split`: which arguments are per shard."""
+    """`function` on each shard of the batch by itself. split: which arguments are per shard."""
     if mesh is None or mesh.size == 1:
         return function
     batch = PartitionSpec(BATCH_AXES)
@@ -72,8 +71,9 @@ class Part(NamedTuple):
 def owned_parts(tree: Any) -> Iterator[Part]:
     """The parts of a batch's arrays that this process owns, each once, copied to the host.
 
-    tree: arrays of equally many rows, split alike over the batch axes and by nothing else; or of
-    no mesh, which are one part.
+    Args:
+        tree: arrays of equally many rows, split alike over the batch axes and by nothing else; or
+            of no mesh, which are one part.
     """
     leaves, structure = jax.tree.flatten(tree)
     first = leaves[0]
@@ -95,8 +95,10 @@ def owned_parts(tree: Any) -> Iterator[Part]:
 def put(tree: Any, shardings: Any) -> Any:
     """Numpy arrays on devices: each process takes what is its own from its copy.
 
-    shardings: one (None for the default device), or a tree of them. A process may have anything in
-    rows that lie elsewhere. Keys of random numbers may be among the arrays if they are replicated.
+    Args:
+        tree: a process may have anything in rows that lie elsewhere. Keys of random numbers may be
+            among the arrays if they are replicated.
+        shardings: one (None for the default device), or a tree of them.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)

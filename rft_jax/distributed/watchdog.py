@@ -3,7 +3,7 @@
 A device waits for the others for ever, whatever became of them. So every process tells the job's
 store, about once a second and from a thread of its own, that it lives and where it is, and reads
 the same of the others. One that falls silent is lost (killed, frozen, cut off). One that lives but
-whose work does not go on, while the others wait for it, is stalled.
+whose work stands still, while the others wait for it, is stalled.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Judge:
         if len(behind) == len(self._heard):
             who = "the whole job"
         return (
-            f"nothing has gone on for {now - self._moved:.0f} seconds: {who} is stalled at "
+            f"nothing has happened for {now - self._moved:.0f} seconds: {who} is stalled at "
             f"{self._places[behind[0]].what!r}"
         )
 
@@ -107,7 +107,7 @@ class Judge:
 class Watch:
     """The thread. It ends the process, by EXIT_LOST, when another one is lost.
 
-    store: see processes.store; process, processes: number of this one, and how many there are.
+    store: see collectives.store; process, processes: number of this one, and how many there are.
     """
 
     def __init__(self, store: Any, process: int, processes: int, limits: Limits) -> None:
@@ -121,7 +121,7 @@ class Watch:
         self._thread.start()
 
     def at(self, what: str) -> None:
-        """The work goes on, with `what`. All processes must call it alike."""
+        """Say what the work is now. All processes must call it alike."""
         with self._lock:
             old = self._place
             self._place = replace(old, moves=old.moves + 1, what=what)
@@ -155,8 +155,8 @@ class Watch:
         self._store.key_value_set(f"{_PREFIX}{self._process}", text, allow_overwrite=True)
 
     def _read(self) -> dict[int, Place]:
-        found = self._store.key_value_dir_get(_PREFIX)
-        return {int(key.rpartition("/")[2]): Place(**json.loads(text)) for key, text in found}
+        texts = self._store.key_value_dir_get(_PREFIX)
+        return {int(key.rpartition("/")[2]): Place(**json.loads(text)) for key, text in texts}
 
     def _watch(self) -> None:
         judge = Judge(self._processes, self._process, self._limits, time.monotonic())
@@ -184,7 +184,7 @@ class Watch:
     def _end(self, why: str, status: int = EXIT_LOST) -> None:
         then = ""
         if status == EXIT_LOST:
-            then = "; start the job again, and it goes on from its last checkpoint"
+            then = "; start the job again, and it resumes from its last checkpoint"
         print(
             f"rft-jax: error: {why.rstrip('.')}. Process {self._process} ends too{then}.",
             file=sys.stderr,

@@ -1,29 +1,19 @@
-"""The folder of a published model: found on disk, or downloaded from the Hugging Face hub."""
+"""The folder of a published model: on the disk, or downloaded from the Hugging Face hub."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rft_jax.data.tokenizers.base import FOLDER_FILES
 from rft_jax.errors import ModelError
+from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
 
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-)
+SMALL_FILES = ("config.json", "generation_config.json", *FOLDER_FILES, "LICENSE")
 """What is downloaded besides weights."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -35,10 +25,13 @@ _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?"
 
 
 def locate(target: str, *, weights: bool = True) -> Path:
-    """The folder of a model named by what follows `hf:`, a folder or `ORG/NAME[@REVISION]`.
+    """The folder of a published model, downloaded into the hub's cache if it is a repository.
 
-    A folder is taken as it is; a repository is downloaded into the hub's cache, without its weights
-    if `weights` is false. Raises ModelError when there is no such folder or repository.
+    Args:
+        target: what follows `hf:`, a folder or `ORG/NAME[@REVISION]`.
+        weights: False leaves the weights out of a download.
+
+    Raises ModelError when there is no such folder or repository.
     """
     folder = Path(target).expanduser()
     if target and folder.is_dir():
@@ -47,18 +40,18 @@ def locate(target: str, *, weights: bool = True) -> Path:
     if match is None or folder.is_file():
         raise ModelError(
             f"hf:{target}: there is no such folder, and it is no ORG/NAME or ORG/NAME@REVISION of "
-            "the Hugging Face hub: mend the name."
+            "the Hugging Face hub: fix the name."
         )
     from huggingface_hub import snapshot_download
 
     with _downloading(target):
-        found = snapshot_download(
+        downloaded = snapshot_download(
             match["name"],
             revision=match["revision"],
             allow_patterns=[*SMALL_FILES, *(WEIGHT_FILES if weights else ())],
             ignore_patterns=list(_LEFT_OUT),
         )
-    return Path(found)
+    return Path(downloaded)
 
 
 @contextmanager
@@ -66,37 +59,36 @@ def _downloading(target: str) -> Iterator[None]:
     """Makes what the hub's client raises, of many types, one ModelError."""
     from huggingface_hub import errors
 
-    def refuse(found: str, remedy: str) -> ModelError:
-        return ModelError(f"hf:{target}: {found}: {remedy}.")
-
+    away = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    reasons: tuple[tuple[Any, str], ...] = (
+        (
+            errors.GatedRepoError,
+            "the hub gives this model only to those who accepted its licence: accept it on its "
+            "page, then run `hf auth login` or set HF_TOKEN",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            "the repository has no such revision: name a branch, a tag or a commit of it",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "there is no such folder, and no such repository that this machine may read: fix the "
+            "name, or for a private one run `hf auth login` or set HF_TOKEN",
+        ),
+        (errors.HFValidationError, "no name that a repository can have: fix the name"),
+        (
+            away,
+            "there is no such folder, it is not in the cache, and the hub cannot be reached: "
+            "download it where there is a network, and name the folder",
+        ),
+    )
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise refuse(
-            "the hub gives this model only to those who accepted its licence",
-            "accept it on its page, then run `hf auth login` or set HF_TOKEN",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise refuse(
-            "the repository has no such revision", "name a branch, a tag or a commit of it"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise refuse(
-            "there is no such folder, and no such repository that this machine may read",
-            "mend the name, or for a private one run `hf auth login` or set HF_TOKEN",
-        ) from error
-    except errors.HFValidationError as error:
-        raise refuse("no name that a repository can have", "mend the name") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise refuse(
-            "there is no such folder, it is not in the cache, and the hub cannot be reached",
-            "download it where there is a network, and name the folder",
-        ) from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise refuse(
-            f"downloading failed ({reason[:200]})", "try again, or name a folder that has it"
-        ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        other = f"downloading failed ({first[:200]}): try again, or name a folder that has it"
+        reason = next((reason for kind, reason in reasons if isinstance(error, kind)), other)
+        raise ModelError(f"hf:{target}: {reason}.") from error
 
 
 def raw_config(folder: Folder) -> dict[str, Any]:
@@ -107,19 +99,3 @@ def raw_config(folder: Folder) -> dict[str, Any]:
             f"{path}: there is no such file: name the folder of a model in the Hugging Face format."
         )
     return read_json(path)
-
-
-def read_json(path: Folder) -> dict[str, Any]:
-    """A file that holds one JSON object."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}): copy or download it again."
-        ) from error
-    if not isinstance(read, dict):
-        raise ModelError(
-            f"{path}: it is a JSON {type(read).__name__}, expected an object: copy or download it "
-            "again."
-        )
-    return read

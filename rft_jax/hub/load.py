@@ -17,13 +17,16 @@ from rft_jax.types import Params
 
 
 def load_params(weights: Weights, like: Params) -> Params:
-    """The parameters that `weights` hold, laid out as `like`, a tree of ShapeDtypeStructs with
-    shardings (distributed/shards.py, abstract).
+    """The parameters that `weights` hold.
 
     Every process reads what its own devices hold, and no more than one tensor of it, or one layer
     of a tensor, is on the host at a time. It goes to the devices in the file's type and takes that
-    of the parameter there. Values are those of the file: `weights.check_values` says if they are
-    fit for use.
+    of the parameter there. Values are those of the file: `weights.check_values` says whether they
+    are fit for use.
+
+    Args:
+        like: a tree of ShapeDtypeStructs with shardings (distributed/shards.py, abstract): the
+            layout and the types.
     """
     parts: dict[tuple[str, ...], list[Tensor]] = {}
     for tensor in weights.tensors:

@@ -56,7 +56,7 @@ POST_NORMS: Rows = {
 class Tensor(NamedTuple):
     """A tensor of the published format.
 
-    path: of its parameter; layer: which of the stacked layers it is, None for one that has none;
+    path: of its parameter; layer: its place among the stacked layers, None outside of them;
     groups: for each axis of the tensor, the axes of the parameter (without that of layers) that
     are joined in it.
     """
@@ -78,7 +78,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(config: ModelConfig, vocab_size: int) -> tuple[Tensor, ...]:
-    """All tensors of a model, those of a block side by side."""
+    """All tensors of a model, those of a block side by side. vocab_size: rows of the embedding."""
     sizes = {
         "V": vocab_size, "D": config.d_model, "F": config.mlp_dim,
         "N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim,
@@ -91,7 +91,12 @@ def tensors(config: ModelConfig, vocab_size: int) -> tuple[Tensor, ...]:
     top = dict(TOP)
     if config.tie_embeddings:
         del top["unembedding",]
-    block = block_names(config)
+    block = {
+        **BLOCK,
+        **(QKV_BIAS if config.qkv_bias else {}),
+        **(QK_NORM if config.qk_norm else {}),
+        **(POST_NORMS if config.post_norms else {}),
+    }
     layers = [
         one(("blocks", *path), layer, f"model.layers.{layer}.{name}", axes)
         for layer in range(config.num_layers)
@@ -99,16 +104,6 @@ def tensors(config: ModelConfig, vocab_size: int) -> tuple[Tensor, ...]:
     ]
     first, *last = (one(path, None, name, axes) for path, (name, axes) in top.items())
     return (first, *layers, *last)
-
-
-def block_names(config: ModelConfig) -> Rows:
-    """The rows of BLOCK and of the tables beside it that a model has."""
-    return {
-        **BLOCK,
-        **(QKV_BIAS if config.qkv_bias else {}),
-        **(QK_NORM if config.qk_norm else {}),
-        **(POST_NORMS if config.post_norms else {}),
-    }
 
 
 def ignorable(name: str) -> bool:

@@ -1,15 +1,65 @@
-"""config.json and generation_config.json of a model that goes out."""
+"""config.json of a model that goes out, and whether two ModelConfigs state the same model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rft_jax.config import ModelConfig
-from rft_jax.errors import ModelError
-from rft_jax.hub import rope, windows
-from rft_jax.hub.families import ACTIVATIONS, FAMILIES, SOFTCAPS, Family, model_config
-from rft_jax.hub.same import differences
+from rft_jax.errors import ConfigError, ModelError
+from rft_jax.hub.families import (
+    ACTIVATIONS,
+    FAMILIES,
+    FULL,
+    KEYS,
+    SLIDING,
+    SOFTCAPS,
+    Family,
+    Raw,
+    model_config,
+)
+
+FREE = ("compute_dtype", "attention", "remat")
+"""Fields of how the function is computed."""
+
+
+def differences(config: ModelConfig, other: ModelConfig) -> tuple[str, ...]:
+    """Names of the fields by which they state another function of their parameters."""
+    layers = max(config.num_layers, other.num_layers)
+    ours, theirs = _one_spelling(config, layers), _one_spelling(other, layers)
+    return tuple(name for name in ours if ours[name] != theirs[name])
+
+
+def _one_spelling(config: ModelConfig, layers: int) -> dict[str, Any]:
+    """The fields without FREE, with one spelling for each function."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FREE}
+    if config.attention_scalar == config.head_dim:
+        values["attention_scalar"] = 0
+    full = [config.sees_all(layer) for layer in range(layers)]
+    if all(full):
+        return values | {"sliding_window": 0, "global_every": 0, "local_rope_theta": 0.0}
+    if not any(full):
+        values["global_every"] = 0
+    if config.rope_scaling == "none":
+        values["local_rope_theta"] = config.local_rope_theta or config.rope_theta
+    return values
+
+
+def check_same(config: ModelConfig, raw: Raw, where: str = "config.json") -> None:
+    """Raise ConfigError, naming every field by which `config`, its adapters apart, differs from
+    the model of a config.json, which was read from `where`; ModelError when it cannot be served.
+    """
+    theirs = model_config(raw, where)
+    listed = ", ".join(
+        f"model.{name} is {getattr(config, name)}, expected {getattr(theirs, name)}"
+        for name in differences(config.without_adapters(), theirs)
+    )
+    if listed:
+        raise ConfigError(
+            f"{where} states another model: {listed}; take the settings from it with "
+            "rft_jax.hub.families.model_of."
+        )
 
 
 def raw_config_of(
@@ -22,56 +72,62 @@ def raw_config_of(
 ) -> dict[str, Any]:
     """config.json for a model that never had one, of the first family that can express it.
 
-    max_positions: longest text it is meant for. Raises ModelError, naming the fields that no
-    family has together, when there is none.
+    Args:
+        max_positions: longest text it is meant for, in tokens.
+        eos_ids: that end an output; likewise bos_id and pad_id, None for none.
+
+    Raises ModelError, naming the fields that no family has together, when there is none.
     """
     if not config.vocab_size:
         raise ModelError(
             "model.vocab_size is 0, and config.json states the size: give the tokenizer's."
         )
-    closest: tuple[str, ...] = ()
-    nearest = ""
+    misfits: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
         raw = _raw(family, config)
-        apart = differences(config, model_config(raw))
-        if not apart:
+        misfits[family.model_type] = differences(config, model_config(raw))
+        if not misfits[family.model_type]:
             ids = _special_ids(eos_ids, bos_id, pad_id)
             return raw | {"max_position_embeddings": max_positions} | ids
-        if not nearest or len(apart) < len(closest):
-            closest, nearest = apart, family.model_type
-    found = ", ".join(f"model.{name}={getattr(config, name)}" for name in closest)
+    closest = min(misfits, key=lambda kind: len(misfits[kind]))
+    listed = ", ".join(f"model.{name}={getattr(config, name)}" for name in misfits[closest])
     raise ModelError(
-        f"no published family can express this model: {nearest} comes closest and has no {found}; "
+        f"no published family can express this model: {closest} comes closest and has no {listed}; "
         "train with the switches of one family to use it elsewhere."
     )
 
 
 def _raw(family: Family, config: ModelConfig) -> dict[str, Any]:
-    """config.json for a model of the family, as near to `config` as the family can be."""
+    """config.json for a model of the family, as near to `config` as the family can be, in the keys
+    of published models, which every version of transformers reads."""
     raw: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.d_model,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rms_norm_eps": config.norm_eps,
+        **{key: getattr(config, field) for field, (key, _) in KEYS.items()},
         family.activation_key: {ours: key for key, ours in ACTIVATIONS.items()}[config.activation],
-        **rope.written(config, by_layer_type=family.local_rope),
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
     }
+    if config.rope_scaling != "none":
+        raw["rope_scaling"] = {"rope_type": config.rope_scaling, "factor": config.rope_factor}
+    if config.rope_scaling == "llama3":
+        raw["rope_scaling"] |= {
+            "low_freq_factor": config.rope_low_turns,
+            "high_freq_factor": config.rope_high_turns,
+            "original_max_position_embeddings": config.rope_original_positions,
+        }
+    if family.local_rope:
+        raw["rope_local_base_freq"] = config.local_rope_theta or config.rope_theta
     if family.softcaps:
         raw["query_pre_attn_scalar"] = config.attention_scalar or config.head_dim
         raw |= {key: getattr(config, field) or None for field, key in SOFTCAPS.items()}
     if family.windows:
         raw["sliding_window"] = config.sliding_window or None
-        if "use_sliding_window" in family.defaults:
-            raw["use_sliding_window"] = bool(config.sliding_window)
-        if family.layer_types:
-            raw["layer_types"] = windows.layer_types(config)
+    if "use_sliding_window" in family.defaults:
+        raw["use_sliding_window"] = bool(config.sliding_window)
+    if family.layer_types:
+        layers = range(config.num_layers)
+        raw["layer_types"] = [FULL if config.sees_all(layer) else SLIDING for layer in layers]
     return raw
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Int
 
@@ -22,8 +24,8 @@ from rft_jax.config import ModelConfig
 from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import ModelError
 from rft_jax.hub.names import Tensor, tensors
-from rft_jax.hub.same import check_same
-from rft_jax.hub.tensors import INDEX, SINGLE, require_finite
+from rft_jax.hub.raw_config import check_same
+from rft_jax.hub.tensors import INDEX, require_finite
 from rft_jax.types import Params
 
 Dtype = Literal["float32", "bfloat16"]
@@ -45,9 +47,15 @@ def save_pretrained(
 ) -> None:
     """Write a model into `folder`, which must be new or empty; it appears whole or not at all.
 
-    raw: the config.json that is written, but for its dtype: that of the model the run began from,
-    or raw_config_of. files: what else belongs there, by name (tokenizer, generation config, model
-    card). No more than one shard is on the host at a time. Every process calls this; one writes.
+    No more than one shard is on the host at a time. Every process calls this; one writes.
+
+    Args:
+        params: in any layout, on any mesh.
+        raw: the config.json that is written, but for its dtype: that of the model the run began
+            from, or raw_config_of.
+        files: what else belongs there, by name (tokenizer, generation config, model card).
+        max_shard_bytes: of a file of weights; a larger tensor has one to itself.
+
     Raises ModelError for adapters that are not merged, another vocabulary than `config` has, a
     folder that holds something and values that are not finite, ConfigError when `raw` states
     another model than `config`.
@@ -64,58 +72,46 @@ def save_pretrained(
             f"{folder}: the embedding has {rows} rows and model.vocab_size is {config.vocab_size}: "
             "state that number in model.vocab_size and in config.json."
         )
-    wanted = tensors(config, rows)
-    shards = plan_shards(wanted, np.dtype(dtype).itemsize, max_shard_bytes)
+    wanted = {tensor.name: tensor for tensor in tensors(config, rows)}
+    itemsize = np.dtype(dtype).itemsize
+    plan = split_state_dict_into_shards_factory(
+        wanted,
+        get_storage_size=lambda tensor: math.prod(tensor.shape) * itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    shards = {
+        file: [wanted[name] for name in names] for file, names in plan.filename_to_tensors.items()
+    }
+    fetch = functools.partial(_fetch, params, dtype, folder)
     if not is_main():
-        for shard in shards:
-            for tensor in shard:
-                _fetch(params, dtype, folder, tensor)
+        for tensor in itertools.chain(*shards.values()):
+            fetch(tensor)
     else:
+        contents = {"config.json": _json(_with_dtype(raw, dtype)), **(files or {})}
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            contents[INDEX] = _json(index)
         with _fresh(folder) as inside:
-            _write_json(inside / "config.json", _with_dtype(raw, dtype))
-            for name, content in (files or {}).items():
-                _write_bytes(inside / name, content)
-            _write_shards(shards, inside, functools.partial(_fetch, params, dtype, folder))
+            for name, content in contents.items():
+                (inside / name).write_bytes(content)
+            _write_shards(shards, inside, fetch)
+            for path in inside.iterdir():
+                path.chmod(0o644)  # safetensors lets only its owner read a file
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
     multihost_utils.sync_global_devices(f"exported {folder}")
 
 
-def plan_shards(
-    wanted: Sequence[Tensor], itemsize: int, max_shard_bytes: int
-) -> tuple[tuple[Tensor, ...], ...]:
-    """The tensors in order, cut into shards of `max_shard_bytes` at most (a larger tensor has one
-    to itself)."""
-    shards: list[list[Tensor]] = []
-    room = 0
-    for tensor in wanted:
-        size = math.prod(tensor.shape) * itemsize
-        if not shards or size > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(tensor)
-        room -= size
-    return tuple(tuple(shard) for shard in shards)
-
-
 def _write_shards(
-    shards: Sequence[Sequence[Tensor]], folder: Path, fetch: Callable[[Tensor], np.ndarray]
+    shards: Mapping[str, Sequence[Tensor]], folder: Path, fetch: Callable[[Tensor], np.ndarray]
 ) -> None:
     from safetensors.numpy import save_file
 
-    count = len(shards)
-    places: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, start=1):
-        file = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+    for file, shard in shards.items():
         held = {tensor.name: fetch(tensor) for tensor in shard}
-        total += sum(values.nbytes for values in held.values())
-        places |= dict.fromkeys(held, file)
         # transformers refuses a file that does not say which library its tensors are of.
         save_file(held, folder / file, metadata={"format": "pt"})
-        # The library leaves a file to its owner alone.
-        (folder / file).chmod(0o644)
-        _to_disk(folder / file)
-    if count > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def _fetch(params: Params, dtype: Dtype, folder: Path, tensor: Tensor) -> np.ndarray:
@@ -161,7 +157,7 @@ def _fresh(folder: Path) -> Iterator[Path]:
     inside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield inside
-        # A temporary folder is its owner's alone.
+        # Only its owner may look into a temporary folder.
         inside.chmod(0o755)
         os.replace(inside, folder)
     except BaseException:
@@ -169,15 +165,5 @@ def _fresh(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    _to_disk(path)
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -15,19 +15,12 @@ import ml_dtypes
 import numpy as np
 
 from rft_jax.errors import ModelError
-from rft_jax.hub.folder import read_json
+from rft_jax.io.jsonl import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 """Types of weights that can be read, by their names in a header."""
-
-# The exponent's bits: all are set in infinities and NaN alone.
-_EXPONENT: dict[str, tuple[Any, int]] = {
-    "float32": (np.uint32, 0x7F800000),
-    "bfloat16": (np.uint16, 0x7F80),
-    "float16": (np.uint16, 0x7C00),
-}
 
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
@@ -45,7 +38,7 @@ class Header(NamedTuple):
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
     """The file by the safetensors library. Raises ModelError for one that is damaged.
 
     Opened for one tensor at a time: pages of a mapping that stays count as memory in use.
@@ -53,8 +46,8 @@ def _opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as opened:
-            yield opened
+        with safe_open(file, framework="numpy") as content:
+            yield content
     except (SafetensorError, OSError) as error:
         with file.open("rb") as content:
             pointer = content.read(64).startswith(b"version https://git-lfs")
@@ -69,47 +62,38 @@ def headers(folder: Path) -> dict[str, Header]:
     Raises ModelError for a file that is missing or damaged, and for an index that does not
     agree with its shards.
     """
-    index = folder / INDEX
-    single = folder / SINGLE
+    index, single = folder / INDEX, folder / SINGLE
     if not index.is_file():
         if not single.is_file():
             raise _no_weights(folder)
-        return _headers_of(single)
+        return dict(_headers_of(single))
     if single.is_file():
         raise ModelError(
             f"{folder}: both {SINGLE} and {INDEX} are here, and may differ: remove one."
         )
     files = _weight_map(index)
-    found: dict[str, Header] = {}
+    held: list[tuple[str, Header]] = []
     for file in sorted(set(files.values())):
-        path = folder / file
-        if not path.is_file():
+        if not (folder / file).is_file():
             raise ModelError(
                 f"{index}: it names {file}, which is missing: copy or download that file."
             )
-        for name, header in _headers_of(path).items():
-            if files.get(name) != file:
-                raise ModelError(
-                    f"{index}: {file} holds tensor {name}, and the index places it in "
-                    f"{files.get(name, 'no file')}: copy or download the folder again."
-                )
-            found[name] = header
-    for name, file in files.items():
-        if name not in found:
-            raise ModelError(
-                f"{index}: tensor {name} is not in {file}, where the index places it: copy or "
-                "download the folder again."
-            )
-    return found
+        held += _headers_of(folder / file)
+    places = {(name, header.file.name) for name, header in held}
+    for name, file in sorted(places ^ set(files.items())):
+        at_fault = "the index does not say so" if (name, file) in places else "it is missing there"
+        raise ModelError(
+            f"{index}: tensor {name} of {file}: {at_fault}: copy or download the folder again."
+        )
+    return dict(held)
 
 
-def _headers_of(file: Path) -> dict[str, Header]:
-    with _opened(file) as opened:
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {
-            name: Header(file, part.get_dtype(), tuple(part.get_shape()))
-            for name, part in slices.items()
-        }
+def _headers_of(file: Path) -> list[tuple[str, Header]]:
+    with opened(file) as content:
+        slices = [(name, content.get_slice(name)) for name in content.keys()]  # noqa: SIM118
+        return [
+            (name, Header(file, part.get_dtype(), tuple(part.get_shape()))) for name, part in slices
+        ]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -121,8 +105,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     for file in files.values():
         if Path(file).name != file:
             raise ModelError(
-                f"{index}: it names {file}, and files beside it alone are read: copy or download "
-                "it again."
+                f"{index}: it names {file}, and only files beside it are read: copy or download it "
+                "again."
             )
     return files
 
@@ -141,15 +125,12 @@ def read(
 ) -> np.ndarray:
     """A part of a tensor of one or two axes, in the file's type; nothing else is read."""
     where = (rows, columns)[: len(header.shape)]
-    with _opened(header.file) as opened:
-        return opened.get_slice(name)[where if len(where) > 1 else rows]
+    with opened(header.file) as content:
+        return content.get_slice(name)[where if len(where) > 1 else rows]
 
 
 def check_finite(held: Mapping[str, Header]) -> None:
-    """Raise ModelError, naming tensor and file, for the first NaN or infinity there is.
-
-    Reads everything, in pieces of 16 MiB.
-    """
+    """Raise ModelError, naming tensor and file, for the first NaN or infinity. Reads everything."""
     for name, header in held.items():
         for first, piece in _pieces(header, name):
             require_finite(piece, f"{header.file}: tensor {name}", _REMEDY, first)
@@ -159,8 +140,8 @@ def _pieces(header: Header, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first row, rows) of a tensor."""
     row = math.prod(header.shape[1:]) * np.dtype(DTYPES[header.dtype]).itemsize
     count = max(1, _PIECE_BYTES // max(row, 1))
-    with _opened(header.file) as opened:
-        part = opened.get_slice(name)
+    with opened(header.file) as content:
+        part = content.get_slice(name)
         for first in range(0, header.shape[0], count):
             yield first, part[first : min(first + count, header.shape[0])]
 
@@ -168,13 +149,15 @@ def _pieces(header: Header, name: str) -> Iterator[tuple[int, np.ndarray]]:
 def require_finite(values: np.ndarray, what: str, remedy: str, first_row: int = 0) -> None:
     """Raise ModelError when a value is NaN or infinite.
 
-    what: tensor and file, for the message; first_row: what the first row of `values` is in the
-    tensor.
+    Args:
+        values: floats, at least one axis.
+        what: tensor and file, for the message.
+        remedy: what to do about it, the end of the message.
+        first_row: which row of the tensor the first row of `values` is.
     """
-    unsigned, mask = _EXPONENT[values.dtype.name]
-    bits = values.view(unsigned) & unsigned(mask)
-    if bits.size and bits.max() == mask:
-        where = np.unravel_index(np.argmax(bits), bits.shape)
+    finite = np.isfinite(values)
+    if not finite.all():
+        where = np.unravel_index(np.argmin(finite), values.shape)
         shown = [int(where[0]) + first_row, *map(int, where[1:])]
         raise ModelError(
             f"{what} is {values[where]} at {shown}, and finite numbers are expected: {remedy}."

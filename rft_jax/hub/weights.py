@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from rft_jax.errors import ModelError
 from rft_jax.hub import tensors as files
 from rft_jax.hub.names import Tensor, ignorable, tensors
 from rft_jax.hub.tensors import DTYPES, Header
+from rft_jax.io.jsonl import read_json
+from rft_jax.io.paths import Folder
 
 EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -39,6 +43,10 @@ class Weights:
 def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
     """The weights in a folder, by their headers.
 
+    Args:
+        config: of the model that is to take them.
+        vocab_size: rows of its embedding.
+
     Raises ModelError, naming tensor and file, when one is missing, has another shape or a
     type that cannot be read, and for a tensor that has no place in the model.
     """
@@ -61,26 +69,23 @@ def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
             "model.* of its config.json, or a model of a family that has no more."
         )
     for name, shape in wanted.items():
-        _check(held[name], name, shape)
+        file, dtype, saved = held[name]
+        if saved != shape:
+            raise ModelError(
+                f"{file}: tensor {name} is {list(saved)}, expected {list(shape)}: use the model.* "
+                "of its config.json, model.vocab_size included."
+            )
+        if dtype not in DTYPES:
+            raise ModelError(
+                f"{file}: tensor {name} is of type {dtype}, expected {', '.join(DTYPES)}: use a "
+                "model that is not quantised."
+            )
     return Weights(folder, tensors(config, vocab_size), {n: held[n] for n in wanted}, copies)
 
 
 def _several(names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
     return f"tensor {names[0]}{more}"
-
-
-def _check(header: Header, name: str, shape: tuple[int, ...]) -> None:
-    if header.shape != shape:
-        raise ModelError(
-            f"{header.file}: tensor {name} is {list(header.shape)}, expected {list(shape)}: use "
-            "the model.* of its config.json, model.vocab_size included."
-        )
-    if header.dtype not in DTYPES:
-        raise ModelError(
-            f"{header.file}: tensor {name} is of type {header.dtype}, expected "
-            f"{', '.join(DTYPES)}: use a model that is not quantised."
-        )
 
 
 def check_values(weights: Weights) -> None:
@@ -98,9 +103,12 @@ def check_values(weights: Weights) -> None:
 
 
 def read_part(weights: Weights, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-    """The part of a parameter, or of one layer of it, that `index` names: an entry per axis.
+    """A part of a parameter, or of one layer of it, in the file's type.
 
-    Reads the tensor's rows and columns that hold it, and in the file's type.
+    Reads only the tensor's rows and columns that hold it.
+
+    Args:
+        index: a slice for each axis of `tensor.param_shape`.
     """
     outer, inner, shape = [], [], []
     axes = iter(index)
@@ -112,3 +120,23 @@ def read_part(weights: Weights, tensor: Tensor, index: tuple[slice, ...]) -> np.
         inner += [slice(None), *(slice(start, stop) for start, stop, _ in joined)]
     part = files.read(weights.headers[tensor.name], tensor.name, *outer)
     return part.reshape(shape)[tuple(inner)]
+
+
+def digests(weights: Weights) -> str:
+    """SHA-256 of every file of weights by its name, as JSON: what a run of adapters keeps of the
+    weights that they stand on. Reads everything once."""
+    hashes = {}
+    for file in sorted({header.file for header in weights.headers.values()}):
+        with file.open("rb") as content:
+            hashes[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return json.dumps(hashes, indent=2) + "\n"
+
+
+def check_digests(weights: Weights, record: Folder) -> None:
+    """Raise ModelError when the files are not those of `record`, a file of what `digests` gave."""
+    if json.loads(digests(weights)) != read_json(record):
+        raise ModelError(
+            f"{weights.folder}: its weights are other than those that the adapters of "
+            f"{record.parent.parent} were trained on: restore the files, or name the revision they "
+            "were of."
+        )

@@ -1,4 +1,4 @@
-"""Reads logs of one JSON object a line, as a run writes them. Imports no jax."""
+"""Reads JSON: files of one object, and logs of one object a line. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rft_jax.errors import DataError
+from rft_jax.errors import DataError, ModelError, UserError
 from rft_jax.io.paths import Folder
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
 
 
+def read_json(path: Folder, kind: type[UserError] = ModelError) -> dict[str, Any]:
+    """The object that a file holds. Raises `kind` when it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(
+            f"{path}: cannot be read as JSON ({error}): copy or download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise kind(
+            f"{path}: it is a JSON {type(content).__name__}, expected an object: copy or download "
+            "it again."
+        )
+    return content
+
+
 def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
     """One line as a dict that has `fields`. where: `FILE:LINE`, for the message of a DataError."""
+    problem = ""
     try:
         line = json.loads(text)
+        if not isinstance(line, dict):
+            problem = f"{_excerpt(text)} is not a JSON object"
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: {_excerpt(text)} is not JSON ({error.msg}): remove the line."
-        ) from error
-    if not isinstance(line, dict):
-        raise DataError(f"{where}: {_excerpt(text)} is not a JSON object: remove the line.")
+        problem = f"{_excerpt(text)} is not JSON ({error.msg})"
+    if problem:
+        raise DataError(f"{where}: {problem}: remove the line.")
     for name, types in fields.items():
-        if name not in line:
-            raise DataError(f"{where}: field {name!r} is missing: remove the line.")
         allowed = types if isinstance(types, tuple) else (types,)
-        value = line[name]
+        value = line.get(name)
+        if name not in line:
+            problem = "missing"
         # bool is a subclass of int in Python, and yet True is no step.
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        elif not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             expected = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            raise DataError(
-                f"{where}: field {name!r} is {_excerpt(repr(value))}, expected {expected}: "
-                "remove the line."
-            )
+            problem = f"{_excerpt(repr(value))}, expected {expected}"
+        if problem:
+            raise DataError(f"{where}: field {name!r} is {problem}: remove the line.")
     return line
 
 

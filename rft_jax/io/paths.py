@@ -66,14 +66,14 @@ def make(folder: Folder) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Folder) -> Iterator[None]:
-    """Makes what goes wrong in writing below a folder, of many types, one UserError."""
+    """Turns errors of many types, in writing below a folder, into one UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # clients of buckets have types of their own
-        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = " ".join(told.split())[:300] or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(text.split())[:300] or type(error).__name__
         raise UserError(
             f"{folder}: cannot write here ({reason}): use another --workdir."
         ) from error
@@ -146,7 +146,7 @@ class Mirror:
                     self._copied[name] = seen
 
     def close(self) -> None:
-        """Copy a last time, and remove what is on the disk beside `folder`."""
+        """Copy a last time, and remove the folder on the disk that stood in for a bucket."""
         self._pool.shutdown()
         try:
             self.copy()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.manager import Saved
 from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
 from rft_jax.checkpoint.start import Start, load_start
@@ -22,7 +22,7 @@ from rft_jax.config.steps import Steps
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.distributed.signals import stop_on_signals
+from rft_jax.distributed.process import stop_on_signals
 from rft_jax.errors import CheckpointError
 from rft_jax.io.paths import Folder
 from rft_jax.observe.log import MetricsLog
@@ -73,9 +73,7 @@ def run(
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
-    by_main(
-        f"{name} keeps its policy", lambda: policy_files.keep(config, workdir, folder, tokenizer)
-    )
+    by_main(f"{name} keeps its policy", lambda: policies.keep(config, workdir, folder, tokenizer))
     with contextlib.ExitStack() as stack:
         signal = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())

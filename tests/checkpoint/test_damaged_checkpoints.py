@@ -124,7 +124,7 @@ def test_the_one_before_gives_the_same_bits(
     assert len(said) == len(steps)
     for message, step in zip(said, steps, strict=True):
         assert message.startswith(f"{checkpoints}/{step}: this checkpoint is damaged (")
-        assert message.endswith(f"kept as damaged-{step}, and the run goes on from step {left}")
+        assert message.endswith(f"kept as damaged-{step}, and the run resumes from step {left}")
     assert_same(tmp_path / "again/x", study.whole / "x")
     kept = {path.name for path in checkpoints.iterdir()}
     assert kept == {"4", "6", "8", *(f"damaged-{step}" for step in steps)}

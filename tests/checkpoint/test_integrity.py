@@ -1,4 +1,4 @@
-"""The record of a checkpoint's files: what it finds, and which checkpoint it then goes on from."""
+"""The record of a checkpoint's files: what it finds, and which checkpoint is then resumed from."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_one_before_is_gone_on_from(
         assert health.recover(tmp_path) == 4
     assert caplog.messages == [
         f"{tmp_path}/6: this checkpoint is damaged ({found.damaged[0].reason}): it is kept as "
-        "damaged-6, and the run goes on from step 4"
+        "damaged-6, and the run resumes from step 4"
     ]
     assert names(tmp_path) == ["2", "4", "damaged-6"]
     assert health.steps(tmp_path) == [2, 4]

@@ -183,7 +183,7 @@ def test_a_missing_part_is_named(tmp_path: Path, item: str) -> None:
     shutil.rmtree(tmp_path / "4" / item)
     assert re.fullmatch(
         rf"{tmp_path}/4: this checkpoint is damaged \({item}/.+ is missing\); remove that folder "
-        "to go on from the one before it, or start over with another --workdir.",
+        "to resume from the one before it, or start over with another --workdir.",
         refusal(tmp_path),
     )
     shutil.rmtree(tmp_path / "4")

@@ -19,7 +19,7 @@ from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.policy import find
-from rft_jax.checkpoint.policy_params import merged, to_sample_from
+from rft_jax.checkpoint.start import merged, to_sample_from
 from rft_jax.config import Config, MeshConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, ModelError, UserError
@@ -145,7 +145,7 @@ def test_several_runs_are_named(found: Found) -> None:
 
 def not_finished(found: Found, folder: Path) -> tuple[Path, str]:
     run = found.workdir / "half"
-    return run, f"{run}: this run is not finished: carry it out first; the same `rft-jax run` goe"
+    return run, f"{run}: this run is not finished: carry it out first; the same `rft-jax run` res"
 
 
 def missing(found: Found, folder: Path) -> tuple[Path, str]:

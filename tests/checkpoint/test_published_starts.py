@@ -20,7 +20,7 @@ import reference_tokenizers
 import tiny_experiment
 from safetensors.numpy import load_file, save_file
 
-from rft_jax.checkpoint import policy_files
+from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.start import Start, load_start
 from rft_jax.commands import main as cli
 from rft_jax.config import Config, DataConfig, TokenizerConfig, UpdateConfig
@@ -122,7 +122,7 @@ def test_from_a_published_model_through_sft_to_online_rft(published: Path, tmp_p
     ]  # fmt: skip
     assert values[-1] > values[0] + 1
     shutil.rmtree(gone)
-    tokenizer = policy_files.load_tokenizer(work / "online_rft")
+    tokenizer = policies.load_tokenizer(work / "online_rft")
     ends, prompts = set(), set()
     for question, sample in rollout_log.read_folders([str(work / "online_rft/rollouts")]):
         prompts.add(question.text)
@@ -133,8 +133,8 @@ def test_from_a_published_model_through_sft_to_online_rft(published: Path, tmp_p
     assert ends
     raw = json.loads((published / "config.json").read_text())
     for name in experiment:
-        assert policy_files.published_config(work / name) == raw
-        kept = policy_files.load_tokenizer(work / name)
+        assert policies.published_config(work / name) == raw
+        kept = policies.load_tokenizer(work / name)
         assert kept.eos_ids == tokenizers.load(published).eos_ids
         assert kept.encode("3 + 4") == tokenizers.load(published).encode("3 + 4")
 

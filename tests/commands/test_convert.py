@@ -24,7 +24,7 @@ from reference_models import transformers
 
 from rft_jax.checkpoint import provenance
 from rft_jax.checkpoint.policy import Policy, find
-from rft_jax.checkpoint.policy_params import merged, to_sample_from
+from rft_jax.checkpoint.start import merged, to_sample_from
 from rft_jax.commands import convert as converting_command
 from rft_jax.commands import model_card
 from rft_jax.commands.main import main

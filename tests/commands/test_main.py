@@ -20,7 +20,7 @@ import tiny
 from rft_jax.checkpoint import provenance
 from rft_jax.commands import main as cli
 from rft_jax.config.steps import Steps
-from rft_jax.distributed import devices as local_devices
+from rft_jax.distributed import process as local_devices
 from rft_jax.errors import ConfigError
 from rft_jax.runs import run as loop
 from rft_jax.runs import setup

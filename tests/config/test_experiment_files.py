@@ -28,7 +28,7 @@ from rft_jax.commands.options import RunOptions
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.hub.families import model_config
-from rft_jax.hub.same import differences
+from rft_jax.hub.raw_config import differences
 from rft_jax.types import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -88,13 +88,13 @@ REFUSED = {
     ),
     "raises": (
         "{{ raise_exception('two\nlines') }}", "",
-        "the chat template cannot be rendered (TemplateError: two lines): mend it, or set "
+        "the chat template cannot be rendered (TemplateError: two lines): fix it, or set "
         "data.prompt_format to text.",
     ),
     "raises with a system message": (
         "{{ raise_exception('no') }}", "Be brief.",
         "the chat template cannot be rendered (TemplateError: no): leave data.system empty if it "
-        "takes no system message, mend it, or set data.prompt_format to text.",
+        "takes no system message, fix it, or set data.prompt_format to text.",
     ),
     "nothing has no fields": (
         "{{ messages[9].content }}", "",

@@ -23,7 +23,7 @@ from rft_jax.commands import args as arguments
 from rft_jax.commands import main as cli
 from rft_jax.commands.options import PlanOptions, RunOptions
 from rft_jax.config import CheckpointConfig
-from rft_jax.distributed.job import EXIT_USER
+from rft_jax.distributed.process import EXIT_USER
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits
 
 ROOT = Path(rft_jax.__file__).parent.parent

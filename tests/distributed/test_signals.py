@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rft_jax.distributed.signals import stop_on_signals
+from rft_jax.distributed.process import stop_on_signals
 
 
 def handlers() -> list[object]:

@@ -94,17 +94,17 @@ def stalled(moves: list[int]) -> str | None:
 
 def test_the_one_behind_is_stalled() -> None:
     assert stalled([7, 7, 6]) == (
-        "nothing has gone on for 101 seconds: process 2 (host-2) is stalled at 'update of step 6'"
+        "nothing has happened for 101 seconds: process 2 (host-2) is stalled at 'update of step 6'"
     )
     assert stalled([7, 6, 6]) == (
-        "nothing has gone on for 101 seconds: process 1 (host-1), process 2 (host-2) is stalled at "
-        "'update of step 6'"
+        "nothing has happened for 101 seconds: process 1 (host-1), process 2 (host-2) is stalled "
+        "at 'update of step 6'"
     )
 
 
 def test_all_equally_far_are_the_whole_job() -> None:
     assert stalled([6, 6]) == (
-        "nothing has gone on for 101 seconds: the whole job is stalled at 'update of step 6'"
+        "nothing has happened for 101 seconds: the whole job is stalled at 'update of step 6'"
     )
 
 
@@ -188,7 +188,7 @@ def test_a_lost_process_ends_this_one(exits: Any, capfd: pytest.CaptureFixture[s
     said = capfd.readouterr().err
     assert said.startswith("rft-jax: error: process 1 (host-1) has given no sign of life for ")
     assert said.endswith(
-        ". Process 0 ends too; start the job again, and it goes on from its last checkpoint.\n"
+        ". Process 0 ends too; start the job again, and it resumes from its last checkpoint.\n"
     )
     assert said.count("\n") == 1
 

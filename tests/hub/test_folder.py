@@ -115,7 +115,7 @@ def test_a_file_is_no_folder(tmp_path: Path, calls: list[Any]) -> None:
         (http(errors.HfHubHTTPError), "downloading failed (not this time): try again"),
         (errors.LocalEntryNotFoundError("x"), "the hub cannot be reached: download it where"),
         (errors.OfflineModeIsEnabled("x"), "the hub cannot be reached: download it where"),
-        (errors.HFValidationError("x"), "no name that a repository can have: mend"),
+        (errors.HFValidationError("x"), "no name that a repository can have: fix"),
         (OSError(28, "No space left on device"), "downloading failed ([Errno 28] No space left"),
         (RuntimeError(), "downloading failed (RuntimeError)"),
     ],

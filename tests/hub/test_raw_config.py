@@ -14,8 +14,7 @@ from reference_models import transformers
 from rft_jax.config import ModelConfig
 from rft_jax.errors import ModelError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.raw_config import generation_config, raw_config_of
-from rft_jax.hub.same import differences
+from rft_jax.hub.raw_config import differences, generation_config, raw_config_of
 
 IDS: dict[str, Any] = {"max_positions": 64, "eos_ids": [2], "bos_id": 1, "pad_id": 0}
 

@@ -11,7 +11,7 @@ from published import PUBLISHED
 from rft_jax.config import ModelConfig
 from rft_jax.errors import ConfigError, ModelError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.same import FREE, check_same, differences
+from rft_jax.hub.raw_config import FREE, check_same, differences
 
 RAW = PUBLISHED["gemma-3-1b-pt"].raw
 CONFIG = model_config(RAW)

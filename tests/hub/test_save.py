@@ -20,8 +20,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference_models
-from hypothesis import given
-from hypothesis import strategies as st
 from imports import imported
 from reference_models import transformers
 from safetensors.numpy import load_file
@@ -31,9 +29,8 @@ from rft_jax.errors import ConfigError, ModelError
 from rft_jax.hub import save as exporting
 from rft_jax.hub.families import model_of
 from rft_jax.hub.folder import raw_config
-from rft_jax.hub.names import Tensor
 from rft_jax.hub.raw_config import raw_config_of
-from rft_jax.hub.save import plan_shards, save_pretrained
+from rft_jax.hub.save import save_pretrained
 from rft_jax.hub.tensors import INDEX, SINGLE, headers, read
 from rft_jax.models import transformer
 from rft_jax.types import Params
@@ -173,16 +170,15 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     }
 
 
-@given(st.lists(st.integers(1, 30), min_size=1), st.integers(1, 40))
-def test_a_plan_of_shards(sizes: list[int], most: int) -> None:
-    wanted = [Tensor(str(i), (), None, ((size,),)) for i, size in enumerate(sizes)]
-    shards = plan_shards(wanted, 1, most)
-    assert [tensor for shard in shards for tensor in shard] == wanted
-    full = [sum(tensor.shape[0] for tensor in shard) for shard in shards]
-    for shard, size in zip(shards, full, strict=True):
-        assert size <= most or len(shard) == 1
-    for before, shard in zip(full, shards[1:], strict=False):
-        assert before + shard[0].shape[0] > most  # it did not fit in
+def test_a_tensor_larger_than_a_shard_has_one_to_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    params = random_params(TINY)
+    save_pretrained(params, TINY, folder, raw=raw_of(TINY), dtype="float32", max_shard_bytes=4_000)
+    held = [load_file(path) for path in folder.glob("*.safetensors")]
+    sizes = [sum(values.nbytes for values in shard.values()) for shard in held]
+    assert max(sizes) > 4_000
+    assert all(size <= 4_000 or len(shard) == 1 for size, shard in zip(sizes, held, strict=True))
+    assert {name for shard in held for name in shard} == set(headers(folder))
 
 
 def test_other_files_come_with_it(tmp_path: Path) -> None:

@@ -101,16 +101,23 @@ def cut(file: Path, size: int) -> None:
             "it is a pointer of git-lfs): run `git lfs pull` there.",
         ),
         (lambda f: (f / TWO).unlink(), f"{INDEX}: it names {TWO}, which is missing"),
-        (lambda f: write_index(f, {"a": ONE, "b": TWO}), f"{TWO} holds tensor c, and the index"),
+        (
+            lambda f: write_index(f, {"a": ONE, "b": TWO}),
+            f"{INDEX}: tensor c of {TWO}: the index does not say so",
+        ),
         (
             lambda f: write_index(f, {"a": ONE, "b": TWO, "c": ONE}),
-            f"{TWO} holds tensor c, and the index places it in {ONE}",
+            f"{INDEX}: tensor c of {ONE}: it is missing there",
         ),
         (
             lambda f: write_index(f, {"a": ONE, "b": TWO, "c": TWO, "d": ONE}),
-            f"{INDEX}: tensor d is not in {ONE}, where the index places it",
+            f"{INDEX}: tensor d of {ONE}: it is missing there",
         ),
-        (lambda f: write_index(f, {"a": "../x.safetensors"}), "files beside it alone are read"),
+        (
+            lambda f: save_file({"a": A, "b": B, "c": C}, f / TWO),
+            f"{INDEX}: tensor a of {TWO}: the index does not say so",
+        ),
+        (lambda f: write_index(f, {"a": "../x.safetensors"}), "only files beside it are read"),
         (lambda f: write_index(f, None), f"{INDEX}: it has no weight_map"),
         (lambda f: write_index(f, {"a": 3}), f"{INDEX}: it has no weight_map"),
         (lambda f: (f / INDEX).write_text("{"), f"{INDEX}: cannot be read as JSON (Expecting"),

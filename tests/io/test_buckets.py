@@ -24,8 +24,8 @@ from jobs import WAIT_SECONDS, Study, of_all
 from killing import RUNS, assert_same
 
 from rft_jax.checkpoint import policy as policies
-from rft_jax.checkpoint.policy_params import merged
 from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.start import merged
 from rft_jax.commands.main import main
 from rft_jax.config.steps import Steps
 from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically

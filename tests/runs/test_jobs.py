@@ -21,7 +21,7 @@ import tiny_experiment
 from jobs import Job, Study, of_all
 from killing import RUNS, assert_same, being_saved, current, files_in, lines_of, newest, rollouts_of
 
-from rft_jax.distributed.job import EXIT_USER
+from rft_jax.distributed.process import EXIT_USER
 from rft_jax.distributed.watchdog import EXIT_LOST
 from rft_jax.observe import log as metrics
 from rft_jax.rollout import log as rollout_log
@@ -243,7 +243,7 @@ def test_a_stalled_process_ends_the_job(wholes: Wholes, study: Study) -> None:
     )  # fmt: skip
     with study.start(workdir, 2, 4, *options, environments={1: {stalling.VARIABLE: "1"}}) as job:
         assert job.statuses() == [EXIT_LOST] * 2, job.told()
-        assert "nothing has gone on for 2" in job.errors(0), job.told()
+        assert "nothing has happened for 2" in job.errors(0), job.told()
         assert f"process 1 ({socket.gethostname()}) is stalled at 'verdicts of " in job.errors(0)
         job.assert_gone()
 

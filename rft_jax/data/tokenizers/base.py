@@ -1,4 +1,4 @@
-"""Tokenizers: what everything else knows of one, and how it is loaded.
+"""Tokenizers: what everything else knows of one.
 
 There are two kinds: a SentencePiece model, among them those trained here (sentencepiece_model.py),
 and the folder of a published model in the Hugging Face format (huggingface.py).
@@ -16,6 +16,16 @@ from rft_jax.io.paths import Folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """What a folder's tokenizer is read from: the first of them that is there."""
+
+FOLDER_FILES = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""All files of a Hugging Face folder that belong to its tokenizer."""
 
 PROBE = "a  b\n#### 1"
 """Must survive a round trip: a tokenizer that folds spaces or newlines would change solutions."""
@@ -80,6 +90,14 @@ class Tokenizer(abc.ABC):
         return self._decode([token for token in known if token not in self.special])
 
     @abc.abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """The files, by name, that give transformers and `load` this tokenizer.
+
+        What generation_config.json and config.json say of further EOS ids belongs to the model:
+        whoever writes those files takes `eos_ids`.
+        """
+
+    @abc.abstractmethod
     def _encode(self, text: str, *, marked: bool) -> list[int]:
         """The ids of text that UTF-8 can hold."""
 
@@ -106,7 +124,7 @@ def check_utf8(path: Folder, text: str) -> None:
     except UnicodeEncodeError as error:
         raise ModelError(
             f"{path}: cannot encode {shown(text)}: character {error.start} is half of a surrogate "
-            "pair, which UTF-8 cannot hold; mend the text."
+            "pair, which UTF-8 cannot hold; fix the text."
         ) from None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rft_jax.data.chat import ChatTemplate
 from rft_jax.errors import ModelError
+from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -31,7 +32,7 @@ class FolderSettings:
     """roles: special tokens such as `bos_token`; added: tokens by the ids they must have;
     also_special: special tokens without a role; also_ends: further ids that end an output, by the
     file that names them; adds_bos: None where the files leave it open; prefix_every_part: see
-    sentencepiece_json.tokenizer_json."""
+    from_sentencepiece.convert."""
 
     roles: Mapping[str, NamedToken]
     added: Mapping[int, NamedToken]
@@ -48,11 +49,12 @@ def read_settings(folder: Folder) -> FolderSettings:
     Raises ModelError for a file that is damaged.
     """
     path = folder / CONFIG_FILE
-    config = _read(path)
-    others = _read(folder / "special_tokens_map.json")
+    config, others = _read(path), _read(folder / "special_tokens_map.json")
+    decoder = config.get("added_tokens_decoder") or {}
+    _expect(decoder, dict, path, "added_tokens_decoder", "an object")
     added = {
         _number(token, path, "added_tokens_decoder"): _token(value, path, "added_tokens_decoder")
-        for token, value in _mapping(config, "added_tokens_decoder", path).items()
+        for token, value in decoder.items()
     }
     # The older format: the other file has the last word, and ids stand in a file of their own.
     merged = others | config if added else config | others
@@ -61,125 +63,94 @@ def read_settings(folder: Folder) -> FolderSettings:
         for role in _ROLES
         if (value := merged.get(f"{role}_token")) is not None
     }
-    special = [
-        _token(value, path, field)
-        for field in ("additional_special_tokens", "extra_special_tokens")
-        for value in _values(merged.get(field), path, field)
-    ]
+    special = []
+    for field in ("additional_special_tokens", "extra_special_tokens"):
+        values = _expect(merged.get(field), (list, dict), path, field, "a list") or []
+        values = values.values() if isinstance(values, dict) else values
+        special += [_token(value, path, field) for value in values]
     if not added:
         known = {token.name for token in (*roles.values(), *special)}
-        added = _older_added_tokens(folder / "added_tokens.json", known)
-    ends = [
-        (file, token)
-        for file in (folder / "generation_config.json", folder / "config.json")
-        for token in _ids(_read(file).get("eos_token_id"), file)
-    ]
-    text, source = _chat_template(folder, config)
+        older = folder / "added_tokens.json"
+        added = {
+            _number(token, older, name): NamedToken(
+                name, {"special": name in known, "normalized": name not in known}
+            )
+            for name, token in _read(older).items()
+        }
+    ends = []
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        ids = _read(file).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        ends += [(file, _number(token, file, "eos_token_id")) for token in ids]
+
+    def flag(field: str) -> bool | None:
+        switch: bool | None = _expect(config.get(field), bool, path, field, "true or false")
+        return switch
+
     names = {role: token.name for role, token in roles.items()}
     return FolderSettings(
         roles=roles,
         added=added,
         also_special=tuple(special),
         also_ends=tuple(ends),
-        adds_bos=_flag(config, "add_bos_token", path),
-        prefix_every_part=_flag(config, "legacy", path) is not False,
-        chat_template=None if text is None else ChatTemplate(text, source, names),
+        adds_bos=flag("add_bos_token"),
+        prefix_every_part=flag("legacy") is not False,
+        chat_template=_chat_template(folder, config, names),
     )
 
 
 def _read(path: Folder) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}): copy or download it again."
-        ) from error
-    if not isinstance(found, dict):
-        raise _wrong(path, "the whole", found, "an object")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
-def _wrong(path: Folder, field: str, found: object, expected: str) -> ModelError:
+def _expect(value: Any, kinds: Any, path: Folder, field: str, expected: str) -> Any:
+    """The value, or None; ModelError when it is of none of the kinds."""
+    if value is not None and not isinstance(value, kinds):
+        raise _wrong(value, path, field, expected)
+    return value
+
+
+def _wrong(value: object, path: Folder, field: str, expected: str) -> ModelError:
     return ModelError(
-        f"{path}: {field} is {json.dumps(found)[:60]}, expected {expected}: mend the file or "
+        f"{path}: {field} is {json.dumps(value)[:60]}, expected {expected}: fix the file or "
         "download it again."
     )
 
 
-def _mapping(config: Mapping[str, Any], field: str, path: Folder) -> dict[str, Any]:
-    found = config.get(field) or {}
-    if not isinstance(found, dict):
-        raise _wrong(path, field, found, "an object")
-    return found
-
-
-def _values(found: object, path: Folder, field: str) -> Iterable[object]:
-    if isinstance(found, dict):
-        return found.values()
-    if found is None or isinstance(found, list):
-        return found or []
-    raise _wrong(path, field, found, "a list")
-
-
-def _flag(config: Mapping[str, Any], field: str, path: Folder) -> bool | None:
-    found = config.get(field)
-    if found is not None and not isinstance(found, bool):
-        raise _wrong(path, field, found, "true or false")
-    return found
-
-
-def _token(found: object, path: Folder, field: str) -> NamedToken:
+def _token(value: Any, path: Folder, field: str) -> NamedToken:
     """A token as text, or as an object with its text and flags."""
-    if isinstance(found, str):
-        return NamedToken(found, {})
-    if not isinstance(found, dict) or not isinstance(found.get("content"), str):
-        raise _wrong(path, field, found, "a token or an object with its content")
-    return NamedToken(found["content"], {f: bool(found[f]) for f in _FLAGS if f in found})
+    if isinstance(value, str):
+        return NamedToken(value, {})
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise _wrong(value, path, field, "a token or an object with its content")
+    return NamedToken(value["content"], {f: bool(value[f]) for f in _FLAGS if f in value})
 
 
-def _number(found: object, path: Folder, field: str) -> int:
-    if isinstance(found, str) and found.isdecimal():
-        return int(found)
-    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
-        return found
-    raise _wrong(path, field, found, "an id, 0 or more")
+def _number(value: Any, path: Folder, field: str) -> int:
+    if value.isdecimal() if isinstance(value, str) else type(value) is int and value >= 0:
+        return int(value)
+    raise _wrong(value, path, field, "an id, 0 or more")
 
 
-def _ids(found: object, path: Folder) -> list[int]:
-    if found is None:
-        return []
-    values = found if isinstance(found, list) else [found]
-    return [_number(value, path, "eos_token_id") for value in values]
-
-
-def _older_added_tokens(path: Folder, special: set[str]) -> dict[int, NamedToken]:
-    return {
-        _number(token, path, name): NamedToken(
-            name, {"special": name in special, "normalized": name not in special}
-        )
-        for name, token in _read(path).items()
-    }
-
-
-def _chat_template(folder: Folder, config: Mapping[str, Any]) -> tuple[str | None, Folder]:
-    """The template, of several named ones the default, and the file it stands in."""
+def _chat_template(
+    folder: Folder, config: Mapping[str, Any], names: Mapping[str, str]
+) -> ChatTemplate | None:
+    """The template, of several named ones the default, from the first file that has one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8"), path
+            return ChatTemplate(path.read_text(encoding="utf-8"), path, names)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{path}: cannot be read ({error}): copy or download it again."
             ) from error
-    path, found = folder / CONFIG_FILE, config.get("chat_template")
-    if found is None:
+    text: Any = config.get("chat_template")
+    path = folder / CONFIG_FILE
+    if text is None:
         path = folder / "chat_template.json"
-        found = _read(path).get("chat_template")
-    if isinstance(found, list):
-        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
-        found = named[0].get("template") if named else found
-    if found is None or isinstance(found, str):
-        return found, path
-    raise _wrong(path, "chat_template", found, "a template, or a list with one named default")
+        text = _read(path).get("chat_template")
+    if isinstance(text, list):
+        named = [one for one in text if isinstance(one, dict) and one.get("name") == "default"]
+        text = named[0].get("template") if named else text
+    _expect(text, str, path, "chat_template", "a template, or a list with one named default")
+    return None if text is None else ChatTemplate(text, path, names)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tokenizers
 
-from rft_jax.data.tokenizers.base import TOKENIZER_FILES, Tokenizer, check_round_trip
+from rft_jax.data.tokenizers.base import (
+    FOLDER_FILES,
+    TOKENIZER_FILES,
+    Tokenizer,
+    check_round_trip,
+)
 from rft_jax.data.tokenizers.folder_settings import (
     CONFIG_FILE,
     FolderSettings,
     NamedToken,
     read_settings,
 )
-from rft_jax.data.tokenizers.sentencepiece_json import parsed, tokenizer_json
+from rft_jax.data.tokenizers.from_sentencepiece import convert, parsed
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder
 
@@ -44,6 +48,11 @@ class HuggingFace(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
 
+    def files(self) -> dict[str, bytes]:
+        """Those of the folder, as they are."""
+        paths = [self.path / name for name in FOLDER_FILES]
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
 
 def load_folder(folder: Folder) -> HuggingFace:
     """The tokenizer of a folder: of its tokenizer.json, or else of SentencePiece's tokenizer.model.
@@ -64,8 +73,7 @@ def load_folder(folder: Folder) -> HuggingFace:
     else:
         model = source.read_bytes()
         settings = _with_roles_of_model(settings, parsed(model, source).trainer_spec)
-        fields = tokenizer_json(model, source, prefix_every_part=settings.prefix_every_part)
-        backend = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        backend = convert(model, source, prefix_every_part=settings.prefix_every_part)
     backend.no_truncation()
     backend.no_padding()
     _add_tokens(backend, folder, settings)
@@ -115,8 +123,7 @@ def _with_roles_of_model(settings: FolderSettings, spec: Any) -> FolderSettings:
     roles |= settings.roles
     template = settings.chat_template
     if template is not None:
-        names = {role: token.name for role, token in roles.items()}
-        template = replace(template, names=names)
+        template = replace(template, names={role: token.name for role, token in roles.items()})
     # A dummy prefix is part of normalising, and a name that is searched for must not get one.
     added = {
         token: NamedToken(named.name, {**named.flags, "normalized": False})
@@ -129,10 +136,10 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Folder, settings: FolderS
     """Add the tokens that the other files name, and see to it that they have the ids they name."""
     for token, named in sorted(settings.added.items()):
         backend.add_tokens([tokenizers.AddedToken(named.name, **named.flags)])
-        found = backend.token_to_id(named.name)
-        if found != token:
+        known = backend.token_to_id(named.name)
+        if known != token:
             raise ModelError(
-                f"{folder}: {named.name!r} has id {found} in the vocabulary and {token} in "
+                f"{folder}: {named.name!r} has id {known} in the vocabulary and {token} in "
                 f"{CONFIG_FILE} or added_tokens.json: download the folder again."
             )
     special = {one.content for one in backend.get_added_tokens_decoder().values() if one.special}
@@ -161,32 +168,32 @@ def _prefix_ids(
     if token is None:
         raise ModelError(
             f"{source.parent / CONFIG_FILE}: add_bos_token is true and bos_token is "
-            f"{bos.name if bos else None!r}, which has no id: mend the file or download it again."
+            f"{bos.name if bos else None!r}, which has no id: fix the file or download it again."
         )
     return (token,)
 
 
 def _eos_ids(ids: Mapping[str, int], folder: Folder, settings: FolderSettings) -> tuple[int, ...]:
-    found: list[int] = []
+    ends: list[int] = []
     eos = settings.roles.get("eos_token")
     if eos is not None:
         if eos.name not in ids:
             raise ModelError(
-                f"{folder}: eos_token is {eos.name!r}, which has no id: mend {CONFIG_FILE} or "
+                f"{folder}: eos_token is {eos.name!r}, which has no id: fix {CONFIG_FILE} or "
                 "download the folder again."
             )
-        found.append(ids[eos.name])
+        ends.append(ids[eos.name])
     size = max(ids.values()) + 1
     for file, token in settings.also_ends:
         if token >= size:
             raise ModelError(
                 f"{file}: eos_token_id is {token} and the tokenizer's ids are 0 to {size - 1}: "
-                "mend the file or download the folder again."
+                "fix the file or download the folder again."
             )
-        found.append(token)
-    if not found:
+        ends.append(token)
+    if not ends:
         raise ModelError(
             f"{folder}: no file names an EOS, and outputs end with it: add eos_token to "
             f"{CONFIG_FILE}."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(ends))

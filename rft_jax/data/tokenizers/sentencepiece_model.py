@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,14 +11,12 @@ from dataclasses import dataclass, field
 import sentencepiece
 
 from rft_jax.data.tokenizers.base import Tokenizer, check_round_trip, check_utf8
+from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK, any_of, convert
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 """Special ids of the models trained here."""
-
-SPACE_MARK = "\u2581"
-"""How SentencePiece writes a space."""
 
 _SILENT = 2
 """SentencePiece's log level: errors only (they are raised as well)."""
@@ -38,10 +37,9 @@ class SentencePiece(Tokenizer):
         if not marked:
             return self._pieces(text)
         ids: dict[str, int] = {name: token for token, name in self.special.items()}
-        names = "|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))
         # Each second part is a special token's name.
-        parts = re.split(f"({names})", text)
-        of_parts = [[ids[p]] if odd % 2 else self._pieces(p) for odd, p in enumerate(parts)]
+        parts = enumerate(re.split(f"({any_of(list(ids))})", text))
+        of_parts = ([ids[part]] if odd % 2 else self._pieces(part) for odd, part in parts)
         return [token for part in of_parts for token in part]
 
     def _pieces(self, text: str) -> list[int]:
@@ -56,6 +54,27 @@ class SentencePiece(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)
+
+    def files(self) -> dict[str, bytes]:
+        """Of three texts transformers makes something else: it takes U+2581 for a space, names of
+        special tokens for them unless `split_special_tokens` is set, and, when it decodes bytes
+        that are no UTF-8, gives every byte of their row a U+FFFD, also where some are a character.
+        Raises ModelError for a model that the format cannot hold."""
+        model = self.processor.serialized_model_proto()
+        config: dict[str, object] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.special[self.prefix_ids[0]],
+            "eos_token": self.special[self.eos_id],
+            "unk_token": self.special[self.processor.unk_id()],
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.processor.pad_id() >= 0:
+            config["pad_token"] = self.special[self.pad_id]
+        return {
+            "tokenizer.json": convert(model, self.path).to_str().encode(),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode(),
+            "tokenizer.model": model,
+        }
 
 
 def load_model(path: Folder) -> SentencePiece:
@@ -79,8 +98,12 @@ def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> Sentence
     """Train a tokenizer on texts, write it to `path` atomically, and return it.
 
     Byte-pair merges within words, digits apart, no normalisation, byte fallback. The same texts
-    give the same file. Raises ModelError when the texts do not fill, or do not fit into,
-    `vocab_size` pieces (256 byte pieces and 4 special ones among them).
+    give the same file.
+
+    Args:
+        vocab_size: pieces, 256 byte pieces and 4 special ones among them.
+
+    Raises ModelError when the texts do not fill, or do not fit into, `vocab_size` pieces.
     """
     path = folder_of(path)
     corpus = list(texts)
@@ -118,11 +141,11 @@ def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> Sentence
 
 def _training_failure(message: str, vocab_size: int) -> str:
     setting = f"tokenizer.vocab_size is {vocab_size}"
-    if found := re.search(r"too high .*<= (\d+)", message):
-        return f"{setting}: the corpus yields {found[1]} pieces at most; set it to {found[1]}."
-    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+    if most := re.search(r"too high .*<= (\d+)", message):
+        return f"{setting}: the corpus yields {most[1]} pieces at most; set it to {most[1]}."
+    if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return (
-            f"{setting}: the corpus's characters need {found[1]} pieces; set it above {found[1]}."
+            f"{setting}: the corpus's characters need {least[1]} pieces; set it above {least[1]}."
         )
     return f"cannot train a tokenizer with {setting}: {' '.join(message.split())}"
 

@@ -4,14 +4,14 @@ import pytest
 import reference_tokenizers
 from reference_tokenizers import ODD_TEXTS
 
-from rft_jax.data.tokenizers.export import tokenizer_files
+from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK
 from rft_jax.data.tokenizers.load import load
-from rft_jax.data.tokenizers.sentencepiece_model import SPACE_MARK, train
+from rft_jax.data.tokenizers.sentencepiece_model import train
 
 
 def written(tokenizer, folder):
     folder.mkdir()
-    for name, content in tokenizer_files(tokenizer).items():
+    for name, content in tokenizer.files().items():
         (folder / name).write_bytes(content)
     return folder
 

@@ -87,10 +87,10 @@ def test_the_template_named_default_is_taken(tmp_path):
 DAMAGED = {
     "no JSON": ("tokenizer_config.json", "{", "cannot be read as JSON (Expecting property name"),
     "no text": ("generation_config.json", b"\xff", "cannot be read as JSON ('utf-8' codec"),
-    "no object": ("config.json", "[1]", "the whole is [1], expected an object: mend the file or "
+    "no object": ("config.json", "[1]", "it is a JSON list, expected an object: copy or "
                   "download it again."),
     "no token": ("tokenizer_config.json", '{"eos_token": 3}', "eos_token is 3, expected a token or "
-                 "an object with its content: mend the file or download it again."),
+                 "an object with its content: fix the file or download it again."),
     "no content": ("tokenizer_config.json", '{"bos_token": {"text": "a"}}',
                    'bos_token is {"text": "a"}, expected a token or an object with its content: '),
     "no ids": ("tokenizer_config.json", '{"added_tokens_decoder": [1]}',
@@ -99,6 +99,10 @@ DAMAGED = {
               'added_tokens_decoder is "a", expected an id, 0 or more: '),
     "no EOS id": ("generation_config.json", '{"eos_token_id": [1, "2x"]}',
                   'eos_token_id is "2x", expected an id, 0 or more: '),
+    "null among EOS ids": ("config.json", '{"eos_token_id": [1, null]}',
+                           "eos_token_id is null, expected an id, 0 or more: "),
+    "null among tokens": ("tokenizer_config.json", '{"additional_special_tokens": [null]}',
+                          "additional_special_tokens is null, expected a token or an object with "),
     "negative EOS id": ("config.json", '{"eos_token_id": -1}',
                         "eos_token_id is -1, expected an id, 0 or more: "),
     "no flag": ("tokenizer_config.json", '{"add_bos_token": "yes"}',

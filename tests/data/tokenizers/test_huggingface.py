@@ -104,7 +104,7 @@ def test_bos_that_only_the_settings_ask_for(tmp_path):
         load(folder)
     assert str(error.value) == (
         f"{folder / 'tokenizer_config.json'}: add_bos_token is true and bos_token is None, which "
-        "has no id: mend the file or download it again."
+        "has no id: fix the file or download it again."
     )
 
 
@@ -246,13 +246,13 @@ BROKEN = {
     ),
     "EOS without id": (
         lambda folder: change(folder, eos_token="<|end|>"),
-        "{folder}: eos_token is '<|end|>', which has no id: mend tokenizer_config.json or download "
+        "{folder}: eos_token is '<|end|>', which has no id: fix tokenizer_config.json or download "
         "the folder again.",
     ),
     "EOS beyond the ids": (
         lambda folder: change(folder, "generation_config.json", eos_token_id=[600, 900]),
         "{folder}/generation_config.json: eos_token_id is 900 and the tokenizer's ids are 0 to "
-        "604: mend the file or download the folder again.",
+        "604: fix the file or download the folder again.",
     ),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-from rft_jax.distributed import job
+from rft_jax.distributed import process as job
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits, Watch
 from rft_jax.errors import ConfigError
 

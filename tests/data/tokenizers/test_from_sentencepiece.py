@@ -1,4 +1,4 @@
-"""SentencePiece models as tokenizer.json: the same ids, and transformers' reading of the files."""
+"""SentencePiece models in the tokenizers library: the same ids, and how transformers reads them."""
 
 import io
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import reference_tokenizers
 import sentencepiece
-import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reference_tokenizers import ODD_TEXTS
 
+from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK, convert
 from rft_jax.data.tokenizers.load import load
-from rft_jax.data.tokenizers.sentencepiece_json import hf_files, tokenizer_json
-from rft_jax.data.tokenizers.sentencepiece_model import SPACE_MARK, train
+from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.errors import ModelError
 
 WITHOUT_MARK = st.text(
     st.characters(exclude_characters=SPACE_MARK, exclude_categories=["Cs"]), max_size=40
 )
+JSON_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def ours(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(ours, tmp_path_factory):
     made = tmp_path_factory.mktemp("exported")
-    for name, text in hf_files(ours).items():
-        (made / name).write_text(text, encoding="utf-8")
+    for name in JSON_FILES:
+        (made / name).write_bytes(ours.files()[name])
     return made
 
 
@@ -72,7 +72,7 @@ def test_the_special_tokens_are_the_same(ours, theirs):
 
 
 def test_what_transformers_reads_otherwise(ours, theirs):
-    """As `hf_files` says."""
+    """As `files` says."""
     assert ours.decode(ours.encode("a\u2581b")) == "a\u2581b"
     assert theirs.decode(ids_of(theirs, "a\u2581b")) == "a b"
     assert theirs.encode("<s>", add_special_tokens=False) == [1] != ours.encode("<s>")
@@ -91,8 +91,8 @@ def test_we_read_our_files_too(ours, folder):
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text"])
 def test_the_kind_of_model_beside_it_changes_nothing(ours, tmp_path, family):
-    for name, text in hf_files(ours).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name in JSON_FILES:
+        (tmp_path / name).write_bytes(ours.files()[name])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     read = reference_tokenizers.transformers_reads(tmp_path)
     for text in ("Mia has 12 shells.\n#### 12", " a  b "):
@@ -119,7 +119,7 @@ def trained_on_few_letters(seed: int) -> bytes:
 def test_merges_that_compete_go_the_same_way(seed):
     model = trained_on_few_letters(seed)
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ours = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(model, Path("a.model"))))
+    ours = convert(model, Path("a.model"))
     source = random.Random(seed)
     for _ in range(1000):
         text = "".join(source.choices("aaab c", k=source.randrange(30)))
@@ -139,7 +139,7 @@ def test_merges_that_compete_go_the_same_way(seed):
 def test_a_model_that_the_format_cannot_hold(changes, obstacle):
     model = reference_tokenizers.sentencepiece_model(**changes)
     with pytest.raises(ModelError) as error:
-        tokenizer_json(model, Path("a.model"))
+        convert(model, Path("a.model"))
     assert str(error.value) == (
         f"a.model: the SentencePiece model is {obstacle}, which cannot be turned into a "
         "tokenizer.json here: use a BPE model with BOS, normalization_rule_name=identity and "
@@ -150,7 +150,7 @@ def test_a_model_that_the_format_cannot_hold(changes, obstacle):
 @pytest.mark.parametrize("content", [b"", b"junk" * 9, b"\x00" * 40])
 def test_what_is_no_model(content):
     with pytest.raises(ModelError) as error:
-        tokenizer_json(content, Path("a.model"))
+        convert(content, Path("a.model"))
     assert str(error.value) == (
         f"a.model: no SentencePiece model ({len(content)} bytes): copy or download it again."
     )
