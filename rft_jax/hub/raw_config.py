@@ -9,7 +9,6 @@ from rft_jax.config import ModelConfig
 from rft_jax.errors import ModelError
 from rft_jax.hub import rope, windows
 from rft_jax.hub.families import ACTIVATIONS, FAMILIES, SOFTCAPS, Family, model_config
-from rft_jax.hub.same import differences
 
 
 def raw_config_of(
@@ -33,7 +32,7 @@ def raw_config_of(
     nearest = ""
     for family in FAMILIES:
         raw = _raw(family, config)
-        apart = differences(config, model_config(raw))
+        apart = config.differences(model_config(raw))
         if not apart:
             ids = _special_ids(eos_ids, bos_id, pad_id)
             return raw | {"max_position_embeddings": max_positions} | ids
