@@ -1,6 +1,6 @@
 """A workdir of version 0.1.0, stopped in the middle, resumes under the present code.
 
-tests/golden/workdir-0.1.0/workdir.tar.xz was made by that version under the conditions of conftest.py:
+tests/golden/workdir-0.1.0/workdir.tar.xz was made by that version, as conftest.py sets jax up:
 `rft-jax run study.py --workdir workdir --only sft`, then `--only online_rft` with SIGTERM after
 three steps, outputs waiting for an update. expected.npz holds the parameters that the same version
 ended with when it carried out the rest (rft; online_rft from its checkpoint).
