@@ -9,15 +9,16 @@ from rft_jax.config import CheckpointConfig
 
 
 class SaveClock(NamedTuple):
-    """Says when to save. steps: of the run; last: seconds, on any clock, at the last save or,
-    before the first, at the start. With several processes, one decides for all."""
+    """Says when to save; of several processes, one decides for all."""
 
     config: CheckpointConfig
     steps: int
+    """Steps of the run."""
     last: float
+    """Seconds, on any clock, at the last save or, before the first, at the start."""
 
     def due(self, step: int, now: float) -> bool:
-        """Whether the state after `step` is to be saved, at `now` on the same clock."""
+        """Whether to save the state after `step`, at `now` on the same clock."""
         every_steps, every_minutes = self.config.every_steps, self.config.every_minutes
         return (
             step == self.steps
@@ -33,9 +34,15 @@ class SaveClock(NamedTuple):
 def kept(
     steps: Iterable[int], accuracies: Mapping[int, float], config: CheckpointConfig
 ) -> frozenset[int]:
-    """Of the steps that have a checkpoint, those to keep: the newest `config.keep`, and of those
-    with an accuracy the `config.keep_best` highest, the later of equals."""
+    """Steps whose checkpoints are kept.
+
+    Args:
+        steps: those that have a checkpoint.
+        accuracies: of steps that were evaluated.
+        config: the newest `keep` steps stay, and the `keep_best` of highest accuracy, the later of
+            equals.
+    """
     ordered = sorted(steps)
-    judged = [step for step in ordered if step in accuracies]
-    best = sorted(judged, key=lambda step: (accuracies[step], step), reverse=True)
+    evaluated = [step for step in ordered if step in accuracies]
+    best = sorted(evaluated, key=lambda step: (accuracies[step], step), reverse=True)
     return frozenset([*ordered[-config.keep :], *best[: config.keep_best]])

@@ -1,4 +1,4 @@
-"""What made a run, in RUN/config.json: resolved config, versions, commit, device. No jax.
+"""What made a run, in RUN/config.json: resolved config, versions, commit, device. Loads no jax.
 
 {"name": RUN, "config": {every field}, "versions": {package: version}, "git_commit": str | null,
  "dirty": bool | null, "device": str, "num_devices": int}
@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rft_jax.config import Config
-from rft_jax.config.serialize import build, flatten, plain
+from rft_jax.config.serialize import build, changeable_fields, differences, plain
 from rft_jax.errors import ConfigError
 from rft_jax.io.paths import Folder, make, write_atomically
 
@@ -23,24 +25,9 @@ FILE = "config.json"
 PACKAGES = (
     "rft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece",
 )  # fmt: skip
-FREE_FIELDS = (
-    "checkpoint.every_minutes",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "checkpoint.keep_best",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "verification.workers",
-    "verification.warn_undecided",
-    "verification.stop_undecided",
-)
-"""Fields that may differ when a run is resumed: they change no parameter, those of the mesh but by
-rounding (see moved). `steps` may not: the schedule and the final evaluation depend on it, and a
-longer run is another run."""
-
 _MAX_SHOWN = 3  # differing fields that one message names
-_GIVEN = "given"  # stands for the fields of a section that only one side has
+
+logger = logging.getLogger(__name__)
 
 
 class Commit(NamedTuple):
@@ -53,9 +40,14 @@ class Commit(NamedTuple):
 def save_config(
     folder: Folder, name: str, config: Config, *, device: str, num_devices: int
 ) -> None:
-    """Write FOLDER/config.json for run `name`, atomically; a resumed run replaces it.
+    """Write FOLDER/config.json, atomically; a resumed run replaces it.
 
-    device: the kind of device, as jax names it (`cpu`, `TPU v5 lite`); num_devices: of the mesh.
+    Args:
+        folder: of the run.
+        name: of the run.
+        config: its settings.
+        device: kind of device, as jax names it (`cpu`, `TPU v5 lite`).
+        num_devices: devices of the mesh.
     """
     commit = git_commit()
     content = {
@@ -72,75 +64,93 @@ def save_config(
 
 
 def load_config(folder: Folder) -> Config:
-    """The Config in FOLDER/config.json; ConfigError when there is none or it is damaged."""
+    """The Config in FOLDER/config.json; fields that it lacks get their defaults, which is logged.
+
+    Raises ConfigError when there is no such file, it is damaged, or it has an unknown field or a
+    value that is not valid.
+    """
+    path, content = folder / FILE, _read(folder)
+    if content is None:
+        raise ConfigError(f"{path} does not exist: {folder} is not the folder of a run.")
+    writer = _writer(content)
+    try:
+        config, defaults = build(content["config"])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error} The file was written by {writer}; this is rft_jax "
+            f"{versions()['rft_jax']}: upgrade to the version that wrote it, or use another "
+            "--workdir."
+        ) from error
+    if defaults:
+        _say_defaults(str(path), defaults, writer)
+    return config
+
+
+def check_same_config(folder: Folder, config: Config) -> None:
+    """ConfigError when FOLDER belongs to a run with another config.
+
+    Fields marked MAY_CHANGE may differ. A folder without config.json belongs to no run.
+    """
+    if not (folder / FILE).exists():
+        return
+    apart = differences(config, load_config(folder))
+    changed = [name for name in apart if name not in changeable_fields()]
+    if not changed:
+        return
+    values = [f"{name} is {apart[name][0]!r}, was {apart[name][1]!r}" for name in changed]
+    more = f" and {len(changed) - _MAX_SHOWN} more" if len(changed) > _MAX_SHOWN else ""
+    raise ConfigError(
+        f"{folder} holds a run with another config: {'; '.join(values[:_MAX_SHOWN])}{more}: use "
+        "another --workdir or the old values."
+    )
+
+
+def moved(folder: Folder, config: Config, *, device: str, num_devices: int) -> str | None:
+    """What to warn of when the run in FOLDER resumes with another mesh or on other devices than
+    config.json says; None when both are the same, or there is no config.json.
+
+    device, num_devices: as in save_config.
+    """
+    content = _read(folder)
+    if content is None:
+        return None
+    old = _topology(load_config(folder), content.get("device"), content.get("num_devices"))
+    new = _topology(config, device, num_devices)
+    if new == old:
+        return None
+    return (
+        f"resumes with {new}; it was {old} before: sums are computed in another order, so results "
+        "agree with those of an undisturbed run within rounding, not bit for bit"
+    )
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    """FOLDER/config.json, with a dict `config` in it; None where there is no such file."""
     path = folder / FILE
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist: {folder} is not the folder of a run.")
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8
         raise ConfigError(f"{path} is not JSON ({error}): use another --workdir.") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ConfigError(f"{path} holds no config: use another --workdir.")
-    try:
-        return from_dict(content["config"])
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return content
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """The Config that `dataclasses.asdict` made `values` of, also after a trip through JSON.
-
-    Raises ConfigError for an unknown or missing field and for a wrong type.
-    """
-    return build(values)
-
-
-def check_same_config(folder: Folder, config: Config) -> None:
-    """ConfigError when FOLDER belongs to a run with another config; FREE_FIELDS may differ.
-
-    A folder without config.json belongs to no run and passes.
-    """
-    if not (folder / FILE).exists():
-        return
-    old, new = flatten(load_config(folder)), flatten(config)
-    # A section that one side leaves out is one difference, and not one for each of its fields.
-    names = [name for name in old | new if "." not in name or (name in old and name in new)]
-    changed = [
-        name
-        for name in names
-        if name not in FREE_FIELDS and old.get(name, _GIVEN) != new.get(name, _GIVEN)
-    ]
-    if not changed:
-        return
-    shown = [
-        f"{name} is {_shown(name, new)}, was {_shown(name, old)}" for name in changed[:_MAX_SHOWN]
-    ]
-    more = f" and {len(changed) - _MAX_SHOWN} more" if len(changed) > _MAX_SHOWN else ""
-    raise ConfigError(
-        f"{folder} holds a run with another config: {'; '.join(shown)}{more}: use another "
-        "--workdir or the old values."
-    )
+def _writer(content: Mapping[str, Any]) -> str:
+    """`rft_jax VERSION (commit HASH)` that wrote a config.json, as far as it says."""
+    recorded = content.get("versions")
+    version = recorded.get("rft_jax") if isinstance(recorded, dict) else None
+    commit = f" (commit {content['git_commit'][:9]})" if content.get("git_commit") else ""
+    return f"rft_jax {version or 'of an unknown version'}{commit}"
 
 
-def moved(folder: Folder, config: Config, *, device: str, num_devices: int) -> str | None:
-    """What to warn of when the run in FOLDER goes on with another mesh or on other devices than
-    config.json says; None when both are as they were, or there is no config.json.
-
-    device, num_devices: as in save_config.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    before = load_config(folder)  # it is sound, then
-    content = json.loads(path.read_text(encoding="utf-8"))
-    old = _topology(before, content.get("device"), content.get("num_devices"))
-    new = _topology(config, device, num_devices)
-    if new == old:
-        return None
-    return (
-        f"goes on with {new}; it was {old} before: sums are made in another order, so results "
-        "agree with those of an undisturbed run within rounding, not bit for bit"
+@functools.cache
+def _say_defaults(path: str, defaults: tuple[str, ...], writer: str) -> None:
+    """Log it, once for each file."""
+    logger.info(
+        "%s, written by %s, lacks %s: the defaults are taken.", path, writer, ", ".join(defaults)
     )
 
 
@@ -152,8 +162,8 @@ def _topology(config: Config, device: object, num_devices: object) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape results, without importing them."""
-    found = {package: importlib.metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    packages = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> Commit | None:
@@ -177,7 +187,3 @@ def _git(folder: Path, *args: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _shown(name: str, values: Mapping[str, Any]) -> str:
-    return repr(values[name]) if name in values else _GIVEN

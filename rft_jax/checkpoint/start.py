@@ -15,13 +15,14 @@ from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.policy import FOLDER, Policy, finished_run
 from rft_jax.checkpoint.provenance import load_config
 from rft_jax.config import Config, MeshConfig, ModelConfig
+from rft_jax.config.model import ADAPTER_FIELDS
 from rft_jax.distributed.collectives import is_main
 from rft_jax.distributed.mesh import make_mesh, param_shardings
 from rft_jax.distributed.shards import abstract
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.hub import load as importing
 from rft_jax.hub.folder import locate, raw_config
-from rft_jax.hub.raw_config import check_same, differences
+from rft_jax.hub.raw_config import check_same
 from rft_jax.hub.weights import check_digests, check_values, digests, open_weights
 from rft_jax.io.paths import Folder, write_atomically
 from rft_jax.keys import Purpose, run_key
@@ -33,8 +34,6 @@ from rft_jax.types import Params
 
 RECORD = f"{FOLDER}/weights.json"
 """Of a run of adapters: digests of the published weights that they stand on."""
-
-_LORA = ("lora_rank", "lora_alpha", "lora_targets")
 
 
 class Start(NamedTuple):
@@ -193,8 +192,8 @@ def _published(target: str, model: ModelConfig, like: Params, record: Folder | N
 def _check_same_policy(init_from: str, ours: ModelConfig, theirs: ModelConfig) -> None:
     """ConfigError when a run gave its parameters another meaning than this one does."""
     both = ours.lora_rank and theirs.lora_rank
-    for name in differences(ours, theirs):
-        if (name in _LORA and not both) or name == "vocab_size":
+    for name in ours.differences(theirs):
+        if (name in ADAPTER_FIELDS and not both) or name == "vocab_size":
             continue  # rows of the embedding show in its shape
         raise ConfigError(
             f"model.{name} is {getattr(ours, name)} and init_from, {init_from}, was trained with "

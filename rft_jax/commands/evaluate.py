@@ -13,6 +13,7 @@ import jax
 
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import git_commit, versions
+from rft_jax.checkpoint.start import to_sample_from
 from rft_jax.commands import verify as scoring
 from rft_jax.commands.ask import Asked
 from rft_jax.commands.options import Judging, Measuring

@@ -1,25 +1,18 @@
 """Every setting of a run, typed and frozen; experiment files import from here. Loads no jax."""
 
+from rft_jax.config.data import DataConfig, TokenizerConfig
+from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method
-from rft_jax.config.run import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
+from rft_jax.config.model import ModelConfig
+from rft_jax.config.run import Config, Experiment
+from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.update import (
     Denominator,
-    EvaluationConfig,
-    Experiment,
-    MeshConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    PoolConfig,
-    RefillConfig,
-    RolloutConfig,
-    SelectionConfig,
-    TokenizerConfig,
     UpdateConfig,
-    VerificationConfig,
 )
+from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 from rft_jax.errors import ConfigError
 
 __all__ = [

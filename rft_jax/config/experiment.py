@@ -12,15 +12,17 @@ import traceback
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from rft_jax.config.model import ADAPTER_FIELDS
 from rft_jax.config.run import Config, Experiment
 from rft_jax.config.serialize import (
     check_types,
     check_value,
+    differences,
     field_types,
     flatten,
     replace_fields,
@@ -29,20 +31,17 @@ from rft_jax.config.serialize import (
 )
 from rft_jax.errors import ConfigError
 
-# They change how the model is computed and not which parameters it has.
-_FREE_MODEL_FIELDS = ("attention", "compute_dtype", "remat")
-_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_targets")
-
 ALL = "all"
 """Stands for every run in the names of options."""
 
 
 def load(path: str | PathLike[str]) -> dict[str, Config]:
-    """The experiment of a file, checked.
+    """Load and check the experiment of a file.
 
-    The file's folder joins the end of `sys.path`, so that an experiment may import its neighbours
-    and name a verifier beside it. Every error is a ConfigError that names the file and, for what
-    is raised inside it, the line.
+    The file's folder is appended to `sys.path`, so that an experiment may import its neighbours
+    and name a verifier beside it.
+    Raises ConfigError for every error; it names the file and, for what is raised inside it, the
+    line.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +66,7 @@ def load(path: str | PathLike[str]) -> dict[str, Config]:
 
 
 def check(experiment: Mapping[Any, Any]) -> None:
-    """ConfigError for what is wrong with an experiment as a whole or with the type of a field."""
+    """Raise ConfigError for what is wrong with an experiment or with the type of a field."""
     if not experiment:
         raise ConfigError("experiment() returned no run: at least one is expected.")
     for name, config in experiment.items():
@@ -216,18 +215,18 @@ def _check_starts(experiment: Experiment) -> None:
 
 
 def _check_same_policy(name: str, config: Config, start: str, start_config: Config) -> None:
-    """A run reads the parameters and the tokens of the run it starts from."""
-    # Adapters are added to a model, trained further, or merged into it, but never replaced.
-    both = config.model.lora_rank and start_config.model.lora_rank
-    free = tuple(f"model.{field}" for field in _FREE_MODEL_FIELDS + (() if both else _LORA_FIELDS))
-    found, expected = flatten(config), flatten(start_config)
-    for field in found:
-        if field.startswith(("model.", "tokenizer.")) and field not in free:
-            if found[field] == expected[field]:
-                continue
+    """A run reads the parameters and the tokens of the run it starts from.
+
+    Adapters may be added to a model, trained further, or merged into it, but not replaced.
+    """
+    free = () if config.model.lora_rank and start_config.model.lora_rank else ADAPTER_FIELDS
+    model = set(config.model.differences(start_config.model)) - set(free)
+    for field, (ours, theirs) in differences(config, start_config).items():
+        section, _, inner = field.partition(".")
+        if section == "tokenizer" or (section == "model" and inner in model):
             raise ConfigError(
-                f"{name}: {field} is {found[field]!r} but {expected[field]!r} in run {start}, "
-                "which it starts from: set both alike."
+                f"{name}: {field} is {ours!r} but {theirs!r} in run {start}, which it starts from: "
+                "set both alike."
             )
 
 
@@ -236,13 +235,9 @@ def _check_tokenizers(experiment: Experiment) -> None:
     training = [(run, config) for run, config in experiment.items() if not config.tokenizer.path]
     for name, config in training[1:]:
         first_name, first = training[0]
-        for item in fields(config.tokenizer):
-            found, expected = (
-                getattr(config.tokenizer, item.name),
-                getattr(first.tokenizer, item.name),
+        same = replace(config, tokenizer=first.tokenizer)
+        for field, (ours, theirs) in differences(config, same).items():
+            raise ConfigError(
+                f"{name}: {field} is {ours!r} but {theirs!r} in run {first_name}: an experiment "
+                "trains one tokenizer; set both alike."
             )
-            if found != expected:
-                raise ConfigError(
-                    f"{name}: tokenizer.{item.name} is {found!r} but {expected!r} in run "
-                    f"{first_name}: an experiment trains one tokenizer; set both alike."
-                )

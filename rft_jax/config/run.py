@@ -1,4 +1,4 @@
-"""Every setting of a run, typed and frozen. Imports no jax.
+"""Every setting of a run, typed and frozen. Loads no jax.
 
 A run is one `Config`; an experiment is an ordered dict of named runs (see experiments/). Sections
 that a method does not use are None and refused when given: a setting either acts or is an error.
@@ -9,47 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rft_jax.config.data import DataConfig, TokenizerConfig
+from rft_jax.config.fields import MAY_CHANGE, require
+from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method, resolve
 from rft_jax.config.model import ModelConfig
-from rft_jax.config.sections import (
-    CheckpointConfig,
-    DataConfig,
-    Denominator,
-    MeshConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PoolConfig,
-    RefillConfig,
-    RolloutConfig,
-    SelectionConfig,
-    TokenizerConfig,
-    UpdateConfig,
-    require,
-)
+from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.update import ObjectiveConfig, OptimizerConfig, UpdateConfig
 from rft_jax.config.verification import EvaluationConfig, VerificationConfig
-from rft_jax.errors import ConfigError
-
-__all__ = [
-    "CheckpointConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "Denominator",
-    "EvaluationConfig",
-    "Experiment",
-    "MeshConfig",
-    "Method",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "OptimizerConfig",
-    "PoolConfig",
-    "RefillConfig",
-    "RolloutConfig",
-    "SelectionConfig",
-    "TokenizerConfig",
-    "UpdateConfig",
-    "VerificationConfig",
-]
 
 
 @dataclass(frozen=True)
@@ -71,7 +38,7 @@ class Config:
     `workdir:PATH` (the folder of a finished run elsewhere) or `hf:PATH_OR_REPO` (a published model
     in Hugging Face's format: a folder, or ORG/NAME[@REVISION] of the hub)."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig, metadata=MAY_CHANGE)
     rollout: RolloutConfig | None = None
     pool: PoolConfig | None = None
     selection: SelectionConfig | None = None
@@ -81,7 +48,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MAY_CHANGE)
 
     @property
     def row(self) -> Method:
@@ -187,8 +154,8 @@ class Config:
             f"objective.kl_coefficient is {self.objective.kl_coefficient}: the KL is over every "
             "output of the policy, and refill keeps accepted ones: set it to 0 or remove refill.",
         )
-        of_question = self.rollout.samples_per_question
-        one_round = self.rollout.questions_per_step * of_question
+        group = self.rollout.samples_per_question
+        one_round = self.rollout.questions_per_step * group
         rounds = max(refill.max_sampled // one_round, 1)
         require(
             refill.max_sampled == rounds * one_round,
@@ -196,12 +163,12 @@ class Config:
             f"rollout.questions_per_step x rollout.samples_per_question = {one_round}, such as "
             f"{rounds * one_round}.",
         )
-        kept_of_question = min(self.selection.max_per_question or of_question, of_question)
-        most = rounds * self.rollout.questions_per_step * kept_of_question
+        kept_of_group = min(self.selection.max_per_question or group, group)
+        most = rounds * self.rollout.questions_per_step * kept_of_group
         require(
             refill.accepted <= most,
             f"refill.accepted is {refill.accepted}: of refill.max_sampled = {refill.max_sampled} "
-            f"outputs, {kept_of_question} of each question, at most {most} are kept: lower it or "
+            f"outputs, {kept_of_group} of each question, at most {most} are kept: lower it or "
             "raise refill.max_sampled.",
         )
 

@@ -1,4 +1,4 @@
-"""The fields of a `Config` by dotted name: listing, checking, replacing. Imports no jax.
+"""The fields of a `Config` by dotted name: listing, checking, comparing, replacing. Loads no jax.
 
 A dotted name is `steps` or `model.num_layers`. A section that a method leaves out is None and is
 listed under its own name, `rollout`.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from rft_jax.config import method
-from rft_jax.config.method import Method
+from rft_jax.config.fields import MAY_CHANGE
 from rft_jax.config.run import Config
 from rft_jax.errors import ConfigError, suggest
 
@@ -24,11 +24,9 @@ def section_types() -> Mapping[str, type]:
     """The class of every section of a Config by name, sections that may be None included."""
     sections: dict[str, type] = {}
     for name, hint in typing.get_type_hints(Config).items():
-        choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        for choice in choices:
-            # A method of one's own is a value, not a section of settings.
-            if isinstance(choice, type) and is_dataclass(choice) and choice is not Method:
-                sections[name] = choice
+        kind = next(choice for choice in _choices(hint) if choice is not type(None))
+        if isinstance(kind, type) and is_dataclass(kind):
+            sections[name] = kind
     return sections
 
 
@@ -37,13 +35,25 @@ def field_types() -> Mapping[str, Any]:
     """The declared type of every field of a Config by dotted name, in the order declared."""
     declared: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(Config).items():
-        section = section_types().get(name)
-        if section is None:
-            declared[name] = hint
+        if name in section_types():
+            inner = typing.get_type_hints(section_types()[name])
+            declared |= {f"{name}.{field}": inner[field] for field in inner}
         else:
-            inner = typing.get_type_hints(section)
-            declared.update({f"{name}.{field}": inner[field] for field in inner})
+            declared[name] = hint
     return declared
+
+
+@functools.cache
+def changeable_fields() -> frozenset[str]:
+    """Dotted names of the fields that may differ when a run is resumed: see fields.MAY_CHANGE."""
+    whole = {item.name for item in fields(Config) if item.metadata == MAY_CHANGE}
+    inner = {
+        f"{name}.{item.name}"
+        for name, section in section_types().items()
+        for item in fields(section)
+        if name in whole or item.metadata == MAY_CHANGE
+    }
+    return frozenset(whole | inner)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -52,40 +62,42 @@ def flatten(config: Config) -> dict[str, Any]:
     for item in fields(Config):
         value = getattr(config, item.name)
         if item.name in section_types() and value is not None:
-            values.update({f"{item.name}.{f.name}": getattr(value, f.name) for f in fields(value)})
+            values |= {f"{item.name}.{f.name}": getattr(value, f.name) for f in fields(value)}
         else:
             values[item.name] = method.to_json(value) if item.name == "method" else value
     return values
 
 
+def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the fields that differ, with both values.
+
+    A section that only one of them has is one difference: None against `given`.
+    """
+    ours, theirs = flatten(config), flatten(other)
+    apart: dict[str, tuple[Any, Any]] = {}
+    for name in ours | theirs:
+        if "." in name and not (name in ours and name in theirs):
+            continue  # the section is listed under its own name
+        values = ours.get(name, _GIVEN), theirs.get(name, _GIVEN)
+        if values[0] != values[1]:
+            apart[name] = values
+    return apart
+
+
 def check_types(config: Config) -> None:
     """ConfigError when a value is not of its declared type (dataclasses do not look)."""
     for name, section in section_types().items():
-        value = getattr(config, name)
-        if not isinstance(value, section) and not (value is None and _may_be_none(name)):
-            raise ConfigError(f"{name} is {value!r}: a {section.__name__} is expected.")
-    check_value("method", config.method)
-    method.resolve(config.method)
-    for name, value in flatten(config).items():
-        if name in field_types() and name != "method":
+        if not isinstance(getattr(config, name), section):
+            _check_type(name, getattr(config, name), typing.get_type_hints(Config)[name])
+    for name, value in (flatten(config) | {"method": config.method}).items():
+        if name in field_types():
             check_value(name, value)
+    method.resolve(config.method)
 
 
 def check_value(name: str, value: object) -> None:
     """ConfigError when `value` is not of the type declared for the field of this dotted name."""
-    hint = field_types()[name]
-    if name == "method":
-        _expect(isinstance(value, str | Method), name, value, "a name or a Method")
-    elif typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        _expect(value in choices, name, value, f"one of {', '.join(choices)}", choices)
-    elif typing.get_origin(hint) is tuple:
-        strings = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-        _expect(strings, name, value, "a tuple of strings")
-    elif hint is float:
-        _expect(type(value) in (float, int), name, value, "a number")
-    else:  # bool is a subclass of int, and no int.
-        _expect(type(value) is hint, name, value, f"a value of type {hint.__name__}")
+    _check_type(name, value, field_types()[name])
 
 
 def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
@@ -110,29 +122,41 @@ def replace_fields(config: Config, values: Mapping[str, Any]) -> Config:
     return replace(config, **outer)
 
 
-def build(values: Mapping[str, Any]) -> Config:
+def build(values: Mapping[str, Any]) -> tuple[Config, tuple[str, ...]]:
     """A Config of nested plain values such as JSON holds: the inverse of `dataclasses.asdict`.
 
-    A section that may be None may be missing: what was saved before there was such a section is
-    without it. Raises ConfigError for a name that is no field, any other field that is missing and
-    a wrong type.
+    Returns: the Config, and the dotted names of the fields and sections that got their defaults
+    because `values` lacks them.
+    Raises ConfigError for an unknown field, a missing one without a default, and a wrong type.
     """
-    optional = {name: None for name in section_types() if _may_be_none(name)}
-    _check_names(optional | dict(values), [item.name for item in fields(Config)], prefix="")
+    defaults: list[str] = []
+    config = _build(Config, values, "", defaults)
+    return config, tuple(defaults)
+
+
+def _build(kind: Any, values: Mapping[str, Any], prefix: str, defaults: list[str]) -> Any:
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"{prefix}{name} is not a field{suggest(name, hints)}")
     arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        section = section_types().get(name)
-        if section is None:
-            arguments[name] = _plain(name, value)
-        elif value is None and _may_be_none(name):
-            arguments[name] = None
-        elif isinstance(value, Mapping):
-            _check_names(value, [item.name for item in fields(section)], prefix=f"{name}.")
-            inner = {field: _plain(f"{name}.{field}", item) for field, item in value.items()}
-            arguments[name] = section(**inner)
+    for item in fields(kind):
+        name = f"{prefix}{item.name}"
+        if item.name not in values:
+            if item.default is MISSING and item.default_factory is MISSING:
+                raise ConfigError(f"{name} is missing, and has no default.")
+            defaults.append(name)
+            continue
+        value = values[item.name]
+        if name == "method" and isinstance(value, Mapping):
+            value = method.from_json(value)
+        elif name in section_types() and isinstance(value, Mapping):
+            value = _build(section_types()[name], value, f"{name}.", defaults)
         else:
-            raise ConfigError(f"{name} is {value!r}: the fields of a section are expected.")
-    return Config(**arguments)
+            value = tuple(value) if isinstance(value, list) else value
+            _check_type(name, value, hints[item.name])
+        arguments[item.name] = value
+    return kind(**arguments)
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -142,32 +166,43 @@ def plain(config: Config) -> dict[str, Any]:
     return nested | {"method": method.to_json(config.method)}
 
 
-def _plain(name: str, value: Any) -> Any:
-    if name == "method" and isinstance(value, Mapping):
-        return method.from_json(value)
-    restored = tuple(value) if isinstance(value, list) else value
-    check_value(name, restored)
-    return restored
+class _Given:
+    """Stands for the value of a section that the other config leaves out."""
+
+    def __repr__(self) -> str:
+        return "given"
 
 
-def _check_names(given: Iterable[str], expected: list[str], *, prefix: str) -> None:
-    given = list(given)
-    for name in given:
-        if name not in expected:
-            raise ConfigError(f"{prefix}{name} is not a field{suggest(name, expected)}")
-    for name in expected:
-        if name not in given:
-            raise ConfigError(f"{prefix}{name} is missing: every field is needed.")
+_GIVEN = _Given()
 
 
-def _expect(
-    condition: bool, name: str, value: object, expected: str, choices: Iterable[str] = ()
-) -> None:
-    if not condition:
-        raise ConfigError(
-            f"{name} is {value!r}: {expected} is expected{suggest(str(value), choices)}"
-        )
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def _may_be_none(section: str) -> bool:
-    return type(None) in typing.get_args(typing.get_type_hints(Config)[section])
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """ConfigError when `value` is not of the declared type."""
+    if any(_fits(value, choice) for choice in _choices(hint)):
+        return
+    hint = _choices(hint)[0]
+    near = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    if near:
+        expected = f"one of {', '.join(near)}"
+    elif typing.get_origin(hint) is tuple:
+        expected = "a tuple of strings"
+    elif is_dataclass(hint):
+        expected = f"a {hint.__name__}"  # type: ignore[union-attr]
+    else:
+        expected = "a number" if hint is float else f"a value of type {hint.__name__}"
+    raise ConfigError(f"{name} is {value!r}: {expected} is expected{suggest(str(value), near)}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if hint is float:
+        return type(value) in (float, int)
+    return type(value) is hint  # a bool, though an instance of int, is none

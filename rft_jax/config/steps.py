@@ -1,4 +1,4 @@
-"""A range of steps of a run, as the command line names it. Imports no jax."""
+"""A range of steps of a run, as the command line names it. Loads no jax."""
 
 from __future__ import annotations
 

@@ -1,43 +1,43 @@
-"""The sections of a run's settings that say how outputs are judged (see sections.py)."""
+"""How outputs are verified and the policy is evaluated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rft_jax.config.sections import at_least, require
+from rft_jax.config.fields import MAY_CHANGE, at_least, require
 
 
 @dataclass(frozen=True)
 class VerificationConfig:
-    """How I(o) is decided."""
+    """How it is decided whether an output is correct, I(o)."""
 
     verifier: str = "auto"
     """A built-in rule: `hash` (the last `####` line), `boxed` (the last `\\boxed{}`), `tagged`
-    (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: verdicts by lot); or
+    (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: random verdicts); or
     a function of yours as `module:function`."""
     comparison: Literal["exact", "math"] = "exact"
     """How answers are compared: exactly, or also by math-verify where that cannot decide."""
     checks: tuple[str, ...] = ()
-    """What a correct output must pass besides: `equations` (every `<<a=b>>` holds exactly),
+    """What a correct output must pass in addition: `equations` (every `<<a=b>>` holds exactly),
     `ends_with_answer`, or functions of yours as `module:function`."""
     random_rate: float = 0.5
     """Share of outputs that the verifier `random` accepts."""
     canary: Literal["solutions", "answers", "off"] = "solutions"
     """What the verifier is tried on before the first step: the data's own solutions (where there
     are none, answers in the rule's form), answers in the rule's form, or nothing."""
-    workers: int = 2
+    workers: int = field(default=2, metadata=MAY_CHANGE)
     """Verifier processes."""
     timeout_seconds: float = 10.0
-    """Time one output may take; past it the verdict is undecided."""
+    """Longest time for one output; beyond it the verdict is undecided."""
     memory_mb: int = 2048
-    """Memory that a verifier process may add to what it starts with, in MiB; an output that asks
-    for more is undecided."""
+    """Memory that a verifier process may use beyond what it starts with, in MiB; an output that
+    needs more is undecided."""
     max_characters: int = 200_000
     """Longest output that is judged; a longer one is undecided."""
-    warn_undecided: float = 0.05
+    warn_undecided: float = field(default=0.05, metadata=MAY_CHANGE)
     """Share of undecided outputs in a step above which a warning is logged."""
-    stop_undecided: float = 1.0
+    stop_undecided: float = field(default=1.0, metadata=MAY_CHANGE)
     """Share of undecided outputs in a step above which the run stops; 1 for never."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class VerificationConfig:
             )
         require(
             self.verifier == "random" or self.random_rate == 0.5,
-            "verification.random_rate does nothing but for the verifier 'random': remove it.",
+            "verification.random_rate acts only with the verifier 'random': remove it.",
         )
 
 
@@ -71,9 +71,9 @@ class EvaluationConfig:
     """Held-out evaluation: greedy accuracy, pass@k and maj@k."""
 
     every_steps: int = 0
-    """Evaluate on data.validation every so many steps, and before the first; 0 for never."""
+    """Evaluate on data.validation every N steps, and before the first; 0 for never."""
     num_questions: int = 0
-    """Use the first so many validation questions; 0 for all. The test set is always used whole."""
+    """Use the first N validation questions; 0 for all. The whole test set is always used."""
     samples_per_question: int = 0
     """Outputs per question for pass@k and maj@k on validation; 0 for greedy only."""
     test_samples_per_question: int = 0
@@ -89,7 +89,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require(
             self.verifier != "random",
-            "evaluation.verifier is 'random': an evaluation by lot says nothing; name a rule.",
+            "evaluation.verifier is 'random': an evaluation with random verdicts says nothing; "
+            "name a rule.",
         )
         at_least(
             0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rft_jax.config.sections import DataConfig
+from rft_jax.config import DataConfig
 from rft_jax.data.chat import render
 from rft_jax.data.tokenizers.base import Tokenizer, shown
 from rft_jax.errors import DataError, ModelError

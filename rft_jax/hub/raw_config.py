@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from rft_jax.config import ModelConfig
@@ -20,31 +19,6 @@ from rft_jax.hub.families import (
     model_config,
 )
 
-FREE = ("compute_dtype", "attention", "remat")
-"""Fields of how the function is computed."""
-
-
-def differences(config: ModelConfig, other: ModelConfig) -> tuple[str, ...]:
-    """Names of the fields by which they state another function of their parameters."""
-    layers = max(config.num_layers, other.num_layers)
-    ours, theirs = _one_spelling(config, layers), _one_spelling(other, layers)
-    return tuple(name for name in ours if ours[name] != theirs[name])
-
-
-def _one_spelling(config: ModelConfig, layers: int) -> dict[str, Any]:
-    """The fields without FREE, with one spelling for each function."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FREE}
-    if config.attention_scalar == config.head_dim:
-        values["attention_scalar"] = 0
-    full = [config.sees_all(layer) for layer in range(layers)]
-    if all(full):
-        return values | {"sliding_window": 0, "global_every": 0, "local_rope_theta": 0.0}
-    if not any(full):
-        values["global_every"] = 0
-    if config.rope_scaling == "none":
-        values["local_rope_theta"] = config.local_rope_theta or config.rope_theta
-    return values
-
 
 def check_same(config: ModelConfig, raw: Raw, where: str = "config.json") -> None:
     """Raise ConfigError, naming every field by which `config`, its adapters apart, differs from
@@ -53,7 +27,7 @@ def check_same(config: ModelConfig, raw: Raw, where: str = "config.json") -> Non
     theirs = model_config(raw, where)
     listed = ", ".join(
         f"model.{name} is {getattr(config, name)}, expected {getattr(theirs, name)}"
-        for name in differences(config.without_adapters(), theirs)
+        for name in config.without_adapters().differences(theirs)
     )
     if listed:
         raise ConfigError(
@@ -85,8 +59,8 @@ def raw_config_of(
     misfits: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
         raw = _raw(family, config)
-        misfits[family.model_type] = differences(config, model_config(raw))
-        if not misfits[family.model_type]:
+        apart = config.differences(model_config(raw))
+        if not apart:
             ids = _special_ids(eos_ids, bos_id, pad_id)
             return raw | {"max_position_embeddings": max_positions} | ids
     closest = min(misfits, key=lambda kind: len(misfits[kind]))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -14,7 +17,6 @@ from rft_jax.checkpoint import provenance
 from rft_jax.checkpoint.provenance import (
     Commit,
     check_same_config,
-    from_dict,
     git_commit,
     load_config,
     save_config,
@@ -24,10 +26,12 @@ from rft_jax.config import (
     Config,
     EvaluationConfig,
     MeshConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     PoolConfig,
     VerificationConfig,
 )
+from rft_jax.config.serialize import changeable_fields
 from rft_jax.errors import ConfigError
 
 
@@ -63,10 +67,60 @@ def test_config_json_holds_what_made_the_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_from_dict_refuses_an_unknown_field() -> None:
-    values = dataclasses.asdict(tiny.sft())
-    with pytest.raises(ConfigError, match=r"^stepz is not a field; did you mean steps\?$"):
-        from_dict(values | {"stepz": 3})
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change FOLDER/config.json as another version of this package would have written it."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_missing_fields_get_their_defaults_and_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def older(content: dict[str, Any]) -> None:
+        del content["config"]["optimizer"]["clip_norm"], content["config"]["objective"]
+        content |= {"git_commit": "cd46b5c920d533e6769069cd8942d9d1f3452693"}
+        content["versions"]["rft_jax"] = "0.0.9"
+
+    save(tmp_path, tiny.sft())
+    path = edit(tmp_path, older)
+    with caplog.at_level(logging.INFO, "rft_jax"):
+        assert load_config(tmp_path) == tiny.sft()
+        check_same_config(tmp_path, tiny.sft())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}, written by rft_jax 0.0.9 (commit cd46b5c92), lacks objective, "
+        "optimizer.clip_norm: the defaults are taken."
+    ]
+    other = tiny.sft(optimizer=OptimizerConfig(clip_norm=2.0))
+    assert "optimizer.clip_norm is 2.0, was 1.0" in refusal(tmp_path, other)
+    other = tiny.sft(objective=ObjectiveConfig(denominator="accepted"))
+    assert "objective.denominator is 'accepted', was 'sampled'" in refusal(tmp_path, other)
+
+
+def test_an_unknown_field_names_the_version_that_wrote_it(tmp_path: Path) -> None:
+    def newer(content: dict[str, Any]) -> None:
+        content["config"]["model"]["wings"] = 3
+        content |= {"git_commit": None}
+        content["versions"]["rft_jax"] = "0.2.0"
+
+    save(tmp_path, tiny.sft())
+    path = edit(tmp_path, newer)
+    assert refusal(tmp_path, tiny.sft()) == (
+        f"{path}: model.wings is not a field. The file was written by rft_jax 0.2.0; this is "
+        f"rft_jax {provenance.versions()['rft_jax']}: upgrade to the version that wrote it, or use "
+        "another --workdir."
+    )
+
+
+def test_what_may_change_is_marked_on_the_fields() -> None:
+    sections = {name.partition(".")[0] for name in changeable_fields()}
+    assert sections == {"checkpoint", "mesh", "verification"}
+    in_verification = {name for name in changeable_fields() if name.startswith("verification.")}
+    assert in_verification == {
+        "verification.workers", "verification.warn_undecided", "verification.stop_undecided",
+    }  # fmt: skip
 
 
 def test_a_new_folder_passes(tmp_path: Path) -> None:
@@ -94,9 +148,9 @@ def test_a_run_that_moved_says_so(tmp_path: Path) -> None:
     assert provenance.moved(tmp_path, tiny.sft(), **here) is None
     other = tiny.sft(mesh=MeshConfig(2, 2, 1))
     assert provenance.moved(tmp_path, other, device="cpu", num_devices=4) == (
-        "goes on with mesh data=2 x fsdp=2 x tensor=1 on 4 x cpu; it was mesh data=-1 x fsdp=1 x "
-        "tensor=1 on 8 x TPU v5 lite before: sums are made in another order, so results agree with "
-        "those of an undisturbed run within rounding, not bit for bit"
+        "resumes with mesh data=2 x fsdp=2 x tensor=1 on 4 x cpu; it was mesh data=-1 x fsdp=1 x "
+        "tensor=1 on 8 x TPU v5 lite before: sums are computed in another order, so results agree "
+        "with those of an undisturbed run within rounding, not bit for bit"
     )
     for change in ({"device": "cpu"}, {"num_devices": 16}):
         assert provenance.moved(tmp_path, tiny.sft(), **here | change) is not None
@@ -120,9 +174,9 @@ def test_a_section_left_out_is_one_difference(tmp_path: Path) -> None:
     save(tmp_path, tiny.rft())
     other = tiny.rft(rollout=None, pool=PoolConfig(from_rollouts=("a",)))
     assert refusal(tmp_path, other) == (
-        f"{tmp_path} holds a run with another config: pool.rollout_steps is 0, was 2; "
-        "pool.from_rollouts is ('a',), was (); rollout is None, was given: use another --workdir "
-        "or the old values."
+        f"{tmp_path} holds a run with another config: rollout is None, was given; "
+        "pool.rollout_steps is 0, was 2; pool.from_rollouts is ('a',), was (): use another "
+        "--workdir or the old values."
     )
 
 
@@ -132,7 +186,10 @@ def test_a_section_left_out_is_one_difference(tmp_path: Path) -> None:
         ("{", "is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 "
          "(char 1)): use another --workdir."),
         ("[]", "holds no config: use another --workdir."),
-        ('{"config": {"method": "sft"}}', "data is missing: every field is needed."),
+        ('{"config": {"method": "sft"}}', "data is missing, and has no default. The file was "
+         "written by rft_jax of an unknown version; this is rft_jax "
+         f"{provenance.versions()['rft_jax']}: upgrade to the version that wrote it, or use "
+         "another --workdir."),
     ],
 )  # fmt: skip
 def test_damaged_config_json(tmp_path: Path, text: str, message: str) -> None:

@@ -226,12 +226,12 @@ def test_an_int_is_a_number() -> None:
 
 @pytest.mark.parametrize("config", tiny.experiment().values(), ids=tiny.experiment().keys())
 def test_build_is_the_inverse_of_asdict_through_json(config: Config) -> None:
-    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == (config, ())
 
 
 def test_build_restores_tuples() -> None:
     config = tiny.rft(pool=PoolConfig(from_rollouts=("a", "b")), rollout=None)
-    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == (config, ())
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_build_restores_tuples() -> None:
     [
         ({"stepz": 1}, "stepz is not a field; did you mean steps?"),
         ({"model": {"wings": 2}}, "model.wings is not a field."),
-        ({"model": {}}, "model.num_layers is missing: every field is needed."),
-        ({"model": 3}, "model is 3: the fields of a section are expected."),
-        ({"model": None}, "model is None: the fields of a section are expected."),
+        ({"data": {"train": "a"}}, "data.validation is missing, and has no default."),
+        ({"model": 3}, "model is 3: a ModelConfig is expected."),
+        ({"model": None}, "model is None: a ModelConfig is expected."),
         ({"steps": "3"}, "steps is '3': a value of type int is expected."),
         ({"steps": 0}, "steps is 0: a run makes at least one update."),
     ],
@@ -251,10 +251,12 @@ def test_build_refuses(change: dict[str, Any], message: str) -> None:
     assert refusal(lambda: build(values)) == message
 
 
-def test_build_of_what_was_saved_before_a_section_was() -> None:
+def test_what_is_missing_gets_its_default() -> None:
     values = dataclasses.asdict(tiny.online_rft())
-    del values["refill"]
-    assert build(values) == tiny.online_rft()
+    del values["refill"], values["checkpoint"], values["model"]["remat"], values["seed"]
+    config, defaults = build(values)
+    assert config == tiny.online_rft()
+    assert defaults == ("seed", "model.remat", "refill", "checkpoint")
 
 
 def test_every_field_is_flattened_once() -> None:

@@ -28,7 +28,6 @@ from rft_jax.commands.options import RunOptions
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.hub.families import model_config
-from rft_jax.hub.raw_config import differences
 from rft_jax.types import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -281,7 +280,7 @@ def test_the_model_is_that_of_the_published_config(name: str) -> None:
     # Base and instruct models of DeepSeekMath have the same config.json.
     raw = published[repository.replace("math-7b-instruct", "math-7b-base")].raw
     for config in load(ROOT / "experiments" / f"{name}.py").values():
-        assert differences(config.model, model_config(raw)) == ()
+        assert config.model.differences(model_config(raw)) == ()
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -401,9 +401,13 @@ def test_rft_from_a_log_needs_no_rollout() -> None:
 def test_every_field_has_a_doc() -> None:
     """`--help` shows them; the sections of a Config have the doc of their class."""
     undocumented = []
-    for node in ast.walk(ast.parse(Path(rft_jax.config.__file__).read_text(encoding="utf-8"))):
-        body = [*node.body, None] if isinstance(node, ast.ClassDef) else []
-        for field, after in itertools.pairwise(body):
+    files = Path(rft_jax.config.__file__).parent.glob("*.py")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    classes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    configs = [node for node in classes if node.name.endswith("Config")]
+    assert {node.name for node in configs} > {kind.__name__ for kind in section_types().values()}
+    for node in configs:
+        for field, after in itertools.pairwise([*node.body, None]):
             if isinstance(field, ast.AnnAssign):
                 doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 name = ast.unparse(field.target)

@@ -7,7 +7,7 @@ import reference_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rft_jax.config.sections import DataConfig
+from rft_jax.config import DataConfig
 from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
 from rft_jax.data.tokenizers.load import load
 from rft_jax.data.tokenizers.sentencepiece_model import train

@@ -14,7 +14,7 @@ from reference_models import transformers
 from rft_jax.config import ModelConfig
 from rft_jax.errors import ModelError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.raw_config import differences, generation_config, raw_config_of
+from rft_jax.hub.raw_config import generation_config, raw_config_of
 
 IDS: dict[str, Any] = {"max_positions": 64, "eos_ids": [2], "bos_id": 1, "pad_id": 0}
 
@@ -71,7 +71,7 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
 def test_the_same_model_comes_back(fields: dict[str, Any]) -> None:
     config = ModelConfig(**fields)
     raw = raw_config_of(config, **IDS)
-    assert differences(config, model_config(raw)) == ()
+    assert config.differences(model_config(raw)) == ()
 
 
 @given(models())
@@ -79,7 +79,7 @@ def test_transformers_reads_the_same_model(fields: dict[str, Any]) -> None:
     config = ModelConfig(**fields)
     raw = raw_config_of(config, **IDS)
     theirs = transformers.AutoConfig.for_model(**raw).to_dict()
-    assert differences(config, model_config(theirs)) == ()
+    assert config.differences(model_config(theirs)) == ()
     kept = ("max_position_embeddings", "eos_token_id", "bos_token_id", "pad_token_id")
     assert [theirs[key] for key in kept] == [64, 2, 1, 0]
 
@@ -88,7 +88,7 @@ def test_transformers_reads_the_same_model(fields: dict[str, Any]) -> None:
 def test_published_models_keep_their_family(name: str) -> None:
     config = model_config(PUBLISHED[name].raw)
     raw = raw_config_of(config, **IDS)
-    assert differences(config, model_config(raw)) == ()
+    assert config.differences(model_config(raw)) == ()
     theirs = PUBLISHED[name].raw["model_type"]
     # Without its window a Mistral is a Llama.
     plain = theirs == "mistral" and not config.sliding_window

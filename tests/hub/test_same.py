@@ -9,9 +9,10 @@ import pytest
 from published import PUBLISHED
 
 from rft_jax.config import ModelConfig
+from rft_jax.config.model import COMPUTATION_FIELDS
 from rft_jax.errors import ConfigError, ModelError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.raw_config import FREE, check_same, differences
+from rft_jax.hub.raw_config import check_same
 
 RAW = PUBLISHED["gemma-3-1b-pt"].raw
 CONFIG = model_config(RAW)
@@ -56,17 +57,19 @@ NAMES = [field.name for field in fields(ModelConfig)]
 def test_every_field_counts_or_is_free(name: str) -> None:
     value = getattr(BASE, name)
     changed = {name: OTHER[name] if name in OTHER else _another(value)}
-    assert differences(BASE, replace(BASE, **changed)) == (() if name in FREE else (name,))
+    assert BASE.differences(replace(BASE, **changed)) == (
+        () if name in COMPUTATION_FIELDS else (name,)
+    )
 
 
 def test_adapters_count_between_runs_alone() -> None:
-    assert differences(BASE, replace(BASE, **ADAPTERS)) == tuple(ADAPTERS)
+    assert BASE.differences(replace(BASE, **ADAPTERS)) == tuple(ADAPTERS)
     check_same(replace(CONFIG, **ADAPTERS), RAW)
 
 
 def test_the_scaling_counts() -> None:
     linear = replace(BASE, rope_scaling="linear", rope_original_positions=0)
-    assert differences(BASE, linear) == ("rope_scaling", "rope_original_positions")
+    assert BASE.differences(linear) == ("rope_scaling", "rope_original_positions")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_the_scaling_counts() -> None:
     ],
 )
 def test_two_spellings_of_one_function(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert differences(ModelConfig(**one), ModelConfig(**other)) == ()
+    assert ModelConfig(**one).differences(ModelConfig(**other)) == ()
 
 
 def test_a_model_is_its_own_config_json() -> None:

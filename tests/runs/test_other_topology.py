@@ -42,9 +42,9 @@ def test_another_mesh_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, "rft_jax"):
         assert run("x", {"x": moved}, tmp_path / "again") == RunResult(4, True)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "x: goes on with mesh data=2 x fsdp=2 x tensor=2 on 8 x cpu; it was mesh data=-1 x fsdp=1 "
-        "x tensor=1 on 8 x cpu before: sums are made in another order, so results agree with those "
-        "of an undisturbed run within rounding, not bit for bit"
+        "x: resumes with mesh data=2 x fsdp=2 x tensor=2 on 8 x cpu; it was mesh data=-1 x fsdp=1 "
+        "x tensor=1 on 8 x cpu before: sums are computed in another order, so results agree with "
+        "those of an undisturbed run within rounding, not bit for bit"
     ]
     ours, theirs = newest(tmp_path / "again/x"), newest(tmp_path / "whole/x")
     assert ours[2] == theirs[2]

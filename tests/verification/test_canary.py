@@ -105,7 +105,7 @@ def test_the_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         ({"verifier": "lenient_last_number"}, "accepts guesses"),
         ({"verifier": "random"}, "name the rule that evaluates"),
         ({"verifier": "m:f", "comparison": "math"}, "comparison does nothing beside verifier"),
-        ({"random_rate": 0.3}, "random_rate does nothing but for the verifier 'random'"),
+        ({"random_rate": 0.3}, "random_rate acts only with the verifier 'random'"),
         ({"warn_undecided": 1.5}, "warn_undecided is 1.5: it must lie in"),
         ({"memory_mb": 0}, "verification.memory_mb is 0"),
     ],
@@ -116,5 +116,5 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, object], message: str)
 
 
 def test_an_evaluation_by_lot_is_refused() -> None:
-    with pytest.raises(ConfigError, match="an evaluation by lot says nothing"):
+    with pytest.raises(ConfigError, match="an evaluation with random verdicts says nothing"):
         EvaluationConfig(verifier="random")

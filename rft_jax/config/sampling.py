@@ -1,0 +1,83 @@
+"""Which outputs are sampled, and which of them are trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rft_jax.config.fields import at_least, require
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """One sampling phase: questions x samples from a policy (RFT and Online RFT)."""
+
+    questions_per_step: int = 32
+    """Questions of one rollout (Q)."""
+    samples_per_question: int = 8
+    """Outputs sampled per question (G)."""
+    temperature: float = 1.0
+    """Divides the logits; 1 samples from pi_theta itself."""
+    slots: int = 0
+    """Outputs decoded at a time, over all devices; one that ends makes room for the next. 0 decodes
+    all outputs of a step at once."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "questions_per_step", "samples_per_question")
+        at_least(0, self, "slots")
+        require(
+            self.temperature > 0 and math.isfinite(self.temperature),
+            f"rollout.temperature is {self.temperature}: training samples need a positive, finite "
+            "temperature (greedy outputs explore nothing).",
+        )
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The fixed pool of RFT: rollouts of the frozen start, or the log of earlier runs."""
+
+    rollout_steps: int = 0
+    """Rollouts that fill the pool, each of rollout.questions_per_step questions."""
+    from_rollouts: tuple[str, ...] = ()
+    """Folders `WORKDIR/RUN/rollouts` of earlier runs, united, in place of sampling."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.rollout_steps >= 1) != bool(self.from_rollouts),
+            f"pool.rollout_steps is {self.rollout_steps} and pool.from_rollouts is "
+            f"{list(self.from_rollouts)}: give exactly one of them.",
+        )
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which accepted outputs are trained on."""
+
+    dedupe: Literal["none", "text", "equations"] = "none"
+    """Keep one output of each question's outputs with equal text, or with equal equation lists."""
+    max_per_question: int = 0
+    """Keep at most this many outputs of a question; 0 for all."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_per_question >= 0,
+            f"selection.max_per_question is {self.max_per_question}: 0 (no cap) or more is needed.",
+        )
+
+
+@dataclass(frozen=True)
+class RefillConfig:
+    """A step of Online RFT samples until enough outputs are kept (training/batch_filling.py)."""
+
+    accepted: int
+    """Kept outputs a step trains on (N); it samples rounds of the rollout until it has them."""
+    max_sampled: int
+    """Most outputs a step samples, whole rounds; then it trains on fewer than `accepted`."""
+    max_staleness: int = 0
+    """Updates an output kept beyond `accepted` may wait for one; 0 drops it at once, so that
+    every output is of the policy that it trains."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "accepted", "max_sampled")
+        at_least(0, self, "max_staleness")
