@@ -86,9 +86,10 @@ def read(kind: type[Options], args: Sequence[str], command: str) -> tuple[Option
             near = suggest(f"--{name}", longer or [f"--{one}" for one in named])
             raise ConfigError(f"unknown option --{name}{near}")
         many = typing.get_origin(known[name].hint) is tuple
-        if name in given_values and not many:
+        # A script may name a workdir before its caller does: the last one holds.
+        if name in given_values and not many and name != "workdir":
             raise ConfigError(f"--{name} is given twice: give it once.")
-        given_values[name] = (*given_values.get(name, ()), *texts)
+        given_values[name] = (*given_values.get(name, ()), *texts) if many else texts
     for name, texts in given_values.items():
         hint = known[name].hint
         values[name] = _flag(name, texts) if hint is bool else _convert(Option(name, texts), hint)

@@ -144,16 +144,16 @@ def _check_profile(profile: Steps | None, experiment: Experiment, chosen: Sequen
 def _claim(workdir: Folder, name: str) -> None:
     """ConfigError when the workdir cannot be this experiment's."""
     if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"workdir {workdir} is a file: a folder is expected.")
+        raise ConfigError(f"--workdir {workdir} is a file: a folder is expected.")
     saved = workdir / "experiment.json"
     if not saved.exists():
         return
     try:
         held = json.loads(saved.read_text(encoding="utf-8"))["experiment"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{saved} is damaged: remove it or use another workdir.") from error
+        raise ConfigError(f"{saved} is damaged: remove it or use another --workdir.") from error
     if held != name:
-        raise ConfigError(f"{workdir} holds experiment {held}, not {name}: use another workdir.")
+        raise ConfigError(f"{workdir} holds experiment {held}, not {name}: use another --workdir.")
 
 
 def _save_experiment(workdir: Folder, name: str, experiment: Experiment) -> None:

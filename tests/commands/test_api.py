@@ -101,7 +101,7 @@ def test_the_documentation_does_what_it_says(
     assert len(policy.sample("jsonl:questions.jsonl[:3]", greedy=True)) == 3
     for call, message in (
         (lambda: policy.sample([]), "questions are empty"),
-        (lambda: policy.sample([3]), "questions[0] is 3: a text"),
+        (lambda: policy.sample([{"q": "a"}]), "questions[0] is {'q': 'a'}: a text"),
         (lambda: policy.sample(["a"], sed=3), "sed is no option; did you mean seed?"),
         (lambda: policy.evaluate(["1+1?"]), "questions[0] has no answer"),
         (lambda: policy.evaluate("jsonl:questions.jsonl", verifier="bxed"), "which is no rule"),

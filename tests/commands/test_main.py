@@ -212,7 +212,7 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["run", "study.py", "--workdir"], "--workdir takes one value, found none."),
         (["run", "study.py", "--workdir", "a", "b"], "--workdir takes one value, found 2: a b."),
         (["run", "study.py", "--workdir", "study.py"],
-         "workdir study.py is a file: a folder is expected."),
+         "--workdir study.py is a file: a folder is expected."),
         (["run", "study.py", "--only"], "--only takes one or more values, found none."),
         (["run", "study.py", "--only", "online"],
          "only names 'online', which is no run; did you mean online_rft?"),
@@ -264,11 +264,11 @@ def test_a_workdir_of_another_experiment_is_refused(
     capsys.readouterr()
     Path("other.py").write_text(FILE, encoding="utf-8")
     assert refusal(capsys, "run", "other.py", "--workdir", "w") == (
-        "w holds experiment study.py, not other.py: use another workdir."
+        "w holds experiment study.py, not other.py: use another --workdir."
     )
     Path("w/experiment.json").write_text("[", encoding="utf-8")
     assert refusal(capsys, "run", "study.py", "--workdir", "w") == (
-        "w/experiment.json is damaged: remove it or use another workdir."
+        "w/experiment.json is damaged: remove it or use another --workdir."
     )
 
 
