@@ -25,7 +25,7 @@ from rft_jax.observe.flops import Model
 from rft_jax.rollout import sampler
 from rft_jax.rollout.engine import BATCHES_AT_ONCE, rows_for
 from rft_jax.rollout.slots import PREFILL_TOKENS
-from rft_jax.training.sizes import update_sizes
+from rft_jax.training.packing import update_sizes
 
 Parts = dict[str, float]
 """Bytes on one device by what they are."""

@@ -29,7 +29,7 @@ from rft_jax.rollout import sampler
 from rft_jax.rollout.params import of_layer
 from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
-from rft_jax.training.sizes import update_sizes
+from rft_jax.training.packing import update_sizes
 from rft_jax.training.state import Layout, make_layout
 from rft_jax.types import PackedBatch, Prompts
 

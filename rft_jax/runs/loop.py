@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -47,11 +47,11 @@ from rft_jax.runs.sources import (
 )
 from rft_jax.runs.utilization import Meter, sampling_metrics, update_metrics
 from rft_jax.training import batch_filling
-from rft_jax.training.packing import pack_step
+from rft_jax.training.packing import TrainingSequence, pack_step
 from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.training.state import Layout
 from rft_jax.training.update import Updater
-from rft_jax.types import Params, Question, TrainState
+from rft_jax.types import Params, Question, Sample, TrainState
 from rft_jax.verification.canary import watch_undecided
 from rft_jax.verification.pool import VerifierPool
 
@@ -145,7 +145,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     It samples one round, and with batch filling rounds until enough is kept. A minibatch of a fixed
     set comes verified, selected and weighed: that was done once, with the whole set.
     """
-    config, began = run.config, time.perf_counter()
+    config, clock = run.config, [time.perf_counter()]
     policy = functools.cache(lambda: run.rollout_params(state))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
@@ -154,74 +154,82 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
         if isinstance(outputs, Kept):
             kept = outputs
             break
-        rounds.append(verify(outputs))
+        verdicts = verify(outputs)
+        rounds.append(verdicts)
         asked |= zip(questions, outputs.questions, strict=True)
-        samples = [sample for drawn in rounds for sample in drawn.samples]
-        kept = select(samples, config)
-        room = {"num_sampled": len(samples), "num_unasked": source.size - len(asked)}
-        if batch_filling.is_full(kept, state.surplus, config, **room):
+        kept = select(samples_of(rounds), config)
+        if batch_filling.is_full(kept, state.surplus, config, num_unasked=source.size - len(asked)):
             break
-    metrics = _record(run, state, rounds, asked, kept)
+    metrics = _log_rollout(run, state, rounds, asked, kept)
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
     )
+    clock.append(time.perf_counter())
     weights = weigh(kept, config)
     sequences = training_sequences(kept, weights, source.prompt, config)
-    updating, updates = time.perf_counter(), state.counters.updates
-    train, changed = state.train, Metrics({"objective/value": None})
+    train, updated = state.train, Metrics({"objective/value": None})
     if sequences:
         with phase("updating"):
             batch = pack_step(sequences, config)
-            train, changed = run.update(train, batch, step=state.step, updates=updates)
-            changed["update/sequences"] = len(sequences)
-    ended = time.perf_counter()
-    # Carried outputs have no log-probs of the current policy, and the maximum is of the batch.
-    if not all(len(sequence.log_probs) for sequence in sequences):
-        changed |= {name: None for name in changed if name.startswith("policy/log_prob_mismatch")}
-    sampled = sum(drawn.num_tokens for drawn in rounds)
+            train, updated = run.update(
+                train, batch, step=state.step, updates=state.counters.updates
+            )
+    clock.append(time.perf_counter())
+    metrics |= filled | updated | _update_metrics(run, sequences, rounds, clock)
     counters = state.counters.plus(
-        sampled_tokens=sampled,
+        sampled_tokens=sum(drawn.num_tokens for drawn in rounds),
         sampled_outputs=sum(len(drawn.samples) for drawn in rounds),
         updates=bool(sequences),
         skipped_updates=not sequences,
     )
-    metrics |= filled | changed | update_metrics(run.meter, sequences, ended - updating)
-    trained = sum(len(sequence.completion) for sequence in sequences)
-    metrics |= {
-        "seconds/updating": ended - updating,
-        "speed/tokens_per_second": (sampled or trained) / (ended - began),
-    }
     return State(train, state.step + 1, position, surplus, counters), metrics
 
 
-def _record(
-    run: Run, state: State, rounds: list[Rollout], asked: dict[int, Question], kept: Kept
+def samples_of(rounds: Sequence[Rollout]) -> list[Sample]:
+    """The samples of all rounds of a step."""
+    return [sample for drawn in rounds for sample in drawn.samples]
+
+
+def _log_rollout(
+    run: Run, state: State, rounds: Sequence[Rollout], asked: Mapping[int, Question], kept: Kept
 ) -> Metrics:
-    """Write the rollout's log, and count what became of its outputs; nothing without rounds."""
+    """Write what was sampled into rollouts/ and count what became of it; nothing without rounds."""
     if not rounds:
         return {}
-    own = [sample for drawn in rounds for sample in drawn.own]
-    samples = [sample for drawn in rounds for sample in drawn.samples]
-    rollout_log.write(
-        run.folder / "rollouts",
-        state.step,
-        own,
-        list(asked.values()),
-        seed=run.config.seed,
-        writer=writer(),
-    )
-    counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
+    samples, own = samples_of(rounds), [sample for drawn in rounds for sample in drawn.own]
+    folder, questions = run.folder / "rollouts", list(asked.values())
+    rollout_log.write(folder, state.step, own, questions, seed=run.config.seed, writer=writer())
     undecided, where = len(samples) - len(kept.decided), f"step {state.step + 1}"
     watch_undecided(undecided, len(samples), run.config, where)
-    decoded = [one for drawn in rounds for one in drawn.decoded]
-    seconds = seconds_of(rounds)
-    entropies = np.concatenate([drawn.entropies for drawn in rounds])
+    seconds, decoded = seconds_of(rounds), [one for drawn in rounds for one in drawn.decoded]
     return (
-        counts
+        funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
         | seconds
-        | {"policy/entropy": float(entropies.mean())}
+        | {"policy/entropy": float(np.concatenate([d.entropies for d in rounds]).mean())}
         | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
     )
+
+
+def _update_metrics(
+    run: Run,
+    sequences: Sequence[TrainingSequence],
+    rounds: Sequence[Rollout],
+    clock: Sequence[float],
+) -> Metrics:
+    """What a step trained on, and its rates. clock: the step's begin, the update's, its end."""
+    began, updating, ended = clock
+    trained = sum(len(sequence.completion) for sequence in sequences)
+    metrics = update_metrics(run.meter, sequences, ended - updating) | {
+        "seconds/updating": ended - updating,
+        "speed/tokens_per_second": (sum(d.num_tokens for d in rounds) or trained) / (ended - began),
+    }
+    if not sequences:
+        return metrics
+    metrics["update/sequences"] = len(sequences)
+    # Carried outputs have no log-probs of the current policy, and the maximum is of the batch.
+    if rounds and not all(len(sequence.log_probs) for sequence in sequences):
+        metrics |= {f"policy/log_prob_mismatch_{name}": None for name in ("max", "mean")}
+    return metrics
 
 
 def loop(run: Run, state: State) -> RunResult:

@@ -83,23 +83,20 @@ def _beside(kept: Kept, surplus: Surplus, config: Config) -> list[Carried]:
     return [one for one in surplus if id(one.sample) in chosen]
 
 
-def is_full(
-    kept: Kept, surplus: Surplus, config: Config, *, num_sampled: int, num_unasked: int
-) -> bool:
+def is_full(kept: Kept, surplus: Surplus, config: Config, *, num_unasked: int) -> bool:
     """Whether a step has sampled enough; after one round without batch filling.
 
     Args:
         kept: of all that the step has sampled so far.
         surplus: what the step before left.
         config: its refill and rollout count.
-        num_sampled: outputs of the step so far.
         num_unasked: questions of the whole set that the step has not asked.
     """
     if config.refill is None:
         return True
     assert config.rollout is not None
     one_round = config.rollout.questions_per_step * config.rollout.samples_per_question
-    if not num_unasked or num_sampled + one_round > config.refill.max_sampled:
+    if not num_unasked or kept.num_outputs + one_round > config.refill.max_sampled:
         return True
     return len(kept.samples) + len(_beside(kept, surplus, config)) >= config.refill.accepted
 

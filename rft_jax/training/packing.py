@@ -108,14 +108,37 @@ def pack(
     return PackedBatch(**arrays)
 
 
-def pack_step(sequences: Sequence[TrainingSequence], config: Config) -> PackedBatch:
-    """The sequences of a step in the shapes that all its updates have (numpy)."""
+class UpdateSizes(NamedTuple):
+    """Sizes that all updates of a run have. sequences: at most of a step; microbatches: that hold
+    them, however long they are; rows: of a micro-batch; row_length: tokens of a row."""
+
+    sequences: int
+    microbatches: int
+    rows: int
+    row_length: int
+
+
+def update_sizes(config: Config) -> UpdateSizes:
+    """The sizes of a run's updates."""
     shapes = config.update
     most = shapes.sequences_per_step
     if config.refill is not None:
         most = config.refill.accepted
     elif config.rollout is not None and not most:
         most = config.rollout.questions_per_step * config.rollout.samples_per_question
-    longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
     rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
-    return pack(sequences, max_microbatches=num_microbatches(most, longest, **rows), **rows)
+    longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
+    return UpdateSizes(
+        most, num_microbatches(most, longest, **rows), shapes.rows_per_microbatch, shapes.row_length
+    )
+
+
+def pack_step(sequences: Sequence[TrainingSequence], config: Config) -> PackedBatch:
+    """The sequences of a step in the shapes that all its updates have (numpy)."""
+    sizes = update_sizes(config)
+    return pack(
+        sequences,
+        row_length=sizes.row_length,
+        rows_per_microbatch=sizes.rows,
+        max_microbatches=sizes.microbatches,
+    )

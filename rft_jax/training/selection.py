@@ -151,7 +151,8 @@ class Kept(NamedTuple):
 
     samples: outputs with a coefficient that selection has kept, in the order they came;
     coefficients: GC of each; num_sampled, num_questions: the decided outputs, and the questions
-    with one, that they stand for; num_distinct: before the cap; decided: every decided output of
+    with one, that they stand for; num_outputs: of the step, undecided ones included; num_distinct:
+    before the cap; decided: every decided output of
     the step, over which a KL term is; weights: of each sample in the objective, where they are
     known because the samples are a minibatch of a set that was weighed as a whole.
     """
@@ -160,6 +161,7 @@ class Kept(NamedTuple):
     coefficients: Sequence[float]
     num_sampled: float
     num_questions: float
+    num_outputs: int
     num_distinct: int
     decided: Sequence[Sample]
     weights: Sequence[float] | None = None
@@ -180,6 +182,7 @@ def select(samples: Sequence[Sample], config: Config) -> Kept:
         coefficients=[coefficient_of[id(sample)] for sample in kept],
         num_sampled=len(decided),
         num_questions=len({sample.question_id for sample in decided}),
+        num_outputs=len(samples),
         num_distinct=len(unique),
         decided=decided,
     )

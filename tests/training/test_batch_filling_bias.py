@@ -32,7 +32,7 @@ def simulated(
                 rate, question = pass_rate(question), question + 1
                 samples += group(question, *(YES if x < rate else NO for x in row), step=step)
             kept = select(samples, refilled)
-            full = is_full(kept, (), refilled, num_sampled=len(samples), num_unasked=1)
+            full = is_full(kept, (), refilled, num_unasked=1)
         yield fill(kept, (), refilled, step=step, num_rounds=rounds)[0], rounds
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tiny
-from rft_jax.training.step import packed
 
 from rft_jax.config import RefillConfig, RolloutConfig
-from rft_jax.training.sizes import update_sizes
+from rft_jax.training.packing import pack_step, update_sizes
 
 
 def test_a_step_brings_what_its_source_gives() -> None:
@@ -21,5 +20,5 @@ def test_a_step_brings_what_its_source_gives() -> None:
 def test_the_batch_has_these_sizes() -> None:
     for config in (tiny.sft(), tiny.online_rft()):
         sizes = update_sizes(config)
-        shape = packed([], config).inputs.shape
+        shape = pack_step([], config).inputs.shape
         assert shape == (sizes.microbatches, sizes.rows, sizes.row_length)
