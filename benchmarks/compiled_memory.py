@@ -7,7 +7,7 @@
 
 The programs of a run's rollout, evaluations and update are compiled ahead of time from shapes
 only, for a TPU slice by libtpu, for a GPU by XLA for CUDA. A program's memory is its arguments,
-its temporaries and what it returns besides; counted is the same of memory.py. Attention is splash
+its temporaries and what else it returns; counted is the same of memory.py. Attention is splash
 on a TPU where it can serve, and XLA's elsewhere: cuDNN's cannot be compiled without cuDNN. A GPU's
 products are not tuned, so their work space is a guess.
 """
@@ -102,10 +102,10 @@ def sampling_rows(name: str, of: Setting, work: Sampled, *, tpu: bool) -> Iterat
     """The programs of one call of the sampler, for its longest ring."""
     counted = memory.sampling(of.config, of.shards, work, tpu=tpu)
 
-    besides = {"growth": ("rollout weights", "prompts of the queue")}  # no arguments of it
+    beside = {"growth": ("rollout weights", "prompts of the queue")}  # no arguments of it
     for moment in ("prefill", "growth", "decode"):
         if moment in counted:
-            left_out = besides.get(moment, ())
+            left_out = beside.get(moment, ())
             parts = (n for part, n in counted[moment].items() if part not in left_out)
             make = functools.partial(getattr(programs, moment), work=work)
             yield Row(f"{name}, {moment}", sum(parts), aot.measure(make, of, 0.0).needed)

@@ -41,7 +41,7 @@ GROWTH_OUTPUTS = 64
 
 @dataclass(frozen=True)
 class Case:
-    """One plan. questions x samples a step; counted: nothing is compiled; fsdp: over so many
+    """One plan. questions x samples a step; counted: nothing is compiled; fsdp: over this many
     devices and nothing else, without rematerialisation, in place of a search."""
 
     name: str

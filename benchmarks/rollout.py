@@ -19,7 +19,7 @@ JOBS = ("sample", "ragged", "facts")
 def contenders(job: str, pythons: dict[str, str], slots: list[int], cb: bool) -> list[Contender]:
     """Who takes part in a job, and how.
 
-    sample: each package as it is; ragged: ours also with so many slots, refilled, and transformers
+    sample: each package as it is; ragged: ours also with this many slots, refilled, and transformers
     also with continuous batching when `cb`; facts: each package with and without log-probs (ours:
     and entropies, which the others do not offer).
     """

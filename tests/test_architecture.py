@@ -51,7 +51,6 @@ HOST = {"config", "data", "errors", "io", "report", "types", "verification"}
 
 JAX = {"config", "types", "errors", "io", "data", "verification", "hub/digests"}
 
-JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 MAX_LINES = 500
 
 

@@ -36,10 +36,10 @@ TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
 """Of prompts, by their format."""
 
 FOLDER = "policy"
-"""In a run's folder, what is kept of its policy besides parameters."""
+"""In a run's folder, what is kept of its policy other than parameters."""
 
 _CONFIG, _GENERATION, _MODEL = "config.json", "generation_config.json", "sentencepiece.model"
-_FINISHED = "finished.json"
+FINISHED = "finished.json"
 _BEST = "best"
 _WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 
@@ -141,7 +141,7 @@ def _published(
 
 def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: str) -> Policy:
     config = load_config(folder)
-    if not (folder / _FINISHED).is_file():
+    if not (folder / FINISHED).is_file():
         raise UserError(
             f"{folder}: this run is not finished: carry it out first; the same `rft-jax run` "
             "resumes it."
@@ -184,8 +184,7 @@ def _only_run(workdir: Folder) -> Folder:
         return runs[0]
     if runs:
         names = [
-            run.name if (run / _FINISHED).is_file() else f"{run.name} (not finished)"
-            for run in runs
+            run.name if (run / FINISHED).is_file() else f"{run.name} (not finished)" for run in runs
         ]
         raise UserError(
             f"{workdir} holds {len(runs)} runs, {', '.join(names)}: name one of them, such as "
@@ -218,7 +217,7 @@ def finished_run(init_from: str, workdir: Folder) -> Folder:
     """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
     folder = start_folder(init_from, workdir)
     assert folder is not None, init_from
-    if not (folder / _FINISHED).is_file():
+    if not (folder / FINISHED).is_file():
         of_workdir = init_from.startswith("run:")
         name = f"run {folder.name}" if of_workdir else str(folder)
         raise ConfigError(

@@ -47,9 +47,9 @@ class RunOptions:
     profile: Annotated[tuple[str, ...], arg(metavar="steps FIRST..LAST")] = ()
     """Write a profiler trace of these steps into WORKDIR/RUN/profile. Default: none."""
     lost_after: float = 60.0
-    """A job of several processes ends when one gives no sign of life for so many seconds."""
+    """A job of several processes ends when one gives no sign of life for this many seconds."""
     stalled_after: float = 3600.0
-    """It also ends when its work stands still for so many seconds."""
+    """It also ends when its work stands still for this many seconds."""
 
     def __post_init__(self) -> None:
         _positive(lost_after=self.lost_after, stalled_after=self.stalled_after)

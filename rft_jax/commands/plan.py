@@ -31,7 +31,7 @@ TPU_SETTINGS = {
 }
 """Of the environment, where its user has not set them."""
 SPARE = 3
-"""Meshes of a search that are tried besides when the compiler needs too much for the best."""
+"""Meshes of a search that are also tried when the compiler needs too much for the best."""
 ADVICE = 6
 """Changes that are named at most."""
 

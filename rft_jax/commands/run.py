@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rft_jax.checkpoint.policy import FINISHED
 from rft_jax.checkpoint.provenance import check_same_config
 from rft_jax.commands import report as reports
 from rft_jax.config import Config
@@ -96,7 +97,7 @@ def carry_out(
     results: dict[str, RunResult] = {}
     with joined(limits or Limits()) as at:
         for each in chosen:  # before the first of them takes its hours
-            if not (workdir / each / "finished.json").is_file():
+            if not (workdir / each / FINISHED).is_file():
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
         by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
         for each in chosen:

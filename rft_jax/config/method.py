@@ -38,7 +38,7 @@ class Method:
         source: where outputs come from: the questions' own solutions, a pool sampled once from the
             frozen start, or the policy of the step.
         trains_on: which outputs may have a coefficient: accepted ones, or all that are decided
-            (not undecided). Whole outputs of these alone cross between hosts.
+            (not undecided). Only these cross whole between hosts.
         coefficient: the facts of B decided outputs -> GC of each, a float array [B], the same at
             all tokens of an output. Outputs of GC 0 are not trained on and cost nothing.
         name: as messages, config.json and the model card call it; its function's without.

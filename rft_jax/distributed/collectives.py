@@ -20,7 +20,7 @@ from rft_jax.distributed.jax_private import in_cluster, joined_processes, store
 from rft_jax.errors import ConfigError
 
 _LONGEST_WAIT = 7 * 24 * 3600 * 1000
-"""Milliseconds. It is `watch.py` that ends a job whose processes wait in vain."""
+"""Milliseconds. It is `watchdog.py` that ends a job whose processes wait in vain."""
 _JOIN_WITHIN = 600
 """Seconds that processes may start apart."""
 
@@ -37,20 +37,20 @@ def join(lost_after: float) -> bool:
 
     A TPU slice, SLURM, Open MPI and Kubernetes say so themselves (jax.distributed); elsewhere
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. lost_after: seconds, see
-    watch.py. Must come before anything that makes jax look for devices. Raises ConfigError for a
+    watchdog.py. Must come before anything that makes jax look for devices. Raises ConfigError for a
     job that is not described whole, RuntimeError when the others do not come.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if not address and not in_cluster():
         return False
-    # It would take SIGTERM for itself; signals are this package's (signals.py).
+    # It would take SIGTERM for itself; signals are this package's (process.py).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             num_processes=_number("JAX_NUM_PROCESSES") if address else None,
             process_id=_number("JAX_PROCESS_ID") if address else None,
             initialization_timeout=_JOIN_WITHIN,
-            # In reserve: watch.py says which process is lost, and before that.
+            # In reserve: watchdog.py says which process is lost, and before that.
             heartbeat_timeout_seconds=int(2 * lost_after) + 30,
             shutdown_timeout_seconds=int(lost_after) + 10,
         )

@@ -14,7 +14,7 @@ from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
 
 SMALL_FILES = ("config.json", "generation_config.json", *FOLDER_FILES, "LICENSE")
-"""What is downloaded besides weights."""
+"""What is downloaded other than weights."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 

@@ -121,7 +121,7 @@ class Model(NamedTuple):
         return 4.0 * c.num_layers * c.num_heads * c.head_dim * positions
 
     def token(self, positions: float) -> float:
-        """FLOPs of one token's forward pass, logits included, that sees so many positions."""
+        """FLOPs of one token's forward pass, logits included, that sees `seen` positions."""
         return 2.0 * self.weights + self.attention(positions)
 
     def seen(self, lengths: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

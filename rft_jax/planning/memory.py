@@ -36,7 +36,7 @@ LOGIT_COPIES = 5
 ROOM, ROOM_ON_TPU = 0.1, 0.2
 """What a compiler's layout of temporaries leaves unused, as a share of them."""
 GROWTH_IN_WORK = 0.15
-"""Of a ring that grows, what a TPU needs besides the old one and the new one."""
+"""Of a ring that grows, what a TPU needs beside the old one and the new one."""
 LANES = 128
 """The last axis of an array at work on a TPU is padded to a multiple of this."""
 

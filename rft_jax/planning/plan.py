@@ -2,7 +2,7 @@
 of a step and of the run. A plan is a dict of JSON values, which tables.py shows.
 
 **Memory.** What lives while a program works: its own arguments, outputs and temporaries, and what a
-run keeps besides: masters and moments all the time, the rollout's weights while it samples.
+run also keeps: masters and moments all the time, the rollout's weights while it samples.
 
 **Seconds.** Each program has a floor and a roofline (roofline.py), and where a TPU's compiler has
 compiled it, the compiler's own time and its schedule (aot.py). The estimate is the first there is
@@ -226,8 +226,8 @@ def _sampling(
         decoding = name == "decode"
         made = aot.measure(make, of, clock, whole=whole, only_loops=decoding)
         # What lives beside the program's own.
-        besides = weights + kept.store if name == "growth" else 0.0
-        rest = made.needed + besides - weights - caches[name]
+        beside = weights + kept.store if name == "growth" else 0.0
+        rest = made.needed + beside - weights - caches[name]
         shown = {"rollout weights": weights, "caches": caches[name], "temporaries": rest}
         found[name] = _function(made, _parts(config, sizes, **shown), cost)
         if decoding:

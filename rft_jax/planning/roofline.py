@@ -1,7 +1,7 @@
 """Seconds of a run by count: products, traffic and exchanges of a device at published rates.
 
 The least that anybody must do is counted in rft_jax/observe/flops.py. Added here is what the
-programs do besides: prompts are padded, the ring of keys and values is read at its full length, a
+programs do on top: prompts are padded, the ring of keys and values is read at its full length, a
 row of slots reads both of its prompts, logits are passed over several times, what is recomputed
 counts, and devices exchange. Every count is for given lengths, as a text decides them, not a
 setting. Compiling, checkpoints, verification that sampling does not hide, and the host's own work

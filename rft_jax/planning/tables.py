@@ -173,7 +173,7 @@ def options(run: str, changes: Mapping[str, Any]) -> str:
 def ranking(run: str, target: str, rows: Sequence[Record], most: int = 12) -> str:
     """The best meshes of a search."""
     lines = [["mesh", "GiB at most", "fits", "s a step", "sampling", "update", "decode is bound by",
-              "update by", "settings besides the mesh"]]  # fmt: skip
+              "update by", "settings other than the mesh"]]  # fmt: skip
     for row in rows[:most]:
         seconds, bound = row["seconds"], row["bound"]
         updating = seconds.get("update", 0.0)

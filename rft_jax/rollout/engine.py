@@ -38,7 +38,7 @@ def nowhere(_: str) -> None:
 @dataclass(frozen=True)
 class Sampling:
     """What stays the same from one rollout of a run to the next. verifier: None where outputs are
-    sampled alone; at: told where the work is (distributed/watchdog.py)."""
+    only sampled; at: told where the work is (distributed/watchdog.py)."""
 
     model: ModelConfig
     data: DataConfig
@@ -84,7 +84,7 @@ class Rollout(NamedTuple):
 
     entropies: mean entropy of the sampling distribution over each output's tokens, in nats.
     decoded: of each call of the sampler. Seconds: of the whole phase without waiting for verdicts;
-    of that wait; of verification that went on beside sampling.
+    of that wait; of verification that ran beside sampling.
     """
 
     samples: list[Sample]
@@ -146,7 +146,7 @@ def sample_outputs(
     while the device decodes the others; temperature 0 is greedy. Of several processes each puts
     the questions of its own rows on its devices, and gets their outputs.
 
-    questions_per_batch: the shapes hold a multiple of so many questions; num_slots: outputs
+    questions_per_batch: the shapes hold a multiple of this many questions; num_slots: outputs
     decoded at a time, 0 for all.
     """
     mesh = sampling.mesh
@@ -313,7 +313,7 @@ def _decoded(
 
 
 def rows_for(count: int, questions_per_batch: int, shards: int) -> int:
-    """Rows of the batch that so many questions are in: whole batches, as many rows for each shard.
+    """Rows of the batch that `count` questions are in: whole batches, as many rows for each shard.
     Those beyond the questions are fillers: they sample nothing, and take memory."""
     rows = -(-count // questions_per_batch) * questions_per_batch
     return -(-rows // shards) * shards
@@ -351,7 +351,7 @@ def _note(spans: list[tuple[float, float]], since: float, _: Future[Any]) -> Non
 
 
 def _covered(spans: Sequence[tuple[float, float]], *, until: float) -> float:
-    """Seconds before `until` in which at least one of the spans went on."""
+    """Seconds before `until` in which at least one of the spans ran."""
     seconds, end = 0.0, -math.inf
     for first, last in sorted(spans):
         first, last = max(first, end), min(last, until)

@@ -20,6 +20,7 @@ import numpy as np
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.clock import SaveClock
+from rft_jax.checkpoint.policy import FINISHED
 from rft_jax.config import Config
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest
@@ -348,7 +349,7 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
     """Checkpoint parameters, optimizer and host facts of the loop, all as of one step.
 
     accuracy: greedy, on validation, where it was measured after this step. Returns the seconds the
-    loop waited; the writing goes on beside it.
+    loop waited; the writing continues beside it.
     """
     began = time.perf_counter()
     run.sampling.at(f"checkpoint of step {state.step}")
@@ -370,4 +371,4 @@ def _finish(run: Run, state: State) -> None:
     """Mark the run as finished, in one atomic write."""
     if run.log is not None:
         run.log.settle()
-    write_atomically(run.folder / "finished.json", json.dumps(run.costs(state.counters)) + "\n")
+    write_atomically(run.folder / FINISHED, json.dumps(run.costs(state.counters)) + "\n")

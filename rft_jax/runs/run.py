@@ -48,16 +48,25 @@ def run(
     profile: Steps | None = None,
     at: Callable[[str], None] = nowhere,
 ) -> RunResult:
-    """Carry out, or go on with, the run `name` of an experiment in WORKDIR/name.
+    """Carry out, or resume, the run `name` of an experiment in WORKDIR/name.
 
     Everything is checked before the first step. A finished run returns at once. A run killed at
-    any instant goes on from its last checkpoint and ends with the same bits. profile: steps to
-    trace; at: told where the run is. Every process of a job must call it.
-    Raises ValueError subclasses with one-line messages for whatever a user can mend.
+    any instant resumes from its last checkpoint and ends with the same bits. Every process of a job
+    must call it.
+
+    Args:
+        name: of the run.
+        experiment: all of its runs.
+        workdir: of the experiment.
+        profile: steps to trace.
+        at: told where the run is.
+
+    Raises:
+        UserError: whatever a user can fix, in one line.
     """
     config, folder, began = experiment[name], workdir / name, time.perf_counter()
     check_same_config(folder, config)
-    if from_main(f"{name} was finished", lambda: (folder / "finished.json").is_file()):
+    if from_main(f"{name} was finished", lambda: (folder / policies.FINISHED).is_file()):
         warn_of_done(folder, profile, done=config.steps)
         return RunResult(0, True)
     at(f"start of {name}")
@@ -80,7 +89,7 @@ def run(
         known = [*questions.train, *questions.validation]
         verifier, evaluator = stack.enter_context(open_verifiers(config, known))
         saved_in = folder / "checkpoints"
-        step = from_main(f"{name} goes on", lambda: checkpoint_health.recover(saved_in))
+        step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
         checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
         saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step)
         first = step or 0
@@ -90,7 +99,7 @@ def run(
             setup.check_same_tokenizer(config, workdir)
             start = load_start(config, workdir, layout, folder)
         by_main(f"{name} keeps its config", lambda: _keep_config(folder, config, mesh.size, first))
-        this = Run(
+        opened = Run(
             config=config,
             folder=folder,
             sampling=Sampling(
@@ -122,14 +131,14 @@ def run(
             began=began,
         )
         if saved is None:
-            return loop(this, State(fresh_state(start.trained, optimizer, layout)))
-        state = _resumed(this, saved[1], first)
+            return loop(opened, State(fresh_state(start.trained, optimizer, layout)))
+        state = _resumed(opened, saved[1], first)
         logger.info("%s: resuming from step %d", name, first)
-        return loop(replace(this, began=began - state.counters.seconds), state)
+        return loop(replace(opened, began=began - state.counters.seconds), state)
 
 
 def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:
-    """Write RUN/config.json; warn when a run with `done` steps behind it goes on elsewhere."""
+    """Write RUN/config.json; warn when a run with `done` steps behind it resumes elsewhere."""
     device = jax.devices()[0].device_kind
     change = moved(folder, config, device=device, num_devices=num_devices)
     if change is not None and done:

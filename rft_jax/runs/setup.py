@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
+from rft_jax.checkpoint.policy import start_folder
 from rft_jax.checkpoint.provenance import load_config
 from rft_jax.config import Config, ModelConfig
 from rft_jax.data.prompts import check_lengths
@@ -89,9 +90,8 @@ def vocab_size(model: ModelConfig, tokenizer: Tokenizer) -> int:
 
 def check_same_tokenizer(config: Config, workdir: Folder) -> None:
     """ConfigError when the run that this one starts from has another tokenizer."""
-    kind, _, target = config.init_from.partition(":")
-    start = workdir / target if kind == "run" else folder_of(target)
-    if kind not in ("run", "workdir") or not (start / "config.json").is_file():
+    start = start_folder(config.init_from, workdir)
+    if start is None or not (start / "config.json").is_file():
         return
     old = tokenizer_path(load_config(start), start.parent)
     new = tokenizer_path(config, workdir)

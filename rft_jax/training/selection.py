@@ -26,7 +26,7 @@ _RIGHT_SIDE = re.compile(r"=[ \t]*-?[0-9.,]*[0-9]")
 
 
 def text_key(text: str) -> str:
-    """Outputs that differ in white space alone are equal."""
+    """Outputs that differ only in white space are equal."""
     return " ".join(text.split())
 
 

@@ -74,7 +74,7 @@ def gradients(
     """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
 
     frozen: the rest of the policy where `params` are its adapters (rft_jax/models/adapters.py);
-    mesh: what rows and parameters are spread over. On one of data alone each device adds up the
+    mesh: what rows and parameters are spread over. On one of data only each device adds up the
     gradient of its own rows, and they meet once, after the last micro-batch.
     """
     of_rows = functools.partial(_gradients, config=config, kl_coefficient=kl_coefficient)

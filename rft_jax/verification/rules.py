@@ -60,7 +60,7 @@ class VerifierSpec(NamedTuple):
 
     name: a built-in rule, or a function of the user's as `module:function`.
     comparison: `exact`, or `math` for math-verify where the exact layers cannot decide.
-    checks: what a correct output must pass besides; of CHECKS, or (output) -> bool of the user's.
+    checks: what a correct output must also pass; of CHECKS, or (output) -> bool of the user's.
     tolerance: largest relative difference of two plain numbers; 0 (always in training) for none.
     random_rate: share of outputs that `random` accepts.
     """

@@ -1,4 +1,4 @@
-"""What the JSON files of a Hugging Face folder say of its tokenizer, besides tokenizer.json."""
+"""What the JSON files of a Hugging Face folder say of its tokenizer; tokenizer.json apart."""
 
 from __future__ import annotations
 
