@@ -4,7 +4,7 @@
 
 transformers makes a random Qwen2 in bfloat16, in several safetensors shards, with a byte-level
 tokenizer. Then, each step in a process of its own: its weights are imported onto a mesh of fsdp 4 x
-tensor 2; an experiment starts from it with one SFT step and continues with two steps of Online RFT on
+tensor 2; an experiment starts from it with one SFT step, then two steps of Online RFT on
 the same mesh; `rft-jax convert` exports the result; transformers loads that, with warnings as
 errors, and must give the logits that this package gives for the same files; else the command fails.
 

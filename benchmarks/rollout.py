@@ -19,8 +19,8 @@ JOBS = ("sample", "ragged", "facts")
 def contenders(job: str, pythons: dict[str, str], slots: list[int], cb: bool) -> list[Contender]:
     """Who takes part in a job, and how.
 
-    sample: each package as it is; ragged: ours also with this many slots, refilled, and transformers
-    also with continuous batching when `cb`; facts: each package with and without log-probs (ours:
+    sample: each package as it is; ragged: ours also with slots, refilled, and transformers also
+    with continuous batching when `cb`; facts: each package with and without log-probs (ours:
     and entropies, which the others do not offer).
     """
     found = []
