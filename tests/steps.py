@@ -49,7 +49,8 @@ def rollouts(draw: Draw) -> Iterator[None]:
 
     def outputs(params: Any, questions: Sequence[Question], sampling: Any, **options: Any) -> Any:
         waiting = mock.create_autospec(Outputs, instance=True)
-        waiting.questions, waiting.drawn = questions, draw(questions, **options)
+        waiting.questions = questions
+        waiting.drawn = draw(questions, sampling=sampling, **options)
         return waiting
 
     with (

@@ -59,8 +59,8 @@ def raw_config_of(
     misfits: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
         raw = _raw(family, config)
-        apart = config.differences(model_config(raw))
-        if not apart:
+        misfits[family.model_type] = config.differences(model_config(raw))
+        if not misfits[family.model_type]:
             ids = _special_ids(eos_ids, bos_id, pad_id)
             return raw | {"max_position_embeddings": max_positions} | ids
     closest = min(misfits, key=lambda kind: len(misfits[kind]))

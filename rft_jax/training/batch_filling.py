@@ -177,6 +177,7 @@ def to_json(surplus: Surplus) -> list[dict[str, Any]]:
     return [
         {"outputs": one.outputs, "questions": one.questions, "coefficient": one.coefficient}
         | {name: value for name, value in asdict(one.sample).items() if name in _FIELDS}
+        | {"verdict": one.sample.verdict.value}
         for one in surplus
     ]
 

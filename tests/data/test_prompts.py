@@ -143,7 +143,7 @@ def test_solutions_matter_only_for_demonstrations(tokenizer):
     rows = [*questions(), Question(id=9, text="How?", answer="2")]
     check(tokenizer, rows, demonstrations=False, max_completion_tokens=1)
     with pytest.raises(
-        DataError, match=r"^jsonl:q.jsonl: question 9 has no solution: method sft trains on"
+        DataError, match=r"^jsonl:q.jsonl: question 9 has no solution, and the method trains on"
     ):
         check(tokenizer, rows)
 

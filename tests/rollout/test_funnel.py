@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rft_jax.config import SelectionConfig
 from rft_jax.rollout.funnel import HISTOGRAM_BINS, funnel, pass_rates
-from rft_jax.training.selection import select
+from rft_jax.training.selection import reduced
 from rft_jax.types import Sample, Verdict
 
 OUTCOMES = {
@@ -100,8 +100,8 @@ def test_what_has_nothing_to_average_is_none(
 def test_the_funnel_narrows(specs: list[tuple[int, str, str]], most: int) -> None:
     samples = [sample(question, outcome, 1, text) for question, outcome, text in specs]
     accepted = [one for one in samples if one.accepted]
-    kept, distinct = select(accepted, SelectionConfig(dedupe="text", max_per_question=most))
-    found = funnel(samples, num_distinct=distinct, num_kept=len(kept))
+    unique, kept = reduced(accepted, SelectionConfig(dedupe="text", max_per_question=most))
+    found = funnel(samples, num_distinct=len(unique), num_kept=len(kept))
     names = ("sampled", "finished", "parsed", "correct", "distinct", "kept")
     counts = [found[f"funnel/{name}"] for name in names]
     assert counts == sorted(counts, reverse=True)

@@ -75,7 +75,7 @@ def exchanged(
             for number in range(TOTAL)
             if number // GROUP in OWNED[process].tolist()
         }
-        return exchange.exchange(
+        return exchange.gather_samples(
             own,
             {number: of_all[number] for number in own},
             QUESTIONS,
@@ -180,7 +180,7 @@ def test_alone_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(exchange, "gather", fail)
     samples = outputs()
-    found, of_all = exchange.exchange(
+    found, of_all = exchange.gather_samples(
         dict(enumerate(samples)),
         dict(enumerate(entropies())),
         QUESTIONS,

@@ -411,7 +411,7 @@ def test_log_of_longer_prompts(refusal: Refusal) -> None:
 def test_log_without_a_correct_output(refusal: Refusal) -> None:
     logged("a", verdict=Verdict.UNDECIDED)
     assert refusal(*from_logs("a")).startswith(
-        "a: none of 1 sampled outputs is correct, so there is nothing to train on; look at them"
+        "a: none of 1 sampled outputs is trained on (method rft; 0 are correct): look at them"
     )
 
 
@@ -453,8 +453,8 @@ def test_pool_has_lost_a_rollout(refusal: Refusal) -> None:
          "jsonl:questions.jsonl: the demonstration of question 15 has 4 tokens and "
          "data.max_completion_tokens is 2: set it to 4 or more, or leave the question out."),
         ("sft", ["--sft.data.train", "jsonl:plain.jsonl"],
-         "jsonl:plain.jsonl: question 0 has no solution: method sft trains on demonstrations; give "
-         "every row a solution or choose another source."),
+         "jsonl:plain.jsonl: question 0 has no solution, and the method trains on demonstrations; "
+         "give every row a solution or choose another source."),
         ("sft", ["--sft.data.validation", "jsonl:no.jsonl"],
          "no.jsonl: cannot read the questions (No such file or directory): give the path of a "
          "JSONL file, relative to the working directory."),

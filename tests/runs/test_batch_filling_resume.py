@@ -1,4 +1,4 @@
-"""Surplus in checkpoints: written, read and refused; a killed run with refill goes on alike."""
+"""Surplus in checkpoints: written, read and refused; a killed run with refill resumes alike."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 from refilling import NO, OPEN, YES, output, settings
+from steps import rollouts
 from test_run import equal, final_state, lines
 
 from rft_jax.checkpoint import integrity as checkpoint_health
@@ -24,7 +25,6 @@ from rft_jax.errors import CheckpointError
 from rft_jax.rollout.engine import Rollout
 from rft_jax.runs import loop as steps_of
 from rft_jax.runs import run as loop
-from rft_jax.runs import sources as supply
 from rft_jax.runs.run import RunResult
 from rft_jax.training.batch_filling import Carried, from_json, to_json
 from rft_jax.types import Question, Sample
@@ -58,9 +58,10 @@ SAVED = to_json((Carried(replace(output(4, 1, step=5), log_probs=()), 2.5, 1.5),
     [
         (None, "surplus is None, expected a list"),
         ([{}], "surplus[0] must have the fields question_id, sample_index, step, text, tokens, "
-               "finished, reason, outputs, questions alone"),
+               "finished, reason, verdict, outputs, questions, coefficient only"),
         ([SAVED, SAVED | {"log_probs": []}], "surplus[1] must have the fields question_id, "
-         "sample_index, step, text, tokens, finished, reason, outputs, questions alone"),
+         "sample_index, step, text, tokens, finished, reason, verdict, outputs, questions, "
+         "coefficient only"),
         ([SAVED | {"step": 5.0}], "surplus[0].step is 5.0, expected int"),
         ([SAVED | {"tokens": [1, "2"]}], "surplus[0].tokens is [1, '2'], expected token ids"),
         ([SAVED | {"outputs": math.inf}], "surplus[0] stands for inf outputs and 1.5 questions, "
@@ -84,11 +85,9 @@ def test_surplus_that_cannot_be_trained_on_is_refused(values: object, message: s
     )
 
 
-def made_up_rollout(
-    params: Any, questions: Sequence[Question], sampling: Any, **options: Any
-) -> Rollout:
-    """Random outputs that depend on their address alone, as those of one policy do."""
-    samples = []
+def made_up_rollout(questions: Sequence[Question], **options: Any) -> Rollout:
+    """Random outputs that depend on their address only, as those of one policy do."""
+    samples, sampling = [], options["sampling"]
     for question in questions:
         rng = np.random.default_rng([options["step"], question.id])
         for index in range(options["num_samples"]):
@@ -117,7 +116,7 @@ def experiment(tmp_path: Path) -> Iterator[dict[str, Config]]:
         refill=RefillConfig(accepted=10, max_sampled=64, max_staleness=2),
         **short,
     )
-    with mock.patch.object(supply, "rollout", made_up_rollout):
+    with rollouts(made_up_rollout):
         yield {"sft": tiny_experiment.sft(source, steps=3, **short), "refilled": refilled}
 
 
@@ -131,15 +130,15 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(
     for workdir in (whole, again):
         loop.run("sft", experiment, workdir)
     assert loop.run("refilled", experiment, whole) == RunResult(6, True)
-    step = steps_of._step
+    step = steps_of.step
     for death in (3, 4):
 
-        def dies(this: steps_of.Run, source: Any, death: int = death) -> dict[str, Any]:
-            if this.step == death:
+        def dies(run: Any, source: Any, state: steps_of.State, death: int = death) -> Any:
+            if state.step == death:
                 raise KeyboardInterrupt
-            return step(this, source)
+            return step(run, source, state)
 
-        with mock.patch.object(steps_of, "_step", dies), pytest.raises(KeyboardInterrupt):
+        with mock.patch.object(steps_of, "step", dies), pytest.raises(KeyboardInterrupt):
             loop.run("refilled", experiment, again)
         host = again / "refilled/checkpoints" / str(death // 2 * 2) / "host/metadata"
         assert json.loads(host.read_text())["surplus"]  # what a resumed run must not lose

@@ -14,7 +14,7 @@ from rft_jax.training.selection import (
     distinct,
     equations,
     equations_key,
-    select,
+    reduced,
     text_key,
 )
 from rft_jax.types import Sample, Verdict
@@ -74,9 +74,9 @@ def test_a_cap_keeps_the_first_of_each_question(specs: list[tuple[int, str]], mo
 @given(SPECS, DEDUPE, st.integers(0, 3))
 def test_select_dedupes_and_then_caps(specs: list[tuple[int, str]], dedupe: str, most: int) -> None:
     samples = made(specs)
-    kept, num_distinct = select(samples, SelectionConfig(dedupe=dedupe, max_per_question=most))
+    unique, kept = reduced(samples, SelectionConfig(dedupe=dedupe, max_per_question=most))
     assert kept == capped(distinct(samples, dedupe), most)
-    assert len(kept) <= num_distinct == len(distinct(samples, dedupe)) <= len(samples)
+    assert len(kept) <= len(unique) == len(distinct(samples, dedupe)) <= len(samples)
 
 
 def test_equal_outputs_of_different_questions_are_both_kept() -> None:
