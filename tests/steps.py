@@ -78,13 +78,14 @@ def steps(
     *,
     first: State | None = None,
     policy: Callable[[], Any] = lambda: None,
+    update: Callable[..., Any] = lambda train, batch, **place: (train, {"objective/value": 0.0}),
 ) -> list[Stepped]:
     """Steps of `loop.step`, one after the other; draw: stands in for sampling and verifying."""
     run = mock.create_autospec(Run, instance=True)
     run.config, run.folder, run.sampling = config, folder, sampling()
     run.meter = meter(config, 8, device_kind="cpu", count=1)
     run.rollout_params = lambda state: policy()
-    run.update = lambda train, batch, **place: (train, {"objective/value": 0.0})
+    run.update = update
     trained: list[list[TrainingSequence]] = []
 
     def packed(sequences: Sequence[TrainingSequence], config: Config) -> Any:

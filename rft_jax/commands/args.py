@@ -205,13 +205,13 @@ def declared(kind: type) -> dict[str, Declared]:
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[Option]]:
-    """The words before the first option, and the options."""
+    """The words before the first option, and the options; a hyphen in a name is an underscore."""
     words: list[str] = []
     options: list[Option] = []
     for arg in args:
         if arg.startswith("--") and len(arg) > 2:
             name, equals, value = arg[2:].partition("=")
-            options.append(Option(name, (value,) if equals else ()))
+            options.append(Option(name.replace("-", "_"), (value,) if equals else ()))
         elif options:
             options[-1] = Option(options[-1].name, (*options[-1].values, arg))
         else:

@@ -228,6 +228,8 @@ def _no_fields(fields: Sequence[args.Option]) -> None:
 
 
 def _workdir(options: RunOptions | TokenizerOptions) -> Folder:
+    if options.workdir == "":
+        raise ConfigError("--workdir takes one folder, found none.")
     return folder_of(options.workdir or Path("runs") / options.experiment.stem)
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -40,7 +40,7 @@ class RunOptions:
 
     experiment: Positional[Path]
     """The experiment: a Python file, NAME.py."""
-    workdir: str = ""
+    workdir: str | None = None
     """Where everything is written: a folder or gs://BUCKET/FOLDER. Default: runs/NAME."""
     only: Annotated[tuple[str, ...], arg(metavar="RUN ...")] = ()
     """Carry out only these runs. Default: all."""
@@ -129,7 +129,7 @@ class TokenizerOptions:
 
     experiment: Positional[Path]
     """The experiment: a Python file, NAME.py."""
-    workdir: str = ""
+    workdir: str | None = None
     """Where tokenizer.model is written: a folder or gs://BUCKET/FOLDER. Default: runs/NAME."""
 
 
@@ -232,6 +232,21 @@ class Judging:
     """Verifier processes. Default: one a core, or the run's."""
     timeout_seconds: float | None = None
     """Time one output may take; past it the verdict is undecided. Default: 10, or the run's."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Judging:
+        """With tolerance as any number or its text, and checks as any sequence of names."""
+        if values.get("checks") is not None:
+            checks = values["checks"]
+            values["checks"] = (checks,) if isinstance(checks, str) else tuple(checks)
+        if values.get("tolerance") is not None:
+            try:
+                values["tolerance"] = Fraction(str(values["tolerance"]))
+            except ValueError as error:
+                raise ConfigError(
+                    f"tolerance is {values['tolerance']!r}: a number is expected."
+                ) from error
+        return cls(**values)
 
     def __post_init__(self) -> None:
         name = self.verifier

@@ -101,7 +101,7 @@ class OpenedPolicy:
         Returns: the estimates and whatever else was measured; print it for a table.
         """
         names = {field.name for field in dataclasses.fields(Judging)}
-        judging = Judging(**{name: settings.pop(name) for name in names & set(settings)})
+        judging = Judging.of(**{name: settings.pop(name) for name in names & set(settings)})
         measuring = Measuring(judging, samples_per_question, temperature)
         asked = self._ask(questions, settings, needs_answers=True)
         from rft_jax.commands.evaluate import evaluate

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 def run(
     experiment: str | PathLike[str] | Experiment,
     workdir: str | PathLike[str],
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, RunResult]:
     """Carry out the runs of an experiment, or resume them, and write the report.
@@ -57,6 +57,7 @@ def run(
     else:
         configs, name = experiments.load(Path(experiment)), Path(experiment).name
     configs = experiments.override(configs, options or {})
+    only = (only,) if isinstance(only, str) else only
     return carry_out(configs, name, folder_of(workdir), only)
 
 

@@ -93,11 +93,11 @@ def verify(
     Raises DataError for a malformed row, ConfigError and VerifierError for a verifier that cannot
     run.
     """
-    judging = Judging(
+    judging = Judging.of(
         verifier=verifier,
         comparison=comparison,
-        checks=None if checks is None else tuple(checks),
-        tolerance=None if tolerance is None else Fraction(str(tolerance)),
+        checks=checks,
+        tolerance=tolerance,
         workers=workers,
         timeout_seconds=timeout_seconds,
     )

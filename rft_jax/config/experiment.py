@@ -89,17 +89,20 @@ def override(
     Args:
         experiment: named runs.
         values: by `RUN.field` or `RUN.section.field`; `all.` in place of a run's name stands for
-            every run, and what is given for a run itself wins. A section that is None is added
+            every run, of a section's field for those with the section where there are any, and
+            what is given for a run itself wins. A section that is None is added
             when all its fields without a default are given. A list stands for a tuple.
         mark: what stands before a name in messages: `--` on the command line.
 
     Raises ConfigError where a name, a value or the outcome is wrong.
     """
     changes: dict[str, dict[str, tuple[str, Any]]] = {run: {} for run in experiment}
-    for name in sorted(values, key=lambda name: not name.startswith(f"{ALL}.")):
+    for name in sorted(values, key=lambda name: not str(name).startswith(f"{ALL}.")):
+        if not isinstance(name, str):
+            raise ConfigError(f"options name fields as text, such as 'all.steps'; found {name!r}.")
         run, field = locate(experiment, name, mark)
         value = tuple(values[name]) if isinstance(values[name], list) else values[name]
-        for each in experiment if run == ALL else (run,):
+        for each in _having(experiment, field) if run == ALL else (run,):
             changes[each][field] = (name, value)
     changed: dict[str, Config] = {}
     for run, given in changes.items():
@@ -136,6 +139,13 @@ def locate(experiment: Experiment, name: str, mark: str = "") -> tuple[str, str]
         if field in field_types()
     ]
     raise ConfigError(f"unknown option {mark}{name}{suggest(f'{mark}{name}', valid)}")
+
+
+def _having(experiment: Experiment, field: str) -> list[str]:
+    """The runs that have the field's section, or all where none has."""
+    section, dot, _ = field.partition(".")
+    having = [run for run, config in experiment.items() if dot and getattr(config, section)]
+    return having or list(experiment)
 
 
 def _check_added(run: str, config: Config, given: Mapping[str, tuple[str, Any]], mark: str) -> None:

@@ -68,7 +68,6 @@ class Method:
             )
 
 
-@functools.cache
 def resolve(method: str | Method) -> Method:
     """The row that a config's `method` stands for.
 
@@ -82,6 +81,13 @@ def resolve(method: str | Method) -> Method:
         coefficient = method.coefficient
         name = method.name or getattr(coefficient, "__qualname__", type(coefficient).__name__)
         return replace(method, name=name)
+    if not isinstance(method, str):
+        raise ConfigError(f"method is {method!r}: a name or a Method is expected.")
+    return _named(method)
+
+
+@functools.cache
+def _named(method: str) -> Method:
     module, colon, attribute = method.partition(":")
     if not colon:
         table: Mapping[str, Method] = importlib.import_module(TABLE).METHODS
@@ -93,9 +99,10 @@ def resolve(method: str | Method) -> Method:
         return table[method]
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module does when it is imported
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"method is {method!r}, which cannot be imported ({error}): name a module beside the "
+            f"method is {method!r}, which cannot be imported ({text}): name a module beside the "
             "experiment file, or an installed one, and a Method in it."
         ) from error
     if not isinstance(found, Method):
@@ -111,6 +118,8 @@ def to_json(method: str | Method) -> str | dict[str, str]:
     if isinstance(method, str) and ":" not in method:
         return method
     row = resolve(method)
+    if importlib.import_module(TABLE).METHODS.get(row.name) == row:
+        return row.name
     return {
         "name": row.name, "source": row.source, "trains_on": row.trains_on, "about": row.about
     }  # fmt: skip

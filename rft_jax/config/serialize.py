@@ -64,7 +64,7 @@ def flatten(config: Config) -> dict[str, Any]:
         if item.name in section_types() and value is not None:
             values |= {f"{item.name}.{f.name}": getattr(value, f.name) for f in fields(value)}
         else:
-            values[item.name] = method.to_json(value) if item.name == "method" else value
+            values[item.name] = _identity(value) if item.name == "method" else value
     return values
 
 
@@ -157,6 +157,12 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, defaults: list[str
             _check_type(name, value, hints[item.name])
         arguments[item.name] = value
     return kind(**arguments)
+
+
+def _identity(value: str | method.Method) -> Any:
+    """What makes a method another one; its words do not."""
+    saved = method.to_json(value)
+    return saved if isinstance(saved, str) else saved | {"about": ""}
 
 
 def plain(config: Config) -> dict[str, Any]:

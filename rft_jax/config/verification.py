@@ -13,7 +13,7 @@ class VerificationConfig:
     """How it is decided whether an output is correct, I(o)."""
 
     verifier: str = "auto"
-    """A built-in rule: `hash` (the last `####` line), `boxed` (the last `\\boxed{}`), `tagged`
+    """A built-in rule: `hash` (a `####` line), `boxed` (`\\boxed{}`), `tagged`
     (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: random verdicts); or
     a function of yours as `module:function`."""
     comparison: Literal["exact", "math"] = "exact"

@@ -101,7 +101,7 @@ class LoggedRun:
     def counted(self, name: str) -> float:
         """The sum of a train counter that starts at zero again whenever the run resumes."""
         values = [value for (value,) in self.series("train", (name,))]
-        before = [0.0, *values[:-1]]
+        before = [0.0, *values][: len(values)]
         return sum((v - b if v >= b else v for v, b in zip(values, before, strict=True)), start=0.0)
 
 

@@ -158,9 +158,14 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
         verdicts = verify(outputs)
         rounds.append(verdicts)
         asked |= zip(questions, outputs.questions, strict=True)
-        kept = select(samples_of(rounds), config)
+        try:
+            kept = select(samples_of(rounds), config)
+        except UserError:  # of a method's coefficient: the log shows what it was given
+            _write_log(run, state, rounds, asked)
+            raise
         if batch_filling.is_full(kept, state.surplus, config, num_unasked=source.size - len(asked)):
             break
+    policy.cache_clear()  # the update needs the room
     metrics = _log_rollout(run, state, rounds, asked, kept)
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
@@ -169,8 +174,8 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     weights = weigh(kept, config)
     sequences = training_sequences(kept, weights, source.prompt, config)
     train, updated = state.train, Metrics({"objective/value": None})
-    if sequences:
-        with phase("updating"):
+    with phase("updating"):
+        if sequences:
             batch = pack_step(sequences, config)
             train, updated = run.update(
                 train, batch, step=state.step, updates=state.counters.updates
@@ -191,15 +196,22 @@ def samples_of(rounds: Sequence[Rollout]) -> list[Sample]:
     return [sample for drawn in rounds for sample in drawn.samples]
 
 
+def _write_log(
+    run: Run, state: State, rounds: Sequence[Rollout], asked: Mapping[int, Question]
+) -> None:
+    own = [sample for drawn in rounds for sample in drawn.own]
+    folder, questions = run.folder / "rollouts", list(asked.values())
+    rollout_log.write(folder, state.step, own, questions, seed=run.config.seed, writer=writer())
+
+
 def _log_rollout(
     run: Run, state: State, rounds: Sequence[Rollout], asked: Mapping[int, Question], kept: Kept
 ) -> Metrics:
     """Write what was sampled into rollouts/ and count what became of it; nothing without rounds."""
     if not rounds:
         return {}
-    samples, own = samples_of(rounds), [sample for drawn in rounds for sample in drawn.own]
-    folder, questions = run.folder / "rollouts", list(asked.values())
-    rollout_log.write(folder, state.step, own, questions, seed=run.config.seed, writer=writer())
+    _write_log(run, state, rounds, asked)
+    samples = samples_of(rounds)
     undecided, where = len(samples) - len(kept.decided), f"step {state.step + 1}"
     watch_undecided(undecided, len(samples), run.config, where)
     seconds, decoded = seconds_of(rounds), [one for drawn in rounds for one in drawn.decoded]

@@ -64,7 +64,7 @@ def run(
     Raises:
         UserError: whatever a user can fix, in one line.
     """
-    config, folder, began = experiment[name], workdir / name, time.perf_counter()
+    config, folder = experiment[name], workdir / name
     check_same_config(folder, config)
     if from_main(f"{name} was finished", lambda: (folder / policies.FINISHED).is_file()):
         warn_of_done(folder, profile, done=config.steps)
@@ -128,13 +128,13 @@ def run(
             compilations=compilations,
             profiler=stack.enter_context(open_profiler(folder, profile, done=first)),
             stopped=lambda: largest(signal()),
-            began=began,
+            began=time.perf_counter(),
         )
         if saved is None:
             return loop(opened, State(fresh_state(start.trained, optimizer, layout)))
         state = _resumed(opened, saved[1], first)
         logger.info("%s: resuming from step %d", name, first)
-        return loop(replace(opened, began=began - state.counters.seconds), state)
+        return loop(replace(opened, began=opened.began - state.counters.seconds), state)
 
 
 def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:

@@ -158,7 +158,13 @@ def demonstrations(questions: Sequence[Question], config: Config, sampling: Samp
         )
         for question in questions
     ]
-    return _fixed(samples, questions, config, sampling)
+    fixed = _fixed(samples, questions, config, sampling)
+    if not fixed.size:
+        raise UserError(
+            f"method {config.row.name} gives no demonstration of {config.data.train} a coefficient "
+            "other than 0: there is nothing to train on; change its coefficient or data.train."
+        )
+    return fixed
 
 
 def _fixed(
@@ -166,7 +172,8 @@ def _fixed(
 ) -> FixedSet:
     kept = select(samples, config)
     # What the sampler reported is of another policy than the one that is updated.
-    kept = kept._replace(samples=[replace(sample, log_probs=()) for sample in kept.samples])
+    samples = [replace(sample, log_probs=()) for sample in kept.samples]
+    kept = kept._replace(samples=samples, decided=())
     prompts = {q.id: prompt_tokens(q.text, config.data, sampling.tokenizer) for q in questions}
     return FixedSet(kept, weigh(kept, config), prompts, config.update.sequences_per_step)
 

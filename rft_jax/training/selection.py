@@ -115,8 +115,16 @@ def coefficients(method: Method, facts: Facts) -> np.ndarray:
             row does not train on.
     """
     size = len(facts.correct)
-    found = np.asarray(method.coefficient(facts))
+    if not size:
+        return np.zeros(0)
     name = f"method {method.name}: its coefficient"
+    try:
+        found = np.asarray(method.coefficient(facts))
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's function does
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{name} failed ({text}): fix it, and run the command again.") from error
     if found.shape != (size,) or found.dtype.kind not in "fiub":
         raise UserError(
             f"{name} gave {found.dtype} of shape {found.shape}: a number for each of {size} "
@@ -217,13 +225,15 @@ def training_sequences(
     """
     with_kl = config.objective.kl_coefficient > 0
     weight_of = {id(s): weight for s, weight in zip(kept.samples, weights, strict=True)}
+    trained = kept.decided if with_kl else kept.samples
+    prompts = {one: prompt(one) for one in {sample.question_id for sample in trained}}
     return [
         TrainingSequence(
-            prompt=prompt(sample.question_id),
+            prompt=prompts[sample.question_id],
             completion=sample.tokens,
             weight=weight_of.get(id(sample), 0.0),
             kl_weight=1.0 / len(kept.decided) if with_kl else 0.0,
             log_probs=sample.log_probs,
         )
-        for sample in (kept.decided if with_kl else kept.samples)
+        for sample in trained
     ]

@@ -54,7 +54,7 @@ def test_what_is_not_given_is_left_to_the_command() -> None:
     )
     assert read(ConvertOptions) == ConvertOptions("w", Path("o"), None, 4.0)
     assert read(EvaluateOptions, *NEEDED).measuring == Measuring(Judging())
-    assert read(RunOptions) == RunOptions(Path("w"), "", (), (), 60.0, 3600.0)
+    assert read(RunOptions) == RunOptions(Path("w"), None, (), (), 60.0, 3600.0)
 
 
 def test_every_kind_of_value() -> None:
@@ -123,8 +123,6 @@ def test_a_field_of_several_types_is_read_as_text() -> None:
          "--dtype is given twice: give it once."),
         (ConvertOptions, ["--dtype", "bfloat"],
          "--dtype is 'bfloat': {float32,bfloat16} is expected; did you mean bfloat16?"),
-        (ConvertOptions, ["--max-shard-gb", "1"],
-         "unknown option --max-shard-gb; did you mean --max_shard_gb?"),
         (RunOptions, ["--only"], "--only takes one or more values, found none."),
         (RunOptions, ["--profile"], "--profile takes one or more values, found none."),
         (RunOptions, ["--lost_after"], "--lost_after takes one value, found none."),

@@ -282,7 +282,7 @@ def test_the_card_of_adapters_names_what_they_are_on(
     policy = find(str(found.on_published))
     at_hub = replace(policy, init_from="hf:org/name@main")
     monkeypatch.setattr(converting_command, "merged", lambda _: merged(policy))
-    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda _: at_hub)
+    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda *_: at_hub)
     front, text = card(converted(found.on_published, tmp_path / "hub"))
     assert front["base_model"] == "org/name"
 
@@ -353,10 +353,10 @@ def test_a_refusal_comes_before_any_work(
     assert "is followed by nothing: OUT is expected" in refusal(capsys, str(found.own))
     policy = find(str(found.own))
     odd = replace(policy, model=replace(policy.model, norm_offset=True))
-    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda _: odd)
+    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda *_: odd)
     assert "no published family can express this model" in refusal(capsys, "x", out)
     biased = replace(policy, model=replace(policy.model, qkv_bias=True))
-    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda _: biased)
+    monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda *_: biased)
     assert "it is written as qwen2, of which transformers reads no" in refusal(capsys, "x", out)
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

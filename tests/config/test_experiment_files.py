@@ -240,7 +240,7 @@ def test_gsm8k_scratch_accepts_outputs_and_resumes(tmp_path: Path) -> None:
     assert not (tmp_path / "online_rft" / "finished.json").exists(), "it ended before it was killed"
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert "online_rft: going on from step" in done.stderr
+    assert "online_rft: resuming from step" in done.stderr
 
     for name in ("rft", "online_rft"):
         lines = (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -380,6 +380,16 @@ def test_a_run_that_was_just_started(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_ended_before_its_first_step(tmp_path: Path) -> None:
+    """Its first evaluation is there, and no line of a step."""
+    make_workdir(tmp_path)
+    path = tmp_path / "online_rft" / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] != "train"]
+    path.write_text("".join(kept), encoding="utf-8")
+    assert write_report(tmp_path).is_file()
+
+
 def test_many_runs_have_a_style_each(tmp_path: Path) -> None:
     for place in range(9):
         make_run(tmp_path, f"online_seed_{place}", "online_rft", 0.3, 0.6, seed=place)

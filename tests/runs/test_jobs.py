@@ -283,7 +283,7 @@ def test_one_process_that_is_asked_to_stop_stops_all(
         job.signal(asked, signal.SIGTERM)
         assert job.statuses() == [128 + signal.SIGTERM] * 2, job.told()
         assert job.errors(0).splitlines()[-1] == (
-            "rft-jax: run online_rft is stopped and saved; the same command goes on with it."
+            "rft-jax: run online_rft is stopped and saved; the same command resumes it."
         )
         assert job.errors(1) == ""
         job.assert_gone()

@@ -176,7 +176,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(study: Study) -> None:
         _, errors = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 128 + number, errors
         assert errors.splitlines()[-1] == (
-            f"rft-jax: run {run} is stopped and saved; the same command goes on with it."
+            f"rft-jax: run {run} is stopped and saved; the same command resumes it."
         )
         assert "Traceback" not in errors
         assert not (folder / "finished.json").exists()

@@ -31,7 +31,7 @@ from rft_jax.runs import loop as steps_of
 from rft_jax.runs import run as loop
 from rft_jax.runs.loop import RunResult
 from rft_jax.training.optimizer import make_optimizer
-from rft_jax.training.selection import select
+from rft_jax.training.selection import reduced
 from rft_jax.training.state import make_layout
 
 pytestmark = pytest.mark.slow
@@ -249,8 +249,8 @@ def test_nothing_accepted_is_a_counted_skip(study: Study, tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         study.carry_out(config, tmp_path)
     assert str(error.value) == (
-        "x: none of 3 steps had an accepted output, so nothing was learnt; look at the outputs in "
-        f"{tmp_path}/x/rollouts, start from a better model or check verification.verifier."
+        "x: none of 3 steps had an output to train on, so nothing was learnt; look at the outputs "
+        f"in {tmp_path}/x/rollouts, start from a better model or check verification.verifier."
     )
     assert not (tmp_path / "x/finished.json").exists()
     found = lines(tmp_path / "x", "train")
@@ -292,8 +292,8 @@ def test_rft_with_nothing_accepted(study: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         study.carry_out(config, tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/x/rollouts: none of 128 sampled outputs is correct, so there is nothing to "
-        "train on; look at them in the report, start from a better model, or sample more "
+        f"{tmp_path}/x/rollouts: none of 128 sampled outputs is trained on (method rft; "
+        "0 are correct): look at them in the report, start from a better model, or sample more "
         "(pool.rollout_steps, rollout.samples_per_question)."
     )
     assert not (tmp_path / "x/finished.json").exists()
@@ -308,7 +308,7 @@ def test_a_gradient_that_is_not_finite(study: Study, tmp_path: Path) -> None:
     assert str(error.value) == (
         "step 2: the gradient's norm is nan; nothing of this step is saved. Lower "
         "optimizer.learning_rate (1e+38) and start again in another --workdir, or remove the "
-        "newest checkpoints to go on from an earlier one."
+        "newest checkpoints to resume from an earlier one."
     )
     assert [line["step"] for line in lines(tmp_path / "x", "train")] == [1]
     assert not [path for path in (tmp_path / "x/checkpoints").iterdir() if path.name.isdigit()]
@@ -323,16 +323,16 @@ def test_kl_to_the_start(study: Study, tmp_path: Path, monkeypatch: pytest.Monke
     # Every decided output is in the update, as the KL is over all of them.
     assert whole[0]["update/sequences"] == 32 - whole[0]["funnel/undecided"]
 
-    # The reference stays the start when the run goes on from a later step.
-    step = steps_of._step
+    # The reference stays the start when the run resumes from a later step.
+    step = steps_of.step
 
-    def dies(this: steps_of.Run, source: Any) -> dict[str, Any]:
-        if this.step == 2:
+    def dies(run: Any, source: Any, state: steps_of.State) -> Any:
+        if state.step == 2:
             raise KeyboardInterrupt
-        return step(this, source)
+        return step(run, source, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps_of, "_step", dies)
+        patch.setattr(steps_of, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             study.carry_out(config, tmp_path / "again")
     again = loop.run(
@@ -363,12 +363,12 @@ def test_rft_from_the_log_of_an_earlier_run(study: Study, tmp_path: Path) -> Non
     )
     first = study.carry_out(config, tmp_path)[0]
     samples = [sample for _, sample in rollout_log.read_folders([folder])]
-    kept, distinct = select([sample for sample in samples if sample.accepted], selection)
+    unique, kept = reduced([sample for sample in samples if sample.accepted], selection)
     assert first["step"] == 0
     assert first["funnel/sampled"] == first["cost/sampled_outputs"] == len(samples)
     assert first["funnel/correct"] == sum(sample.accepted for sample in samples)
-    assert first["funnel/distinct"] == distinct
-    assert first["funnel/kept"] == len(kept) < distinct
+    assert first["funnel/distinct"] == len(unique)
+    assert first["funnel/kept"] == len(kept) < len(unique)
     assert not (tmp_path / "x/rollouts").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from steps import choose, rollouts, steps
 
-from rft_jax.config import Config, Denominator, PoolConfig, RolloutConfig
+from rft_jax.config import Config, Denominator, Method, PoolConfig, RolloutConfig
 from rft_jax.data import stream
 from rft_jax.data.stream import Position
 from rft_jax.errors import UserError
@@ -305,3 +306,30 @@ def test_a_log_may_hold_any_eos_and_ids_of_a_larger_embedding(tmp_path: Path) ->
     for narrow, one in ((settings, several), (wide, sampling())):
         with pytest.raises(UserError, match="question 0 are not its text under digits: name"):
             Pool(MANY, narrow, one, tmp_path).read()
+
+
+def test_the_policy_of_the_rollout_is_gone_before_the_update(tmp_path: Path) -> None:
+    """Its parameters are a copy that the update needs the room of."""
+    settings = asking(config("online_rft"), 2)
+    made: list[weakref.ref[Any]] = []
+
+    class Parameters:
+        pass
+
+    def policy() -> Parameters:
+        parameters = Parameters()
+        made.append(weakref.ref(parameters))
+        return parameters
+
+    def update(train: Any, batch: Any, **place: int) -> Any:
+        assert [one() for one in made] == [None]
+        return train, {"objective/value": 0.0}
+
+    source = PolicySource(MANY, settings, sampling())
+    steps(settings, source, tmp_path, Drawn(), 1, policy=policy, update=update)
+
+
+def test_no_demonstration_with_a_coefficient_is_an_error() -> None:
+    row = Method("demonstrations", "accepted", lambda facts: np.zeros(len(facts.correct)), "none")
+    with pytest.raises(UserError, match="method none gives no demonstration of a a coefficient"):
+        demonstrations(QUESTIONS, replace(config("sft"), method=row), sampling())

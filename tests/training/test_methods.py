@@ -29,6 +29,7 @@ from steps import choose
 
 from rft_jax.config import Config, Method, SelectionConfig
 from rft_jax.config.method import from_json, resolve, to_json
+from rft_jax.config.serialize import differences
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.training.methods import METHODS
 from rft_jax.training.selection import coefficients, facts_of, select, weigh
@@ -175,7 +176,7 @@ def test_a_method_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.row == replace(PLUS_MINUS, name="my_rows:mine")
     for name, message in {
         "my_rows:other": "cannot be imported .* has no attribute 'other'",
-        "no_such_rows:mine": "cannot be imported .No module named 'no_such_rows'",
+        "no_such_rows:mine": "cannot be imported .ModuleNotFoundError: No module named",
         "my_rows:wrong": "of type function: a Method is expected",
         "onlin_rft": "did you mean online_rft",
     }.items():
@@ -204,3 +205,40 @@ def test_a_saved_method_says_what_it_is_and_computes_only_where_it_is_known() ->
 def test_rows_of_the_table_know_their_names() -> None:
     assert {name: row.name for name, row in METHODS.items()} == {name: name for name in METHODS}
     assert all(row.about for row in METHODS.values())
+
+
+def test_without_a_decided_output_a_coefficient_is_not_asked() -> None:
+    def greatest(facts: Facts) -> np.ndarray:
+        return facts.rewards - facts.rewards.max()
+
+    samples = [sample(QUESTIONS[0], OUTPUTS[1], verdict=Verdict.UNDECIDED)]
+    kept = select(samples, of_method(Method("policy", "decided", greatest)))
+    assert (kept.samples, kept.num_outputs, kept.num_sampled) == ([], 1, 0)
+
+
+def test_a_coefficient_that_fails_is_one_line() -> None:
+    def broken(facts: Facts) -> np.ndarray:
+        return facts.nothing  # type: ignore[attr-defined, no-any-return]
+
+    facts = facts_of([sample(QUESTIONS[0], OUTPUTS[1])])
+    with pytest.raises(UserError, match=r"mine: its coefficient failed \(AttributeError: .*: fix"):
+        coefficients(Method("policy", "decided", broken, "mine"), facts)
+
+
+def test_a_parametrised_coefficient_need_not_be_hashable() -> None:
+    class Scaled:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, facts: Facts) -> np.ndarray:
+            return 2.0 * facts.rewards
+
+    settings = of_method(Method("policy", "accepted", Scaled()))
+    assert settings.row.name == "Scaled"
+
+
+def test_words_of_a_row_do_not_make_it_another() -> None:
+    online = of_method("online_rft")
+    assert not differences(online, of_method(METHODS["online_rft"]))
+    mine, reworded = (of_method(replace(PLUS_MINUS, about=about)) for about in ("a", "b"))
+    assert not differences(mine, reworded)
+    assert differences(mine, of_method(CENTRED)).keys() == {"method"}
