@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 TEST_READY := $(VENV)/ready-test
+# Tests start many processes: without bytecode on disk each compiles every module again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-fast check format
 
@@ -13,9 +15,10 @@ quickstart: $(READY)
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-# Quick: XLA optimizes nothing here; in `test` it does for the tests that tests/conftest.py names.
+# Quick: fewer examples of each law, and XLA optimizes nothing; in `test` it does for the tests that
+# tests/conftest.py names.
 test-fast: $(TEST_READY)
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile fast -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 check: $(TEST_READY)
 	$(BIN)/ruff check --quiet

@@ -43,6 +43,7 @@ jaxtyping.install_import_hook("rft_jax", "typecheck.checked")
 
 # A first call compiles, which says nothing about the next.
 hypothesis.settings.register_profile("rft_jax", deadline=None)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("rft_jax")
 
 

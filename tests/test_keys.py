@@ -7,6 +7,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ def test_the_bits_of_one_address_never_change() -> None:
     assert _bits(token_keys(_keys([70], [2]), jnp.array([11]))) == [(441923252, 3359419060)]
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     addresses=st.lists(

@@ -142,6 +142,7 @@ def test_commands_hold_no_paths() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_peer_is_never_left_out_silently() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.rollout", "--size", "nano", "--without", "tunix"],

@@ -51,6 +51,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return Found(workdir, published, config, sft, lora)
 
 
+@pytest.mark.slow
 def test_a_run(found: Found) -> None:
     policy = find(str(found.workdir / "sft"))
     assert policy.config == found.config
@@ -77,6 +78,7 @@ def test_a_checkpoint_of_a_run(found: Found, tmp_path: Path, which: str, step: i
         assert policy.name == (f"{target}@{step}" if which else str(target))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_is_named_is_read(found: Found, tmp_path: Path) -> None:
     run = shutil.copytree(found.workdir / "sft", tmp_path / "sft")
     scaled = jax.tree.map(lambda leaf: leaf * 2, found.sft)

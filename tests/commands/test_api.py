@@ -131,6 +131,7 @@ def test_run_refuses_before_any_work(tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_verify() -> None:
     rows = [
         {"reference": "18", "output": "#### 18"},

@@ -142,6 +142,7 @@ def test_a_published_model_chats(
     assert f"sample {found.published}  output 2/2" in caplog.messages[-1]
 
 
+@pytest.mark.slow
 def test_verify_reads_what_sample_writes(found: Found, tmp_path: Path) -> None:
     sampled(found.run, f"{found.source}[:3]", tmp_path / "out", "--samples_per_question", "2")
     verdicts = tmp_path / "verdicts"

@@ -47,6 +47,7 @@ def test_a_row_out_for_each_row_in(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.slow
 def test_many_rows_keep_their_order(tmp_path: Path) -> None:
     rows: list[object] = [
         {"reference": "1", "output": f"#### {number % 3}"} for number in range(10_000)

@@ -53,12 +53,14 @@ def retold(question):
     return str(value)
 
 
+@pytest.mark.slow
 def test_every_problem_is_right(published):
     for problem in (problem for split in published.values() for problem in split):
         check(problem)
         assert retold(problem.question) == problem.answer
 
 
+@pytest.mark.slow
 def test_splits_have_their_sizes_and_share_nothing(published):
     assert {name: len(rows) for name, rows in published.items()} == {
         "demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048,
@@ -68,6 +70,7 @@ def test_splits_have_their_sizes_and_share_nothing(published):
     assert len({problem.solution for problem in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_splits_are_pieces_of_one_stream(published):
     assert list(problems(SEED, 2100)) == published["demonstrations"] + published["train"][:100]
 

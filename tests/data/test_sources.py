@@ -205,6 +205,7 @@ def test_tfds_rows_equal_the_generators(data_dir):
         assert [Problem(q.text, q.answer, q.solution) for q in questions] == rows
 
 
+@pytest.mark.slow
 def test_tfds_slices_keep_the_row_numbers(data_dir):
     whole = load("tfds:arithmetic_problems/test", data_dir)
     assert load("tfds:arithmetic_problems/test[10:12]", data_dir) == whole[10:12]

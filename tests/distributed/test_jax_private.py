@@ -68,6 +68,7 @@ def test_jax_is_bounded_from_above() -> None:
     assert bound.contains(jax.__version__)
 
 
+@pytest.mark.slow
 def test_the_store_of_two_processes_and_the_programs_that_each_keeps(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -217,6 +217,7 @@ def test_a_store_that_answers_no_more(exits: Any, capfd: pytest.CaptureFixture[s
     assert "(UNAVAILABLE: failed to connect)" in said
 
 
+@pytest.mark.slow
 def test_a_store_that_answers_again_is_forgiven(exits: Any) -> None:
     store = Store()
     one = Watch(store, 0, 1, Limits(60, 60))

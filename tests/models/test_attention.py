@@ -79,6 +79,7 @@ def test_decode_attention_sees_one_of_a_rows_prompts_and_the_last_columns_of_a_r
     _check_decoding((cache(1, ROWS, 8), on_prompt), (cache(3, BATCH, 6), on_own))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**16))
 def test_decode_attention_sees_what_its_masks_say(seed: int) -> None:

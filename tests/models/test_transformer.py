@@ -522,6 +522,7 @@ def test_initial_parameters_are_float32_of_the_announced_shapes() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_initial_values_follow_the_key_and_differ_between_layers() -> None:
     first, again, other = _initial(0), _init(jax.random.key(0)), _initial(1)
     jax.tree.map(np.testing.assert_array_equal, first, again)

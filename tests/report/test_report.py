@@ -111,6 +111,7 @@ def test_model_text_cannot_leave_its_place(page: str) -> None:
     assert {output["run"] for output in outputs} == {"rft", "online_rft"}
 
 
+@pytest.mark.slow
 def test_run_names_are_escaped(tmp_path: Path) -> None:
     make_run(tmp_path, "a&<i>b", "sft", 0.1, 0.2)
     page = write_report(tmp_path).read_text()
@@ -118,6 +119,7 @@ def test_run_names_are_escaped(tmp_path: Path) -> None:
     assert "a&amp;&lt;i&gt;b" in page
 
 
+@pytest.mark.slow
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path: Path) -> None:
     make_run(tmp_path, "rft", "rft", 0.1, 0.2, text="\ud800")
     assert write_report(tmp_path).exists()
@@ -196,6 +198,7 @@ def test_several_runs_of_a_method_are_compared_by_their_means(tmp_path: Path) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_method_is_known_by_its_name(tmp_path: Path) -> None:
     make_run(tmp_path, "a", "sft", 0.1, 0.3)
     make_run(tmp_path, "b", "x_module:x", 0.3, 0.5)
@@ -275,6 +278,7 @@ def test_compilation_is_counted_over_resumes(tmp_path: Path) -> None:
     assert time_table([run]).rows[0][-1] == "7.5"
 
 
+@pytest.mark.slow
 def test_use_of_the_machine_is_that_of_the_middle_step(tmp_path: Path) -> None:
     share = "utilization/update_mfu"
     lines = [
@@ -324,6 +328,7 @@ def replace_line(path: Path, number: int, text: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_damage_is_stated_and_the_rest_is_shown(tmp_path: Path) -> None:
     make_workdir(tmp_path)
     replace_line(tmp_path / "rft" / "metrics.jsonl", 3, '{"step": 2, "ki')
@@ -342,6 +347,7 @@ def test_damage_is_stated_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "data:image/png" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lose", "gap"),
     [
@@ -390,6 +396,7 @@ def test_a_run_that_ended_before_its_first_step(tmp_path: Path) -> None:
     assert write_report(tmp_path).is_file()
 
 
+@pytest.mark.slow
 def test_many_runs_have_a_style_each(tmp_path: Path) -> None:
     for place in range(9):
         make_run(tmp_path, f"online_seed_{place}", "online_rft", 0.3, 0.6, seed=place)

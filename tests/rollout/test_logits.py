@@ -116,6 +116,7 @@ def _drawn_at(
     return np.asarray(draw(jnp.asarray(logits), keys, jnp.float32(1)).tokens)
 
 
+@pytest.mark.slow
 def test_a_uniform_number_on_a_boundary_draws_what_comes_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,6 +145,7 @@ def test_rounding_of_cumulated_weights_draws_no_token_of_probability_zero(
     assert np.all(np.isfinite(np.take_along_axis(logits, tokens[None], axis=0)))
 
 
+@pytest.mark.slow
 def test_uniform_numbers_of_zero_draw_the_first_token_of_some_probability(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,6 +154,7 @@ def test_uniform_numbers_of_zero_draw_the_first_token_of_some_probability(
     np.testing.assert_array_equal(tokens, np.argmax(np.isfinite(logits), axis=0))
 
 
+@pytest.mark.slow
 def test_uniform_numbers_next_to_one_draw_a_last_token_of_some_probability(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,6 +24,7 @@ def policy(model: ModelConfig) -> Any:
     return transformer.init(jax.random.key(0), config=model, vocab_size=VOCAB)
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize(
     "model",
@@ -40,6 +41,7 @@ def test_they_are_the_policys_cast_and_layer_by_layer(model: ModelConfig, dtype:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @each_dtype
 def test_they_are_split_as_their_layout_says_and_are_there_once(dtype: str) -> None:
     mesh = make_mesh(MeshConfig(2, 2, 2))

@@ -325,6 +325,7 @@ def test_limits_cut_the_same_outputs(limits: list[int], num_slots: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_stream_gives_every_output_once_and_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "STEPS_AT_ONCE", 2)
     monkeypatch.setattr(sampler, "LAST_STEPS_AT_ONCE", 1)

@@ -273,6 +273,7 @@ def test_a_step_asks_the_whole_set_at_most_once(tmp_path: Path) -> None:
         assert {sample.step for _, sample in logged} == {step}
 
 
+@pytest.mark.slow
 @examples(max_examples=60)
 @given(st.data())
 def test_laws_of_every_step(data: st.DataObject) -> None:

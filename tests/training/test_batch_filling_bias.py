@@ -46,6 +46,7 @@ def share_of_easy(refilled: Config) -> tuple[float, float]:
     return float(np.mean(easy)), float(np.mean(rounds))
 
 
+@pytest.mark.slow
 def test_easy_questions_fill_the_batch_and_the_cap_counters_it() -> None:
     """Half of the questions pass at 0.9, half at 0.1."""
     shape: dict[str, Any] = {"rounds": 16, "questions": 4, "samples": 8}

@@ -318,6 +318,7 @@ def test_the_transformers_update_is_the_formula(
     assert relative_error(ascent, reference.flat(reference.weighted(scores, expected))) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_the_transformers_update_on_demonstrations_is_the_formula(denominator: Denominator) -> None:
     params = reference.params64(MODEL, 0)

@@ -130,6 +130,7 @@ def test_outputs_without_equations_are_told_apart_by_their_text() -> None:
     assert equations_key("1+1=2") != text_key("1+1=2") != equations_key("equations:1+1=2 x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["1 ", "1", "+ 1", ". ", "=", "= 1", "1=", "=1,"])
 def test_degenerate_outputs_take_no_time(piece: str) -> None:
     """A policy that repeats itself must not hold up the run.

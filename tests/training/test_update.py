@@ -169,6 +169,7 @@ def test_the_length_counts_eos() -> None:
     assert batch.targets[0, 0, 3] == EOS
 
 
+@pytest.mark.slow
 def test_outputs_of_weight_zero_contribute_nothing() -> None:
     """Exactly: with the KL off they would be worth nothing if they came along."""
     params = reference.params64(MODEL, 0)  # without x64: float32
@@ -178,6 +179,7 @@ def test_outputs_of_weight_zero_contribute_nothing() -> None:
     assert (found.value, found.tokens, found.mismatch_max) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_no_sequences_give_a_zero_gradient() -> None:
     params = reference.params64(MODEL, 0)
     assert not reference.flat(computed(params, [], config=FLOAT32).gradients).any()

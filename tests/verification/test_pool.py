@@ -161,6 +161,7 @@ def test_a_fault_leaves_only_its_item_undecided(
     assert acting_pool.verify(items_of("good")) == [ACCEPTED]
 
 
+@pytest.mark.slow
 def test_a_fault_is_never_laid_on_the_next_item() -> None:
     with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 0.5)) as pool:
         for action, reason in (("exit", "crashed"), ("sleep 60", "timeout"), ("exit", "crashed")):

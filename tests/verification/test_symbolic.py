@@ -90,6 +90,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 @needs_library
 def test_no_text_is_compiled_after_the_warm_up() -> None:
     pairs = json.dumps(EQUAL + UNEQUAL)
