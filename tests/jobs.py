@@ -152,7 +152,8 @@ class Study:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(TESTS),
-            "TF_CPP_MIN_LOG_LEVEL": "1",
+            # Errors: jaxlib 0.12 warns of partitions that it weighs and does not take.
+            "TF_CPP_MIN_LOG_LEVEL": "2",
         }  # fmt: skip
         command = [
             sys.executable, "-m", "rft_jax", "run", str(file or self.file),
