@@ -333,9 +333,8 @@ def read(raw: Raw, key: str, kind: type) -> Any:
             f"config.json: {key} is missing, and {_NOUNS[kind]} is expected: copy or download it "
             "again."
         )
-    number = (
-        type(value) in (int, float) and -FLOAT32_MAX <= value <= FLOAT32_MAX
-    )  # and a bool is none
+    # A bool is no number.
+    number = type(value) in (int, float) and -FLOAT32_MAX <= value <= FLOAT32_MAX
     if not (type(value) is bool if kind is bool else number and value == kind(value)):
         raise refusal(key, value, _NOUNS[kind])
     return kind(value)

@@ -111,8 +111,8 @@ def text_half(raw: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a Gemma 3 that also sees images as that of the text-only model in it, which is
     what is served and written; any other as it is."""
     inner = raw.get("text_config")
-    whole = raw.get("model_type") == "gemma3" and isinstance(inner, dict)
-    if not whole or raw.get("architectures") not in (None, ["Gemma3ForConditionalGeneration"]):
+    whole = raw.get("architectures") in (None, ["Gemma3ForConditionalGeneration"])
+    if not whole or raw.get("model_type") != "gemma3" or not isinstance(inner, dict):
         return dict(raw)
     kept = {key: raw[key] for key in _OF_THE_WHOLE if key in raw}
     names = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}

@@ -168,7 +168,8 @@ def require_finite(values: np.ndarray, what: str, remedy: str, first_row: int = 
         remedy: what to do about it, the end of the message.
         first_row: which row of the tensor the first row of `values` is.
     """
-    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        finite = np.isfinite(values)
     if not finite.all():
         where = np.unravel_index(np.argmin(finite), values.shape)
         shown = [int(where[0]) + first_row, *map(int, where[1:])]

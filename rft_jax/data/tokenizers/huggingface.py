@@ -119,7 +119,7 @@ def load_folder(folder: Folder) -> HuggingFace:
 
 def _from_json(path: Folder) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except Exception as error:  # the library raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: no tokenizer ({reason}): copy or download it again.") from error
