@@ -56,7 +56,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The workdir of an SFT run, and its questions."""
     folder = tmp_path_factory.mktemp("start")
     source = tiny_experiment.write_questions(folder)
-    runs.run("sft", {"sft": short(tiny_experiment.sft(source), steps=1)}, folder / "work")
+    runs.run("sft", {"sft": short(tiny_experiment.sft(source), steps=8)}, folder / "work")
     return folder / "work", source
 
 
