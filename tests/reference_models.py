@@ -63,7 +63,26 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
     ),
+    "qwen2_last_layers": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 2,
+            "num_hidden_layers": 4,
+        },
+    ),
     "qwen3": ("qwen3", {"head_dim": 12}),
+    "qwen3_window": (
+        "qwen3",
+        {
+            "head_dim": 12,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    ),
     "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
@@ -87,16 +106,36 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Name -> (model_type, what its configuration has besides SHAPE)."""
 
+WITH_IMAGES = {
+    "gemma3_images": (
+        "gemma3",
+        {
+            "text_config": {**SHAPE, **CASES["gemma3"][1]},
+            "vision_config": {
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+            "mm_tokens_per_image": 4,
+        },
+    )
+}
+"""Models that also see images."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make(case: str, *, dtype: str = "float32", seed: int = 0) -> Any:
     """A model of a case, every weight of which is drawn anew: norms and biases too, so that one
     that is left out or goes to another place shows."""
-    kind, changes = CASES[case]
+    kind, changes = {**CASES, **WITH_IMAGES}[case]
+    settings = changes if case in WITH_IMAGES else {**SHAPE, **changes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = transformers.AutoConfig.for_model(kind, **{**SHAPE, **changes})
+        config = transformers.AutoConfig.for_model(kind, **settings)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():

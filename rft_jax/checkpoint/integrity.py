@@ -20,6 +20,7 @@ from typing import NamedTuple
 from etils import epath
 
 from rft_jax.errors import CheckpointError
+from rft_jax.io.jsonl import parse
 from rft_jax.io.paths import Folder, in_bucket
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def best(folder: Folder) -> int:
 
 def _read(path: epath.Path) -> Record:
     """The record of a checkpoint; ValueError when it is damaged, OSError when it is not there."""
-    content = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    content = parse((path / RECORD).read_bytes())
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise ValueError("it holds no files")
     files: dict[str, tuple[int, int | None]] = {}

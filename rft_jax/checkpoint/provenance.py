@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from rft_jax.config import Config
 from rft_jax.config.serialize import build, changeable_fields, differences, plain
 from rft_jax.errors import ConfigError
+from rft_jax.io.jsonl import parse
 from rft_jax.io.paths import Folder, make, write_atomically
 
 FILE = "config.json"
@@ -130,7 +131,7 @@ def _read(folder: Folder) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(path.read_bytes())
     except ValueError as error:  # of JSON or of UTF-8
         raise ConfigError(f"{path} is not JSON ({error}): use another --workdir.") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):

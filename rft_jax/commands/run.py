@@ -21,6 +21,7 @@ from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import Steps
 from rft_jax.distributed.watchdog import Limits
 from rft_jax.errors import ConfigError
+from rft_jax.io.jsonl import parse
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically, writing
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _claim(workdir: Folder, name: str) -> None:
     if not saved.exists():
         return
     try:
-        held = json.loads(saved.read_text(encoding="utf-8"))["experiment"]
+        held = parse(saved.read_bytes())["experiment"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{saved} is damaged: remove it or use another --workdir.") from error
     if held != name:

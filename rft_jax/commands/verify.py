@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from rft_jax.commands.options import Judging
 from rft_jax.errors import DataError
+from rft_jax.io.jsonl import parse
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
@@ -200,8 +201,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 def _row(line: bytes) -> dict[str, Any] | str:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse(line)
+    except ValueError as error:
         return f"the row is no JSON ({error})"
     return _problem(row) or row
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from rft_jax.errors import ConfigError
 
 MAY_CHANGE = {"may_change": True}
@@ -11,16 +14,36 @@ It changes no parameter, or (the mesh) only by rounding. `steps` has no such mar
 the final evaluation depend on it, and a longer run is another run."""
 
 
+FLOAT32_MAX, FLOAT32_TINY = (2 - 2.0**-23) * 2.0**127, 2.0**-126
+"""The largest float32, and the smallest that no device takes for 0."""
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1."""
+
+LEAST_TEMPERATURE = 1e-6
+"""Logits divided by less overflow."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def at_least(least: int, section: object, *names: str) -> None:
+def at_least(least: float, section: object, *names: str) -> None:
     """Require the named fields of a section to be `least` or more."""
     prefix = type(section).__name__.removesuffix("Config").lower()
     bound = "0 or more" if least == 0 else f"at least {least}"
     for name in names:
         value = getattr(section, name)
         require(value >= least, f"{prefix}.{name} is {value}: it must be {bound}.")
+
+
+def check_floats(name: str, section: Any) -> None:
+    """ConfigError for a number of a section that float32, in which a run computes, cannot hold."""
+    for item in fields(section):
+        value = getattr(section, item.name)
+        # Not isfinite(): a whole number may be too large even for Python's floats.
+        require(
+            item.type != "float" or -FLOAT32_MAX <= value <= FLOAT32_MAX,
+            f"{name}.{item.name} is {value}: it must be a finite number, of float32.",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rft_jax.config.fields import at_least, require
@@ -53,6 +52,6 @@ class CheckpointConfig:
         at_least(1, self, "every_steps", "keep")
         at_least(0, self, "keep_best")
         require(
-            self.every_minutes >= 0 and math.isfinite(self.every_minutes),
+            self.every_minutes >= 0,
             f"checkpoint.every_minutes is {self.every_minutes}: 0 (never) or more is needed.",
         )

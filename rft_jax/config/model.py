@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from rft_jax.config.fields import at_least, require
+from rft_jax.config.fields import FLOAT32_TINY, at_least, require
 
 LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 """The matrices of a block, by their names in the parameters."""
 ADAPTER_FIELDS = ("lora_rank", "lora_alpha", "lora_targets")
+MAX_LAYERS, MAX_MATRIX = 10_000, 2**40
+"""Far beyond any model; more would fill a memory or hang before it is compared with weights."""
 COMPUTATION_FIELDS = ("compute_dtype", "attention", "remat")
 
 
@@ -60,6 +62,9 @@ class ModelConfig:
     """Newest positions that a token attends to, its own included; 0 for all (Mistral, Gemma)."""
     global_every: int = 0
     """With a sliding window, every Nth layer attends to all positions; 0 for none (Gemma)."""
+    layer_types: str = ""
+    """In its place, where such layers are in another order (Qwen2): a letter for each layer, `f`
+    (full) where it attends to all positions and `s` (sliding) where it does not."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     local_rope_theta: float = 0.0
@@ -94,13 +99,24 @@ class ModelConfig:
     too (all but products with weights), or every block."""
 
     def __post_init__(self) -> None:
-        at_least(
-            1, self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"
+        sizes = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+        at_least(1, self, *sizes)
+        require(
+            self.num_layers <= MAX_LAYERS,
+            f"model.num_layers is {self.num_layers}: it must be at most {MAX_LAYERS}.",
+        )
+        widest = max(self.mlp_dim, self.vocab_size, self.num_heads * self.head_dim)
+        require(
+            self.d_model * widest <= MAX_MATRIX,
+            f"model.d_model is {self.d_model}, and the largest of model.mlp_dim, model.vocab_size "
+            f"and model.num_heads x model.head_dim is {widest}: a matrix of both may have at most "
+            f"{MAX_MATRIX} numbers.",
         )
         at_least(
             0, self, "vocab_size", "attention_scalar", "attention_softcap", "final_softcap",
             "sliding_window", "global_every", "local_rope_theta", "rope_original_positions",
         )  # fmt: skip
+        at_least(FLOAT32_TINY, self, "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_kv_heads is {self.num_kv_heads}: it must divide model.num_heads, "
@@ -114,7 +130,17 @@ class ModelConfig:
             self.sliding_window != 1,
             "model.sliding_window is 1: it must be 0 (none) or at least 2.",
         )
-        for name in ("global_every", "local_rope_theta"):
+        require(
+            not self.layer_types
+            or (len(self.layer_types) == self.num_layers and set(self.layer_types) <= {"f", "s"}),
+            f"model.layer_types is {self.layer_types!r}: it must have a letter, f or s, for each "
+            f"of model.num_layers, {self.num_layers}.",
+        )
+        require(
+            not self.layer_types or not self.global_every,
+            f"model.global_every is {self.global_every} and model.layer_types is given: give one.",
+        )
+        for name in ("global_every", "layer_types", "local_rope_theta"):
             require(
                 bool(self.sliding_window) or not getattr(self, name),
                 f"model.{name} does nothing without model.sliding_window: remove it.",
@@ -124,7 +150,7 @@ class ModelConfig:
 
     def _check_rope(self) -> None:
         require(
-            self.rope_theta > 0 and math.isfinite(self.rope_theta),
+            self.rope_theta > 0,
             f"model.rope_theta is {self.rope_theta}: it must be a positive number.",
         )
         scaled = self.rope_scaling != "none"
@@ -174,6 +200,8 @@ class ModelConfig:
         """Whether a layer, counted from 0, attends to all earlier positions."""
         if not self.sliding_window:
             return True
+        if self.layer_types:
+            return self.layer_types[layer : layer + 1] == "f"
         return self.global_every > 0 and (layer + 1) % self.global_every == 0
 
     def differences(self, other: ModelConfig) -> tuple[str, ...]:
@@ -193,9 +221,17 @@ class ModelConfig:
             values["attention_scalar"] = 0
         full = [self.sees_all(layer) for layer in range(layers)]
         if all(full):
-            return values | {"sliding_window": 0, "global_every": 0, "local_rope_theta": 0.0}
-        if not any(full):
-            values["global_every"] = 0
+            nothing = {"sliding_window": 0, "global_every": 0, "layer_types": ""}
+            return values | nothing | {"local_rope_theta": 0.0}
+        values |= order_of(full)
         if self.rope_scaling == "none":
             values["local_rope_theta"] = self.local_rope_theta or self.rope_theta
         return values
+
+
+def order_of(full: Sequence[bool]) -> dict[str, Any]:
+    """The fields of a ModelConfig that say which of its layers attend to all positions."""
+    every = full.index(True) + 1 if True in full else 0
+    if all(sees == (every > 0 and (i + 1) % every == 0) for i, sees in enumerate(full)):
+        return {"global_every": every, "layer_types": ""}
+    return {"global_every": 0, "layer_types": "".join("f" if sees else "s" for sees in full)}

@@ -7,10 +7,10 @@ that a method does not use are None and refused when given: a setting either act
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from rft_jax.config.data import DataConfig, TokenizerConfig
-from rft_jax.config.fields import MAY_CHANGE, require
+from rft_jax.config.fields import MAY_CHANGE, check_floats, require
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method, resolve
 from rft_jax.config.model import ModelConfig
@@ -71,6 +71,10 @@ class Config:
             f"model.lora_rank is {self.model.lora_rank} and init_from is random: adapters need a "
             "model to adapt; name it as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
         )
+        for item in fields(self):
+            section = getattr(self, item.name)
+            if is_dataclass(section) and item.name != "method":
+                check_floats(item.name, section)
         self._check_sections()
         longest = self.data.max_prompt_tokens + self.data.max_completion_tokens
         require(

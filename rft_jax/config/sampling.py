@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_jax.config.fields import at_least, require
+from rft_jax.config.fields import LEAST_TEMPERATURE, at_least, require
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class RolloutConfig:
         at_least(1, self, "questions_per_step", "samples_per_question")
         at_least(0, self, "slots")
         require(
-            self.temperature > 0 and math.isfinite(self.temperature),
-            f"rollout.temperature is {self.temperature}: training samples need a positive, finite "
-            "temperature (greedy outputs explore nothing).",
+            self.temperature >= LEAST_TEMPERATURE,
+            f"rollout.temperature is {self.temperature}: training samples need one of at least "
+            f"{LEAST_TEMPERATURE} (greedy outputs explore nothing).",
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_jax.config.fields import at_least, require
+from rft_jax.config.fields import BELOW_ONE, FLOAT32_TINY, at_least, require
 
 Denominator = Literal["sampled", "accepted", "accepted_per_question"]
 
@@ -23,7 +22,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.kl_coefficient >= 0 and math.isfinite(self.kl_coefficient),
+            self.kl_coefficient >= 0,
             f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",
         )
 
@@ -64,7 +63,7 @@ class OptimizerConfig:
     b2: float = 0.999
     """Decay of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment; above 0, as what has no gradient divides by it."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; norms and biases are exempt."""
     clip_norm: float = 1.0
@@ -75,7 +74,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.learning_rate > 0 and math.isfinite(self.learning_rate),
+            self.learning_rate > 0,
             f"optimizer.learning_rate is {self.learning_rate}: it must be a positive number.",
         )
         require(
@@ -83,7 +82,11 @@ class OptimizerConfig:
             "optimizer.final_fraction does nothing under a constant schedule: remove it or choose "
             "cosine or linear.",
         )
-        at_least(0, self, "warmup_steps", "weight_decay", "clip_norm", "eps")
+        at_least(0, self, "warmup_steps", "weight_decay", "clip_norm")
+        at_least(FLOAT32_TINY, self, "eps")
         for name in ("b1", "b2", "final_fraction"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name} is {value}: it must lie in [0, 1).")
+            require(
+                0 <= value <= BELOW_ONE,
+                f"optimizer.{name} is {value}: it must lie in [0, 1), in float32 too.",
+            )

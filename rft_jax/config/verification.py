@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rft_jax.config.fields import MAY_CHANGE, at_least, require
+from rft_jax.config.fields import LEAST_TEMPERATURE, MAY_CHANGE, at_least, require
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class EvaluationConfig:
         )
         at_least(1, self, "questions_per_batch")
         require(
-            self.temperature > 0,
-            f"evaluation.temperature is {self.temperature}: it must be positive (greedy accuracy "
-            "is always measured).",
+            self.temperature >= LEAST_TEMPERATURE,
+            f"evaluation.temperature is {self.temperature}: it must be at least "
+            f"{LEAST_TEMPERATURE} (greedy accuracy is always measured).",
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rft_jax.errors import DataError
+from rft_jax.io.jsonl import parse
 from rft_jax.types import Question
 
 OWN_DATA = "arithmetic_problems"
@@ -146,14 +147,14 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     if not line.strip():
         raise DataError(f"{where}: the line is blank: {expected}.")
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = parse(line)
     except UnicodeDecodeError as error:
         reason = f"byte {error.start + 1} is not UTF-8: save the file as UTF-8"
         raise DataError(f"{where}: {reason}.") from None
     except json.JSONDecodeError as error:
         reason = f"not JSON ({error.msg} at column {error.colno})"
         raise DataError(f"{where}: {reason}: {expected}.") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+    except ValueError as error:  # a number of 5,000 digits, 10,000 brackets
         raise DataError(f"{where}: not JSON to be read here ({error}): {expected}.") from None
     if not isinstance(value, dict):
         kind = type(value).__name__

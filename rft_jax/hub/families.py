@@ -7,14 +7,15 @@ refused by its name.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rft_jax.config import ModelConfig
+from rft_jax.config.fields import FLOAT32_MAX
+from rft_jax.config.model import MAX_LAYERS, order_of
 from rft_jax.errors import ConfigError, ModelError
-from rft_jax.hub.folder import locate, raw_config
+from rft_jax.hub.folder import locate, raw_config, text_half
 
 Raw = Mapping[str, Any]
 """config.json, or an object in it."""
@@ -119,6 +120,9 @@ _GEMMA3 = _GEMMA | {
     "rope_theta": 1_000_000.0,
     "rope_local_base_freq": 10_000.0,
     "sliding_window_pattern": 6,
+    # Left out by the models that also see images.
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
 }
 _GEMMA_SWITCHES = {"norm_offset": True, "post_norms": True, "scale_embeddings": True}
 
@@ -173,7 +177,7 @@ def model_config(raw: Raw, where: str = "config.json", **changes: Any) -> ModelC
     Raises ModelError, which names file and key, for what cannot be served.
     """
     try:
-        return replace(_model_config(raw), **changes)
+        return replace(_model_config(text_half(raw)), **changes)
     except ModelError as error:
         raise ModelError(f"{where}{str(error).removeprefix('config.json')}") from error
 
@@ -184,7 +188,7 @@ def _family_of(raw: Raw) -> Family:
     if "text_config" in raw or "vision_config" in raw:
         raise ModelError(
             f"config.json: model_type is {kind!r}, a model of more than text: choose a text-only "
-            f"model of model_type {', '.join(served)}."
+            f"model of model_type {', '.join(served)}, or a gemma3, whose text half is served."
         )
     if not isinstance(kind, str) or kind not in served:
         raise ModelError(
@@ -213,6 +217,8 @@ def _model_config(raw: Raw) -> ModelConfig:
 
 
 def _fields(family: Family, raw: dict[str, Any]) -> dict[str, Any]:
+    if read(raw, "vocab_size", int) < 1:  # 0 in a ModelConfig leaves it to the tokenizer
+        raise refusal("vocab_size", raw["vocab_size"], "a positive number")
     heads, width = read(raw, "num_attention_heads", int), read(raw, "hidden_size", int)
     if raw["num_key_value_heads"] is None:
         raw["num_key_value_heads"] = heads
@@ -290,9 +296,11 @@ def _scaling(parameters: Raw) -> dict[str, Any]:
     return fields
 
 
-def _windows(raw: Raw, types: object) -> dict[str, int]:
-    """sliding_window and global_every of ModelConfig. types: of the layers, None by a rule."""
+def _windows(raw: Raw, types: object) -> dict[str, Any]:
+    """The fields of ModelConfig on sliding windows. types: of the layers, None by a rule."""
     window, count = 0, read(raw, "num_hidden_layers", int)
+    if count > MAX_LAYERS:
+        raise refusal("num_hidden_layers", count, f"at most {MAX_LAYERS}")
     # Qwen has a window only if it says so.
     used = "use_sliding_window" not in raw or read(raw, "use_sliding_window", bool)
     if used and raw["sliding_window"] is not None:
@@ -303,10 +311,9 @@ def _windows(raw: Raw, types: object) -> dict[str, int]:
         raise refusal("layer_types", types, f"a list of {FULL} and {SLIDING}")
     if len(types) != count:
         raise refusal("layer_types", types, f"an entry for each of {count} layers")
-    every = _global_every(types) if window else 0
-    if every == 1:
-        window = every = 0
-    return {"sliding_window": window, "global_every": every}
+    if not window or SLIDING not in types:
+        return {"sliding_window": 0}
+    return {"sliding_window": window, **order_of([kind == FULL for kind in types])}
 
 
 def _types_by_rule(raw: Raw, count: int) -> list[str]:
@@ -318,20 +325,6 @@ def _types_by_rule(raw: Raw, count: int) -> list[str]:
     return [SLIDING if not every or (i + 1) % every else FULL for i in range(count)]
 
 
-def _global_every(types: Sequence[str]) -> int:
-    """N where every Nth layer is full, 0 where none is. Raises ModelError for any other order."""
-    if FULL not in types:
-        return 0
-    every = types.index(FULL) + 1
-    if any((kind == FULL) != ((i + 1) % every == 0) for i, kind in enumerate(types)):
-        shown = "".join("f" if kind == FULL else "s" for kind in types)
-        raise ModelError(
-            f"config.json: its layers are {shown} (f: {FULL}, s: {SLIDING}), and only models whose "
-            "every Nth layer is full, or none, can be served: choose another model."
-        )
-    return every
-
-
 def read(raw: Raw, key: str, kind: type) -> Any:
     """The int, float or bool of a key. Raises ModelError when it is missing or something else."""
     value = raw.get(key)
@@ -340,7 +333,8 @@ def read(raw: Raw, key: str, kind: type) -> Any:
             f"config.json: {key} is missing, and {_NOUNS[kind]} is expected: copy or download it "
             "again."
         )
-    number = type(value) in (int, float) and math.isfinite(value)  # and a bool is none
+    # A bool is no number.
+    number = type(value) in (int, float) and -FLOAT32_MAX <= value <= FLOAT32_MAX
     if not (type(value) is bool if kind is bool else number and value == kind(value)):
         raise refusal(key, value, _NOUNS[kind])
     return kind(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 # Subfolders, and Mistral's second copy of the weights under its own names.
 _LEFT_OUT = ("*/*", "consolidated*")
+
+_OF_THE_WHOLE = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype",
+    "quantization_config", "transformers_version",
+)  # fmt: skip
+"""Keys beside text_config that hold for the text half too."""
 
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
 
@@ -92,10 +98,22 @@ def _downloading(target: str) -> Iterator[None]:
 
 
 def raw_config(folder: Folder) -> dict[str, Any]:
-    """config.json of a model's folder."""
+    """config.json of a model's folder, as `text_half` gives it."""
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(
             f"{path}: there is no such file: name the folder of a model in the Hugging Face format."
         )
-    return read_json(path)
+    return text_half(read_json(path))
+
+
+def text_half(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a Gemma 3 that also sees images as that of the text-only model in it, which is
+    what is served and written; any other as it is."""
+    inner = raw.get("text_config")
+    whole = raw.get("architectures") in (None, ["Gemma3ForConditionalGeneration"])
+    if not whole or raw.get("model_type") != "gemma3" or not isinstance(inner, dict):
+        return dict(raw)
+    kept = {key: raw[key] for key in _OF_THE_WHOLE if key in raw}
+    names = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    return {**inner, **kept, **names}

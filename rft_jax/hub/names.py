@@ -7,7 +7,8 @@ neighbouring axes joined; nothing is transposed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rft_jax.config import ModelConfig
@@ -51,6 +52,13 @@ POST_NORMS: Rows = {
     ("mlp_norm", "scale"): ("pre_feedforward_layernorm.weight", "D"),
     ("mlp_post_norm", "scale"): ("post_feedforward_layernorm.weight", "D"),
 }
+
+
+_TEXT = {"language_model.": "", "model.language_model.": "model."}
+"""How names of the text half begin in a model that also sees images, older and newer, and what
+they begin with without it."""
+_IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+           "model.multi_modal_projector.")  # fmt: skip
 
 
 class Tensor(NamedTuple):
@@ -104,6 +112,26 @@ def tensors(config: ModelConfig, vocab_size: int) -> tuple[Tensor, ...]:
     ]
     first, *last = (one(path, None, name, axes) for path, (name, axes) in top.items())
     return (first, *layers, *last)
+
+
+def of_text(names: Iterable[str]) -> dict[str, str]:
+    """Of a model that also sees images: name of a tensor of its text half in the published format
+    -> its name in the file. Those that have no place in either half are there as they are. Empty
+    for a model of text only."""
+    held = {name: next((w for w in _TEXT if name.startswith(w)), None) for name in names}
+    if not any(held.values()):
+        return {}
+    return {
+        (_TEXT[whole] + name.removeprefix(whole) if whole else name): name
+        for name, whole in held.items()
+        if not name.startswith(_IMAGES)
+    }
+
+
+def num_layers(names: Iterable[str]) -> int:
+    """Of the blocks that tensors in the published format are of."""
+    found = (re.match(r"model\.layers\.(\d{1,9})\.", name) for name in names)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def ignorable(name: str) -> bool:

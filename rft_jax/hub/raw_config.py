@@ -101,7 +101,10 @@ def _raw(family: Family, config: ModelConfig) -> dict[str, Any]:
         raw["use_sliding_window"] = bool(config.sliding_window)
     if family.layer_types:
         layers = range(config.num_layers)
-        raw["layer_types"] = [FULL if config.sees_all(layer) else SLIDING for layer in layers]
+        types = [FULL if config.sees_all(layer) else SLIDING for layer in layers]
+        raw["layer_types"] = types
+        if "max_window_layers" in family.defaults:  # what older versions of transformers read
+            raw["max_window_layers"] = (*types, SLIDING).index(SLIDING)
     return raw
 
 

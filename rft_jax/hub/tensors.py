@@ -22,7 +22,18 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 """Types of weights that can be read, by their names in a header."""
 
-_PICKLES = ("*.bin", "*.pt", "*.pth")
+_OTHERS = {
+    "adapter_model.*": "adapters of PEFT, without the model that they stand on",
+    "*.gguf": "the format of llama.cpp",
+    "consolidated*.safetensors": "weights under names that only their maker uses",
+    "*.safetensors": "a file of another name",
+    "*.bin": "a pickle, which can run any code",
+    "*.pth": "a pickle, which can run any code",
+    "*.pt": "a pickle, which can run any code",
+    "*.h5": "a format of TensorFlow",
+    "*.msgpack": "a format of Flax",
+}
+"""Weights that are not read, by the names of their files."""
 
 _PIECE_BYTES = 2**24
 
@@ -30,11 +41,13 @@ _REMEDY = "copy or download it again, or use a model from before it diverged"
 
 
 class Header(NamedTuple):
-    """What is known of a tensor without reading it. dtype: as the file names it."""
+    """What is known of a tensor without reading it. dtype: as the file names it; name: in the file,
+    where that is another than the one it goes by."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
 
 
 @contextmanager
@@ -112,8 +125,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    held = f" but {pickles[0]}, a pickle, which can run any code" if pickles else ""
+    others = ((sorted(folder.glob(pattern)), what) for pattern, what in _OTHERS.items())
+    held = next((f" but {paths[0].name}, {what}" for paths, what in others if paths), "")
     return ModelError(
         f"{folder}: there is no {SINGLE} or {INDEX} here{held}: take a revision that has them, or "
         "convert the model once by save_pretrained of transformers and name the new folder."
@@ -126,7 +139,7 @@ def read(
     """A part of a tensor of one or two axes, in the file's type; nothing else is read."""
     where = (rows, columns)[: len(header.shape)]
     with opened(header.file) as content:
-        return content.get_slice(name)[where if len(where) > 1 else rows]
+        return content.get_slice(header.name or name)[where if len(where) > 1 else rows]
 
 
 def check_finite(held: Mapping[str, Header]) -> None:
@@ -141,7 +154,7 @@ def _pieces(header: Header, name: str) -> Iterator[tuple[int, np.ndarray]]:
     row = math.prod(header.shape[1:]) * np.dtype(DTYPES[header.dtype]).itemsize
     count = max(1, _PIECE_BYTES // max(row, 1))
     with opened(header.file) as content:
-        part = content.get_slice(name)
+        part = content.get_slice(header.name or name)
         for first in range(0, header.shape[0], count):
             yield first, part[first : min(first + count, header.shape[0])]
 
@@ -155,7 +168,8 @@ def require_finite(values: np.ndarray, what: str, remedy: str, first_row: int = 
         remedy: what to do about it, the end of the message.
         first_row: which row of the tensor the first row of `values` is.
     """
-    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        finite = np.isfinite(values)
     if not finite.all():
         where = np.unravel_index(np.argmin(finite), values.shape)
         shown = [int(where[0]) + first_row, *map(int, where[1:])]

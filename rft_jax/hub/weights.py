@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import numpy as np
 from rft_jax.config import ModelConfig
 from rft_jax.errors import ModelError
 from rft_jax.hub import tensors as files
-from rft_jax.hub.names import Tensor, ignorable, tensors
+from rft_jax.hub.names import Tensor, ignorable, num_layers, of_text, tensors
 from rft_jax.hub.tensors import DTYPES, Header
 from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING, UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -50,7 +53,13 @@ def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
     Raises ModelError, naming tensor and file, when one is missing, has another shape or a
     type that cannot be read, and for a tensor that has no place in the model.
     """
-    held = files.headers(folder)
+    held = _of_text(files.headers(folder), folder)
+    layers = num_layers(held)
+    if 0 < layers < config.num_layers:  # before there is a list of as many as config.json says
+        raise ModelError(
+            f"{folder}: its safetensors files hold {layers} layers, and num_hidden_layers of "
+            f"config.json, model.num_layers, is {config.num_layers}: copy or download it again."
+        )
     wanted = {tensor.name: tensor.shape for tensor in tensors(config, vocab_size)}
     missing = [name for name in wanted if name not in held]
     if missing:
@@ -69,7 +78,7 @@ def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
             "model.* of its config.json, or a model of a family that has no more."
         )
     for name, shape in wanted.items():
-        file, dtype, saved = held[name]
+        file, dtype, saved, _ = held[name]
         if saved != shape:
             raise ModelError(
                 f"{file}: tensor {name} is {list(saved)}, expected {list(shape)}: use the model.* "
@@ -81,6 +90,18 @@ def open_weights(folder: Path, config: ModelConfig, vocab_size: int) -> Weights:
                 "model that is not quantised."
             )
     return Weights(folder, tensors(config, vocab_size), {n: held[n] for n in wanted}, copies)
+
+
+def _of_text(held: dict[str, Header], folder: Path) -> dict[str, Header]:
+    """The tensors of text, by the names that they have in a model of nothing else."""
+    names = of_text(held)
+    if not names:
+        return held
+    logger.info(
+        "%s: %d tensors of text are used, %d of images are left out",
+        folder, len(names), len(held) - len(names),
+    )  # fmt: skip
+    return {name: held[inside]._replace(name=inside) for name, inside in names.items()}
 
 
 def _several(names: Sequence[str]) -> str:

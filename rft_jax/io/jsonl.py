@@ -1,4 +1,8 @@
-"""Reads JSON: files of one object, and logs of one object a line. Imports no jax."""
+"""Reads JSON: files of one object, and logs of one object a line. Imports no jax.
+
+Whatever a file holds, it is read, or refused in one line: every file that is not of this process's
+own making goes through `parse`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,58 @@ from rft_jax.io.paths import Folder
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
 
+_DEEPEST = 100
+"""Levels of nesting: what is nested deeper cannot be relied on to be written again."""
+
+
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text, which may begin with a byte order mark.
+
+    Raises ValueError, in a few words, for what is no JSON or no UTF-8, for text that cannot be
+    written as UTF-8, for a key with two values, and for deep nesting.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    text = text.removeprefix("\ufeff")
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {_DEEPEST} deep") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            break
+    else:
+        raise ValueError(f"nested more than {_DEEPEST} deep")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half a surrogate pair is no text") from error
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"key {_excerpt(repr(key))} has two values")
+        found[key] = value
+    return found
+
+
+def _inside(value: Any) -> list[Any]:
+    """The objects and lists in one."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, (dict, list))]
+
 
 def read_json(path: Folder, kind: type[UserError] = ModelError) -> dict[str, Any]:
     """The object that a file holds. Raises `kind` when it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise kind(
             f"{path}: cannot be read as JSON ({error}): copy or download it again."
         ) from error
@@ -33,11 +83,11 @@ def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
     """One line as a dict that has `fields`. where: `FILE:LINE`, for the message of a DataError."""
     problem = ""
     try:
-        line = json.loads(text)
+        line = parse(text)
         if not isinstance(line, dict):
             problem = f"{_excerpt(text)} is not a JSON object"
-    except json.JSONDecodeError as error:
-        problem = f"{_excerpt(text)} is not JSON ({error.msg})"
+    except ValueError as error:
+        problem = f"{_excerpt(text)} is not JSON ({error})"
     if problem:
         raise DataError(f"{where}: {problem}: remove the line.")
     for name, types in fields.items():
@@ -58,13 +108,21 @@ def numbered_lines(path: Folder) -> list[tuple[int, str]]:
     """(line number from 1, text) of a log's lines; blank lines are skipped.
 
     A last line without its newline that is no JSON is what a killed process leaves of a write: it
-    is left out.
+    is left out. Raises DataError for a line that is not UTF-8.
     """
     # Not splitlines(): it also breaks at separators that JSON allows inside a string.
-    texts = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    if not _is_json(texts[-1]):
-        texts.pop()
-    return [(number, text) for number, text in enumerate(texts, start=1) if text.strip()]
+    lines = path.read_bytes().split(b"\n")
+    if not _is_json(lines[-1]):
+        lines.pop()
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: not UTF-8 ({error}): remove the line.") from error
+        if text.strip():
+            texts.append((number, text))
+    return texts
 
 
 def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
@@ -72,10 +130,10 @@ def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
     return [parse_line(text, f"{path}:{number}", fields) for number, text in numbered_lines(path)]
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
+        parse(text)
+    except ValueError:
         return False
     return True
 

@@ -68,7 +68,8 @@ class Setting:
 
     def of_layers(self, layers: int) -> Setting:
         """The same run with `layers` layers."""
-        model = replace(self.config.model, num_layers=layers)
+        types = self.config.model.layer_types[:layers]
+        model = replace(self.config.model, num_layers=layers, layer_types=types)
         return _setting(replace(self.config, model=model), self.mesh)
 
     def array(self, shape: tuple[int, ...], dtype: Any, axis: int | None = None) -> Any:

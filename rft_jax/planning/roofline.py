@@ -46,7 +46,10 @@ class Supposed(NamedTuple):
 
 def _model(config: Config) -> Model:
     """Without windows: programs compute what a window masks."""
-    return memory.model_of(config)._replace(config=replace(config.model, sliding_window=0))
+    whole = replace(
+        config.model, sliding_window=0, global_every=0, layer_types="", local_rope_theta=0.0
+    )
+    return memory.model_of(config)._replace(config=whole)
 
 
 def _read_weights(config: Config, of: Shards) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rft_jax.errors import DataError, UserError
-from rft_jax.io.jsonl import Fields, numbered_lines, parse_line, read_jsonl
+from rft_jax.io.jsonl import Fields, numbered_lines, parse, parse_line, read_jsonl
 from rft_jax.io.paths import Folder
 from rft_jax.observe import log
 
@@ -135,7 +134,7 @@ def _experiment_order(workdir: Folder) -> list[str]:
     if not path.exists():
         return []
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        names = parse(path.read_bytes())["runs"]
     except (ValueError, KeyError, TypeError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -152,7 +151,7 @@ def _load_run(folder: Folder, place: int) -> LoggedRun:
         return LoggedRun(name, place, {}, (), {}, {}, (f"{name}: not started.",))
     gaps: list[str] = []
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = parse(path.read_bytes())
     except ValueError:
         info = None
     if not isinstance(info, dict):

@@ -16,7 +16,7 @@ from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.manager import Saved
 from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
-from rft_jax.checkpoint.start import Start, load_start
+from rft_jax.checkpoint.start import load_start
 from rft_jax.config import Config
 from rft_jax.config.steps import Steps
 from rft_jax.data.stream import Position
@@ -36,6 +36,7 @@ from rft_jax.training import batch_filling
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
 from rft_jax.training.update import Updater
+from rft_jax.types import Params
 from rft_jax.verification.canary import open_verifiers
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,18 @@ def run(
         saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step)
         first = step or 0
         with_kl = config.objective.kl_coefficient > 0
-        start = Start({}, None)
+        frozen: Params = {}
+        reference = fresh = None
         if with_kl or saved is None or config.model.lora_rank:
             setup.check_same_tokenizer(config, workdir)
-            start = load_start(config, workdir, layout, folder)
+            frozen, trained = load_start(config, workdir, layout, folder)
+            if saved is None:
+                # The state takes what the run starts from: the reference must be a copy.
+                reference = jax.tree.map(jnp.copy, trained) if with_kl else None
+                fresh = fresh_state(trained, optimizer, layout)
+            elif with_kl:
+                reference = trained
+            del trained
         by_main(f"{name} keeps its config", lambda: _keep_config(folder, config, mesh.size, first))
         opened = Run(
             config=config,
@@ -113,9 +122,8 @@ def run(
                 mesh,
                 optimizer,
                 vocab_size,
-                start.frozen,
-                # The update overwrites its state in place: the reference must be a copy.
-                jax.tree.map(jnp.copy, start.trained) if with_kl else None,
+                frozen,
+                reference,
                 at,
             ),
             meter=meter(
@@ -131,7 +139,8 @@ def run(
             began=time.perf_counter(),
         )
         if saved is None:
-            return loop(opened, State(fresh_state(start.trained, optimizer, layout)))
+            assert fresh is not None
+            return loop(opened, State(fresh))
         state = _resumed(opened, saved[1], first)
         logger.info("%s: resuming from step %d", name, first)
         return loop(replace(opened, began=opened.began - state.counters.seconds), state)

@@ -74,9 +74,10 @@ def param_shapes(model: ModelConfig, mesh: Mesh, vocab_size: int) -> Params:
 def fresh_state(
     params: Params, optimizer: optax.GradientTransformation, layout: Layout
 ) -> TrainState:
-    """The state before the first update, on the mesh."""
+    """The state before the first update, on the mesh. It takes the arrays of `params`: a copy would
+    stay as long as its caller does."""
     make = functools.partial(init_state, optimizer=optimizer)
-    return jax.jit(make, out_shardings=shardings(layout.state))(params)
+    return jax.jit(make, out_shardings=shardings(layout.state), donate_argnums=0)(params)
 
 
 def shardings(like: Any) -> Any:

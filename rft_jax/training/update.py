@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rft_jax.config import Config, ModelConfig
 from rft_jax.distributed.mesh import batch_sharding, replicated
@@ -32,6 +32,7 @@ class UpdateMetrics(NamedTuple):
     """Facts of one update, as scalars.
 
     value: J without its KL term; kl: the k3 estimate; gradient_norm: before clipping;
+    finite: whether all parameters and moments are, after the update;
     mismatch_max, mismatch_mean: |trainer's - sampler's log-prob| over trained tokens, in nats
     (meaningless where the sampler's are unknown).
     """
@@ -39,6 +40,7 @@ class UpdateMetrics(NamedTuple):
     value: Float[Array, ""]
     kl: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    finite: Bool[Array, ""]
     mismatch_max: Float[Array, ""]
     mismatch_mean: Float[Array, ""]
 
@@ -196,10 +198,12 @@ def update(
     )
     changes, optimizer_state = optimizer.update(sums.gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, changes)
+    leaves = [leaf for leaf in jax.tree.leaves((params, optimizer_state)) if leaf.ndim]
     return TrainState(state.step + 1, params, optimizer_state), UpdateMetrics(
         value=sums.value,
         kl=sums.kl,
         gradient_norm=optax.tree.norm(sums.gradients),
+        finite=jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all(),
         mismatch_max=sums.mismatch_max,
         mismatch_mean=sums.mismatch_sum / jnp.maximum(sums.tokens, 1.0),
     )
@@ -233,7 +237,7 @@ class Updater:
             updates: of the run, before this one.
 
         Raises:
-            UserError: the gradient is not finite.
+            UserError: the gradient is not finite, or what the update made of it.
         """
         config, mesh = self.config, self.mesh
         self.at(f"update of step {step + 1}")
@@ -265,6 +269,17 @@ class Updater:
                 "this step is saved. Lower optimizer.learning_rate "
                 f"({config.optimizer.learning_rate}) and start again in another --workdir, or "
                 "remove the newest checkpoints to resume from an earlier one."
+            )
+        if not values["finite"]:
+            settings = config.optimizer
+            raise UserError(
+                f"step {step + 1}: a parameter or a moment of the optimizer is not finite after "
+                f"the update, whose gradient has norm {values['gradient_norm']:.3g}; nothing of "
+                "this step is saved. Likely causes: optimizer.learning_rate "
+                f"({settings.learning_rate}) or optimizer.weight_decay ({settings.weight_decay}) "
+                f"is too high, optimizer.eps ({settings.eps}) too low, or optimizer.clip_norm "
+                f"({settings.clip_norm}) lets such gradients through: change them and start again "
+                "in another --workdir."
             )
         found = {
             "objective/value": values["value"],

@@ -28,7 +28,7 @@ from rft_jax.config import (
     UpdateConfig,
     VerificationConfig,
 )
-from rft_jax.config.serialize import section_types
+from rft_jax.config.serialize import replace_fields, section_types
 from rft_jax.errors import ConfigError
 
 MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
@@ -161,13 +161,12 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "greedy rollout": (
         lambda: RolloutConfig(temperature=0.0),
-        "rollout.temperature is 0.0: training samples need a positive, finite temperature (greedy "
-        "outputs explore nothing).",
+        "rollout.temperature is 0.0: training samples need one of at least 1e-06 (greedy outputs "
+        "explore nothing).",
     ),
     "infinite temperature": (
-        lambda: RolloutConfig(temperature=float("inf")),
-        "rollout.temperature is inf: training samples need a positive, finite temperature (greedy "
-        "outputs explore nothing).",
+        lambda: tiny.rft(rollout=RolloutConfig(temperature=float("inf"))),
+        "rollout.temperature is inf: it must be a finite number, of float32.",
     ),
     "empty pool": (
         lambda: PoolConfig(),
@@ -208,7 +207,46 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no decay of moments": (
         lambda: OptimizerConfig(b2=1.0),
-        "optimizer.b2 is 1.0: it must lie in [0, 1).",
+        "optimizer.b2 is 1.0: it must lie in [0, 1), in float32 too.",
+    ),
+    "no decay of moments in float32": (
+        lambda: OptimizerConfig(b1=1 - 1e-9),
+        "optimizer.b1 is 0.999999999: it must lie in [0, 1), in float32 too.",
+    ),
+    "nothing added to the second moment": (
+        lambda: OptimizerConfig(eps=0.0),
+        "optimizer.eps is 0.0: it must be at least 1.1754943508222875e-38.",
+    ),
+    "nothing of float32 added to the second moment": (
+        lambda: OptimizerConfig(eps=1e-45),
+        "optimizer.eps is 1e-45: it must be at least 1.1754943508222875e-38.",
+    ),
+    "negative weight decay": (
+        lambda: OptimizerConfig(weight_decay=-0.1),
+        "optimizer.weight_decay is -0.1: it must be 0 or more.",
+    ),
+    "too many layers": (
+        lambda: tiny.model(num_layers=10**9),
+        "model.num_layers is 1000000000: it must be at most 10000.",
+    ),
+    "too large a matrix": (
+        lambda: tiny.model(vocab_size=10**12),
+        "model.d_model is 16, and the largest of model.mlp_dim, model.vocab_size and "
+        "model.num_heads x model.head_dim is 1000000000000: a matrix of both may have at most "
+        "1099511627776 numbers.",
+    ),
+    "letters of other layers": (
+        lambda: tiny.model(sliding_window=4, layer_types="fs?"),
+        "model.layer_types is 'fs?': it must have a letter, f or s, for each of model.num_layers, "
+        "2.",
+    ),
+    "two orders of layers": (
+        lambda: tiny.model(sliding_window=4, layer_types="fs", global_every=2),
+        "model.global_every is 2 and model.layer_types is given: give one.",
+    ),
+    "nothing added to the mean square": (
+        lambda: tiny.model(norm_eps=0.0),
+        "model.norm_eps is 0.0: it must be at least 1.1754943508222875e-38.",
     ),
     "no verifier process": (
         lambda: VerificationConfig(workers=0),
@@ -228,7 +266,8 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "greedy evaluation samples": (
         lambda: EvaluationConfig(temperature=0.0),
-        "evaluation.temperature is 0.0: it must be positive (greedy accuracy is always measured).",
+        "evaluation.temperature is 0.0: it must be at least 1e-06 (greedy accuracy is always "
+        "measured).",
     ),
     "no checkpoint kept": (
         lambda: CheckpointConfig(keep=0),
@@ -239,8 +278,8 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "checkpoint.every_minutes is -1.0: 0 (never) or more is needed.",
     ),
     "endless time between saves": (
-        lambda: CheckpointConfig(every_minutes=float("inf")),
-        "checkpoint.every_minutes is inf: 0 (never) or more is needed.",
+        lambda: tiny.sft(checkpoint=CheckpointConfig(every_minutes=float("inf"))),
+        "checkpoint.every_minutes is inf: it must be a finite number, of float32.",
     ),
     "fewer than no best": (
         lambda: CheckpointConfig(keep_best=-1),
@@ -383,6 +422,26 @@ def test_malformed_setting_is_refused_in_one_line(make: Callable[[], object], me
     with pytest.raises(ConfigError) as error:
         make()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), -1e39, 10**400],
+    ids=["nan", "inf", "no float32", "no float"],
+)
+def test_every_number_is_finite_in_float32(value: float) -> None:
+    """Whatever bounds its section has."""
+    base = tiny.rft()
+    names = [
+        (name, item.name)
+        for name, kind in section_types().items()
+        for item in dataclasses.fields(kind)
+        if item.type == "float" and getattr(base, name) is not None
+    ]
+    assert len(names) > 15
+    for name, field in names:
+        with pytest.raises(ConfigError, match=rf"^{name}\."):
+            replace_fields(base, {f"{name}.{field}": value})
 
 
 def test_a_config_is_hashable_and_frozen() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from reference_models import transformers
 from rft_jax.config import ModelConfig
 from rft_jax.errors import ModelError
 from rft_jax.hub.families import FAMILIES, model_config, model_of
+from rft_jax.hub.folder import raw_config
 
 LLAMA = PUBLISHED["Llama-2-7b-hf"].raw
 QWEN2 = PUBLISHED["Qwen2.5-0.5B"].raw
@@ -106,6 +109,14 @@ def test_missing_keys_have_the_defaults_of_transformers(family: Any) -> None:
             {"sliding_window": 32768, "global_every": 3},
         ),
         (QWEN2 | {"layer_types": [SLIDING, FULL] * 12}, {"sliding_window": 0}),
+        (
+            QWEN2 | {"use_sliding_window": True, "max_window_layers": 2, "num_hidden_layers": 4},
+            {"sliding_window": 32768, "global_every": 0, "layer_types": "ffss"},
+        ),
+        (
+            GEMMA3 | {"layer_types": [SLIDING, FULL, FULL, FULL], "num_hidden_layers": 4},
+            {"global_every": 0, "layer_types": "sfff"},
+        ),
     ],
 )
 def test_keys_of_families(raw: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -149,25 +160,85 @@ def test_keys_of_families(raw: dict[str, Any], expected: dict[str, Any]) -> None
         (LLAMA | {"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', and true or false"),
         (LLAMA | {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, and a finite number"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is missing"),
+        (LLAMA | {"vocab_size": 0}, "vocab_size is 0, and a positive number"),
+        (LLAMA | {"num_hidden_layers": 10**9}, "model.num_layers is 1000000000: it must be at "),
+        (QWEN2 | {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and at most"),
+        (LLAMA | {"hidden_size": 2**40}, "model.d_model is 1099511627776, and the largest"),
+        (LLAMA | {"rms_norm_eps": 0}, "model.norm_eps is 0.0: it must be at least"),
         (LLAMA | {"model_type": "mixtral"}, "model_type is 'mixtral', and these can be served: "),
         (LLAMA | {"model_type": ["llama"]}, "model_type is ['llama'], and these can be served: "),
         ({}, "model_type is None, and these can be served: llama, mistral, qwen2, qwen3, gemma2"),
         (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "architectures is ['Ll"),
         (
-            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+            {"model_type": "llava", "text_config": {"model_type": "llama"}},
+            "model_type is 'llava', a model of more than text",
+        ),
+        (
+            {
+                "model_type": "gemma3",
+                "architectures": ["Gemma3ForSequenceClassification"],
+                "text_config": {"model_type": "gemma3_text"},
+            },
             "model_type is 'gemma3', a model of more than text",
         ),
         (
-            QWEN2 | {"use_sliding_window": True, "max_window_layers": 2, "num_hidden_layers": 4},
-            "its layers are ffss",
+            {"model_type": "gemma3", "text_config": {}, "quantization_config": {"bits": 4}},
+            "quantization_config is {'bits': 4}",
         ),
-        (GEMMA3 | {"layer_types": [SLIDING, FULL, FULL, FULL], "num_hidden_layers": 4}, "are sfff"),
         (GEMMA3 | {"layer_types": [FULL]}, "layer_types is ['full_attention'], and an entry for"),
         (GEMMA3 | {"layer_types": ["chunked_attention"] * 26}, "layer_types is ['chunked_att"),
     ],
 )
 def test_what_would_compute_another_function_is_refused(raw: dict[str, Any], said: str) -> None:
     assert said in refusal(raw)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+@pytest.mark.parametrize(
+    "value",
+    [-1, 0, 1, 0.5, -0.0, True, "4", "", None, [], {}, [{}], 1e308, math.nan, math.inf, 10**400],
+    ids=repr,
+)
+def test_any_value_of_any_key(family: Any, value: object) -> None:
+    """Is a model, or one line."""
+    raw = next(p.raw for p in PUBLISHED.values() if p.raw["model_type"] == family.model_type)
+    for key in {**raw, **family.defaults, "layer_types": [], "rope_parameters": {}}:
+        with contextlib.suppress(ModelError):
+            model_config(raw | {key: value})
+            continue
+        assert refusal(raw | {key: value})
+
+
+def test_the_text_half_of_a_model_that_sees_images(tmp_path: Path) -> None:
+    """gemma-3-4b: its text_config leaves out what is its class's default."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    raw = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eos_token_id": [1, 106],
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    config = model_of(str(tmp_path))
+    assert config == model_config(raw)
+    theirs = json.loads(transformers.AutoConfig.for_model(**raw).to_json_string())["text_config"]
+    assert config == model_config(theirs)
+    assert (config.num_heads, config.vocab_size, config.rope_factor) == (8, 262_208, 8.0)
+    assert raw_config(tmp_path) == text | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "eos_token_id": [1, 106],
+        "torch_dtype": "bfloat16",
+    }
 
 
 def test_changes() -> None:

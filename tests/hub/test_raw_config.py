@@ -64,6 +64,7 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
         fields["local_rope_theta"] = 7.0
     if not any(fields.get(name) for name in ("qkv_bias", "qk_norm", "norm_offset")):
         fields.pop("global_every", None)  # plain models have a window in all layers or none
+        fields.pop("layer_types", None)
     return {"num_layers": 4, "d_model": 24, "mlp_dim": 40, "vocab_size": 96, **fields}
 
 

@@ -141,6 +141,22 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     assert "here but pytorch_model.bin, a pickle, which can run any code: take a" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model-Q4_K_M.gguf", "the format of llama.cpp"),
+        ("consolidated.00.pth", "a pickle"),
+        ("consolidated.safetensors", "weights under names that only their maker uses"),
+        ("adapter_model.safetensors", "adapters of PEFT"),
+        ("weights.safetensors", "a file of another name"),
+        ("tf_model.h5", "a format of TensorFlow"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert f"here but {name}, {said}" in refusal(lambda: headers(tmp_path))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("row", [0, 4, 6])

@@ -95,6 +95,13 @@ def test_what_does_not_fit(tmp_path: Path, change: Change, said: str) -> None:
     assert said in refusal(folder_of(tmp_path, "llama", change))
 
 
+@pytest.mark.parametrize("layers", [3, 9_999])
+def test_layers_are_counted_first(tmp_path: Path, layers: int) -> None:
+    folder = folder_of(tmp_path, "llama")
+    message = refusal(folder, replace(model_of(str(folder)), num_layers=layers))
+    assert "hold 2 layers, and num_hidden_layers of config.json, model.num_layers, is" in message
+
+
 def test_another_model(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "qwen2")
     config = model_of(str(folder))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rft_jax.errors import DataError
-from rft_jax.io.jsonl import Fields, numbered_lines, read_jsonl
+from rft_jax.errors import DataError, ModelError
+from rft_jax.io.jsonl import Fields, numbered_lines, read_json, read_jsonl
 
 FIELDS: Fields = {"step": int, "note": (str, type(None))}
 
@@ -55,3 +55,50 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, text: str) -> None:
     path = write(tmp_path, '{"step": 1, "note": null}\n' + line + "\n")
     with pytest.raises(DataError, match=text):
         read_jsonl(path, FIELDS)
+
+
+UNREADABLE = {
+    "brackets": (b"[" * 200_000, "nested more than 100 deep"),
+    "objects": (b'{"a":' * 150 + b"1" + b"}" * 150, "nested more than 100 deep"),
+    "digits": (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
+    "two values": (b'{"a": 1, "a": 2}', "key 'a' has two values"),
+    "half a pair": (b'{"a": "\\ud800"}', "half a surrogate pair is no text"),
+    "half a pair as a key": (b'{"\\uD800": 1}', "half a surrogate pair is no text"),
+    "latin-1": (b'{"a": "\xe9"}', "'utf-8' codec can't decode byte 0xe9"),
+    "utf-16": ('{"a": 1}'.encode("utf-16"), "can't decode byte"),
+    "zeros": (bytes(20), "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, case: str) -> None:
+    content, said = UNREADABLE[case]
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(ModelError) as of_file:
+        read_json(path)
+    path.write_bytes(content + b"\n")
+    with pytest.raises(DataError) as of_log:
+        read_jsonl(path, {})
+    for error in (of_file, of_log):
+        assert str(error.value).startswith(str(path))
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeff{"a": 1}',
+        '{"a": 1, "a": 1}',
+        '{"a": "\\ud83d\\ude00"}',
+        '{"a": "\\\\ud800"}',
+        '{"a": NaN}',
+    ],
+)
+def test_what_can_be_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    assert list(read_json(path)) == ["a"]
+    assert len(read_jsonl(path, {})) == 1

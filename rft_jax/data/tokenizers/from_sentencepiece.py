@@ -103,10 +103,20 @@ def parsed(model: bytes, path: Folder) -> Any:
     except DecodeError:
         proto.Clear()
     if not proto.pieces:
-        raise ModelError(
-            f"{path}: no SentencePiece model ({len(model)} bytes): copy or download it again."
-        )
+        raise ModelError(f"{path}: {no_model(model, 'copy or download it again')}.")
     return proto
+
+
+def no_model(content: bytes, remedy: str) -> str:
+    """The end of a message on a file that is no SentencePiece model, and that no tool can mend by
+    `remedy` if it is a vocabulary of tiktoken."""
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
+        return (
+            "a vocabulary of tiktoken (Llama 3's original format), without its pattern of words: "
+            "name the folder of the model in the Hugging Face format, which has a tokenizer.json "
+            "(it is the one that the folder `original` lies in)"
+        )
+    return f"no SentencePiece model ({len(content)} bytes): {remedy}"
 
 
 def _check_kind(proto: Any, path: Folder) -> None:

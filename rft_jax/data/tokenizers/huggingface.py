@@ -26,6 +26,17 @@ from rft_jax.data.tokenizers.from_sentencepiece import convert, parsed
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder
 
+_OTHERS = {
+    "tekken.json": "a format that only Mistral uses (a newer revision may have a tokenizer.json)",
+    "vocab.json": "the older format of BPE (transformers' AutoTokenizer reads it, and its "
+    "save_pretrained writes a tokenizer.json)",
+    "vocab.txt": "WordPiece, which loses spaces",
+    "*.tiktoken": "a vocabulary of tiktoken, without its pattern of words",
+    "*.model": "a SentencePiece model of another name (name this file)",
+    "*.gguf": "the format of llama.cpp (take the repository that it was made from)",
+}
+"""Tokenizers that are not read, by the names of their files."""
+
 _RARE = "\U0001fad9"
 """A character that is too young and too rare for a piece of its own."""
 
@@ -63,9 +74,11 @@ def load_folder(folder: Folder) -> HuggingFace:
     """
     source = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     if source is None:
+        others = ((sorted(folder.glob(name)), what) for name, what in _OTHERS.items())
+        held = next((f" but {paths[0].name}, {what}" for paths, what in others if paths), "")
         raise ModelError(
-            f"{folder}: there is neither {' nor '.join(TOKENIZER_FILES)}: name the folder of a "
-            "model in the Hugging Face format, or a .model file."
+            f"{folder}: there is neither {' nor '.join(TOKENIZER_FILES)}{held}: name the folder of "
+            "a model in the Hugging Face format, or a .model file."
         )
     settings = read_settings(folder)
     if source.suffix == ".json":
@@ -106,7 +119,7 @@ def load_folder(folder: Folder) -> HuggingFace:
 
 def _from_json(path: Folder) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except Exception as error:  # the library raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: no tokenizer ({reason}): copy or download it again.") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import sentencepiece
 
 from rft_jax.data.tokenizers.base import Tokenizer, check_round_trip, check_utf8
-from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK, any_of, convert
+from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK, any_of, convert, no_model
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
 
@@ -158,8 +158,7 @@ def _tokenizer(path: Folder, model: bytes) -> SentencePiece:
             raise RuntimeError
     except RuntimeError:
         raise ModelError(
-            f"{path}: no SentencePiece model ({len(model)} bytes): copy it again, or delete it to "
-            "train a new one."
+            f"{path}: {no_model(model, 'copy it again, or delete it to train a new one')}."
         ) from None
     for name, token in (("BOS", processor.bos_id()), ("EOS", processor.eos_id())):
         if token < 0:

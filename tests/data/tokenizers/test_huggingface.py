@@ -214,7 +214,49 @@ def without_eos(folder):
         (folder / name).unlink()
 
 
+def with_only(name):
+    def replace_files(folder):
+        without_tokenizer(folder)
+        (folder / name).write_bytes(b"{}")
+
+    return replace_files
+
+
+def of_tiktoken(folder):
+    without_tokenizer(folder)
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\nIw== 2\n")
+
+
 BROKEN = {
+    "Mistral's own": (
+        with_only("tekken.json"),
+        "{folder}: there is neither tokenizer.json nor tokenizer.model but tekken.json, a format "
+        "that only Mistral uses (a newer revision may have a tokenizer.json): name the folder",
+    ),
+    "older format": (
+        with_only("vocab.json"),
+        "{folder}: there is neither tokenizer.json nor tokenizer.model but vocab.json, the older "
+        "format of BPE (",
+    ),
+    "another name": (
+        with_only("spiece.model"),
+        "{folder}: there is neither tokenizer.json nor tokenizer.model but spiece.model, a "
+        "SentencePiece model of another name (name this file): ",
+    ),
+    "tiktoken": (
+        of_tiktoken,
+        "{folder}/tokenizer.model: a vocabulary of tiktoken (Llama 3's original format), without "
+        "its pattern of words: name the folder of the model in the Hugging Face format, which has "
+        "a tokenizer.json (it is the one that the folder `original` lies in).",
+    ),
+    "a settings file of brackets": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[" * 200_000),
+        "{folder}/tokenizer_config.json: cannot be read as JSON (nested more than 100 deep): copy",
+    ),
+    "a tokenizer of brackets": (
+        lambda folder: (folder / "tokenizer.json").write_text("[" * 200_000),
+        "{folder}/tokenizer.json: no tokenizer (invalid type: sequence",
+    ),
     "no tokenizer": (
         without_tokenizer,
         "{folder}: there is neither tokenizer.json nor tokenizer.model: name the folder of a model "

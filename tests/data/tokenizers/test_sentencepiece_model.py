@@ -192,6 +192,12 @@ def test_a_file_that_is_no_model(tmp_path, capfd, content):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_vocabulary_of_tiktoken(tmp_path):
+    (tmp_path / "t.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(ModelError, match=r"t\.model: a vocabulary of tiktoken \(Llama 3's"):
+        load(tmp_path / "t.model")
+
+
 def test_a_file_cut_short(tokenizer, tmp_path):
     content = tokenizer.path.read_bytes()
     (tmp_path / "t.model").write_bytes(content[: len(content) // 2])
