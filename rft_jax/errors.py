@@ -7,8 +7,18 @@ import difflib
 from collections.abc import Iterable
 
 
+LONGEST = 2000
+"""Characters of a message; it may repeat what a user gave, which may be of any length."""
+
+
 class UserError(ValueError):
     """The work cannot be done as asked; the command line prints the message and ends with 2."""
+
+    def __str__(self) -> str:
+        """The message in one line, without the middle of one that is too long."""
+        text = "\\n".join(super().__str__().splitlines())
+        half = LONGEST // 2
+        return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(UserError):

@@ -11,6 +11,10 @@ It changes no parameter, or (the mesh) only by rounding. `steps` has no such mar
 the final evaluation depend on it, and a longer run is another run."""
 
 
+MOST = 2**31 - 1
+"""Largest int32, the type of every count and position on devices."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not condition:
@@ -18,9 +22,11 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(least: int, section: object, *names: str) -> None:
-    """Require the named fields of a section to be `least` or more."""
+    """Require the named fields of a section to be `least` or more, and no more than devices can
+    count to."""
     prefix = type(section).__name__.removesuffix("Config").lower()
     bound = "0 or more" if least == 0 else f"at least {least}"
     for name in names:
         value = getattr(section, name)
         require(value >= least, f"{prefix}.{name} is {value}: it must be {bound}.")
+        require(value <= MOST, f"{prefix}.{name} is {value}: it must be at most {MOST}.")
