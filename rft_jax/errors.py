@@ -6,7 +6,6 @@ A message names the thing, says what was found, what was expected, and the remed
 import difflib
 from collections.abc import Iterable
 
-
 LONGEST = 2000
 """Characters of a message; it may repeat what a user gave, which may be of any length."""
 
@@ -39,6 +38,14 @@ class VerifierError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint, or the host state in it, is not one this run can resume from."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device had no memory left; jax, which reports the latter, is not
+    loaded here."""
+    says = ("RESOURCE_EXHAUSTED", "Out of memory")
+    from_jax = type(error).__name__ == "JaxRuntimeError"
+    return isinstance(error, MemoryError) or (from_jax and any(x in str(error) for x in says))
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
