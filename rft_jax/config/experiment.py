@@ -195,15 +195,6 @@ def _call(path: Path) -> Any:
     raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")
 
 
-def _told(error: Exception) -> str:
-    """The error's type and what it says, if it says anything without an error of its own."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _last_line(path: Path, error: Exception) -> str:
     """`FILE:LINE` of the last line of `path` that led to the error, or `FILE`."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -264,3 +255,12 @@ def _check_tokenizers(experiment: Experiment) -> None:
                 f"{name}: {field} is {ours!r} but {theirs!r} in run {first_name}: an experiment "
                 "trains one tokenizer; set both alike."
             )
+
+
+def _told(error: Exception) -> str:
+    """The error's type and what it says, if it says anything without an error of its own."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
