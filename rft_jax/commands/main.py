@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         told = UserError(
-            f"out of memory ({error}): lower what is computed at a time or split it over more "
-            "devices; `rft-jax plan` counts what a run needs."
+            f"out of memory ({str(error) or type(error).__name__}): lower what is computed at a "
+            "time or split it over more devices; `rft-jax plan` counts what a run needs."
         )
         print(f"rft-jax: error: {told}", file=sys.stderr)
         return 2
