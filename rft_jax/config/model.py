@@ -102,10 +102,6 @@ class ModelConfig:
             "sliding_window", "global_every", "local_rope_theta", "rope_original_positions",
         )  # fmt: skip
         require(
-            0 < self.norm_eps < math.inf,
-            f"model.norm_eps is {self.norm_eps}: it must be a positive number.",
-        )
-        require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_kv_heads is {self.num_kv_heads}: it must divide model.num_heads, "
             f"{self.num_heads}.",
@@ -133,7 +129,7 @@ class ModelConfig:
         )
         scaled = self.rope_scaling != "none"
         require(
-            (1 < self.rope_factor < math.inf) if scaled else self.rope_factor == 1,
+            (self.rope_factor > 1) if scaled else self.rope_factor == 1,
             f"model.rope_factor is {self.rope_factor}: it must be above 1 with a "
             "model.rope_scaling, and does nothing without.",
         )
@@ -145,7 +141,7 @@ class ModelConfig:
         )
         turns = (self.rope_low_turns, self.rope_high_turns)
         require(
-            (0 < turns[0] < turns[1] < math.inf) if llama3 else turns == (1.0, 4.0),
+            (0 < turns[0] < turns[1]) if llama3 else turns == (1.0, 4.0),
             f"model.rope_low_turns and model.rope_high_turns are {turns[0]} and {turns[1]}: with "
             "model.rope_scaling=llama3 the second must be the larger; they do nothing without.",
         )

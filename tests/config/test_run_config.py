@@ -284,10 +284,6 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: OptimizerConfig(eps=math.inf),
         "optimizer.eps is inf: it must be at most 2147483647.",
     ),
-    "negative eps of norms": (
-        lambda: tiny.model(norm_eps=-1e-6),
-        "model.norm_eps is -1e-06: it must be a positive number.",
-    ),
     "negative seed": (
         lambda: tiny.sft(seed=-1),
         "seed is -1: it must lie between 0 and 2147483647.",
