@@ -6,9 +6,18 @@ A message names the thing, says what was found, what was expected, and the remed
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000
+"""Characters of a message; it may repeat what a user gave, which may be of any length."""
+
 
 class UserError(ValueError):
     """The work cannot be done as asked; the command line prints the message and ends with 2."""
+
+    def __str__(self) -> str:
+        """The message in one line, without the middle of one that is too long."""
+        text = "\\n".join(super().__str__().splitlines())
+        half = LONGEST // 2
+        return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(UserError):
@@ -29,6 +38,14 @@ class VerifierError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint, or the host state in it, is not one this run can resume from."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device had no memory left; jax, which reports the latter, is not
+    loaded here."""
+    says = ("RESOURCE_EXHAUSTED", "Out of memory")
+    from_jax = type(error).__name__ == "JaxRuntimeError"
+    return isinstance(error, MemoryError) or (from_jax and any(x in str(error) for x in says))
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

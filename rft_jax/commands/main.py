@@ -31,7 +31,7 @@ from rft_jax.config import experiment as experiments
 from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import parse_steps
 from rft_jax.distributed.watchdog import Limits
-from rft_jax.errors import ConfigError, UserError
+from rft_jax.errors import ConfigError, UserError, out_of_memory
 from rft_jax.io.paths import Folder, folder_of
 
 _HELP = ("-h", "--help")
@@ -64,6 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"rft-jax: error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        told = UserError(
+            f"out of memory ({str(error) or type(error).__name__}): lower what is computed at a "
+            "time or split it over more devices; `rft-jax plan` counts what a run needs."
+        )
+        print(f"rft-jax: error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         then = "the same command resumes it" if words[0] == "run" else "nothing is written"

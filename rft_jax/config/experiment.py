@@ -62,6 +62,8 @@ def load(path: str | PathLike[str]) -> dict[str, Config]:
         check(experiment)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except Exception as error:  # of values of other types, which may raise at any use
+        raise ConfigError(f"{path}: experiment() returned what fails ({_told(error)}).") from error
     return dict(experiment)
 
 
@@ -176,6 +178,8 @@ def _call(path: Path) -> Any:
         code = compile(path.read_bytes(), str(path), "exec")
     except SyntaxError as error:
         raise ConfigError(f"{path}:{error.lineno or 1}: {error.msg} (syntax error).") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:  # a NUL, 5,000 brackets
+        raise ConfigError(f"{path}: cannot be read as Python ({_told(error)}).") from error
     module = types.ModuleType(f"experiment_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
@@ -251,3 +255,12 @@ def _check_tokenizers(experiment: Experiment) -> None:
                 f"{name}: {field} is {ours!r} but {theirs!r} in run {first_name}: an experiment "
                 "trains one tokenizer; set both alike."
             )
+
+
+def _told(error: Exception) -> str:
+    """The error's type and what it says, if it says anything without an error of its own."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

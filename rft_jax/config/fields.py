@@ -22,6 +22,9 @@ BELOW_ONE = 1 - 2.0**-24
 LEAST_TEMPERATURE = 1e-6
 """Logits divided by less overflow."""
 
+MOST = 2**31 - 1
+"""Largest int32, the type of every count and position on devices."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
@@ -30,12 +33,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(least: float, section: object, *names: str) -> None:
-    """Require the named fields of a section to be `least` or more."""
+    """Require the named fields of a section to be `least` or more, and no more than devices can
+    count to."""
     prefix = type(section).__name__.removesuffix("Config").lower()
     bound = "0 or more" if least == 0 else f"at least {least}"
     for name in names:
         value = getattr(section, name)
         require(value >= least, f"{prefix}.{name} is {value}: it must be {bound}.")
+        require(value <= MOST, f"{prefix}.{name} is {value}: it must be at most {MOST}.")
 
 
 def check_floats(name: str, section: Any) -> None:

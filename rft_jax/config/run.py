@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from rft_jax.config.data import DataConfig, TokenizerConfig
-from rft_jax.config.fields import MAY_CHANGE, check_floats, require
+from rft_jax.config.fields import MAY_CHANGE, MOST, check_floats, require
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method, resolve
 from rft_jax.config.model import ModelConfig
@@ -57,6 +57,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
+        require(self.steps <= MOST, f"steps is {self.steps}: it must be at most {MOST}.")
         require(
             0 <= self.seed < 2**31, f"seed is {self.seed}: it must lie between 0 and 2147483647."
         )

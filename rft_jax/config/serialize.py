@@ -206,7 +206,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 def _fits(value: object, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
+        return isinstance(value, str) and value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     if hint is float:

@@ -42,7 +42,11 @@ class UpdateConfig:
     vocabulary. With more, the vocabulary's gradient is read and written less often."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "row_length", "rows_per_microbatch", "logits_at_once")
+        at_least(1, self, "row_length", "rows_per_microbatch")
+        require(
+            self.logits_at_once >= 1,
+            f"update.logits_at_once is {self.logits_at_once}: it must be at least 1.",
+        )
         at_least(0, self, "sequences_per_step")
 
 

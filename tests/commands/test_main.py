@@ -444,3 +444,8 @@ def test_python_m_rft_jax_is_the_command() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "rft-jax: error: unknown command 'rum'; did you mean run?\n"
+
+
+def test_memory_that_runs_out_is_one_line(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.results["sft"] = MemoryError("of 3 GiB")
+    assert refusal(capsys, "run", "study.py").startswith("out of memory (of 3 GiB): lower ")

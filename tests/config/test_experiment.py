@@ -98,10 +98,21 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
     assert message == f"{path} is not an experiment: a Python file, NAME.py, is expected."
 
 
+def test_a_file_too_complex_for_python(tmp_path: Path) -> None:
+    path = written(tmp_path, f"x = {'1 + ' * 50_000}1\n")
+    assert refusal(lambda: load(path)).startswith(f"{path}: cannot be read as Python (")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("x = 1\ndef experiment(:\n", "{path}:2: invalid syntax (syntax error)."),
+        (
+            "from collections import UserDict\n"
+            "class Odd(UserDict):\n    def __len__(self): raise KeyError('no')\n"
+            "def experiment(): return Odd()\n",
+            "{path}: experiment() returned what fails (KeyError: 'no').",
+        ),
         (
             "x = 1\n",
             "{path} has no function experiment(): define it to return the named runs.",

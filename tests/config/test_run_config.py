@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -309,6 +310,18 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "no steps": (
         lambda: tiny.sft(steps=0),
         "steps is 0: a run makes at least one update.",
+    ),
+    "more steps than devices count to": (
+        lambda: tiny.sft(steps=2**31),
+        "steps is 2147483648: it must be at most 2147483647.",
+    ),
+    "longer outputs than devices count to": (
+        lambda: DataConfig("a", "b", max_completion_tokens=2**31),
+        "data.max_completion_tokens is 2147483648: it must be at most 2147483647.",
+    ),
+    "infinite eps": (
+        lambda: OptimizerConfig(eps=math.inf),
+        "optimizer.eps is inf: it must be at most 2147483647.",
     ),
     "negative seed": (
         lambda: tiny.sft(seed=-1),
