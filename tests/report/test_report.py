@@ -221,6 +221,17 @@ def test_columns_that_no_run_has_a_figure_for_are_left_out(tmp_path: Path) -> No
     assert table.rows == (("a", "validation, step 1", "50.0", "1"),)
 
 
+def test_questions_left_out_are_counted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    lines = [
+        {"step": 1, "kind": "train", "data/too_long": 12},
+        {"step": 1, "kind": "validation", "greedy/accuracy": 0.5, "data/too_long": 0},
+    ]
+    write_lines(folder / "metrics.jsonl", lines)
+    notes = results(load_runs(tmp_path)).notes
+    assert "a: questions left out as too long: train 12, validation 0." in notes
+
+
 def test_an_rft_run_that_stands_first_is_compared_once(tmp_path: Path) -> None:
     make_run(tmp_path, "a", "rft", 0.1, 0.3)
     make_run(tmp_path, "b", "online_rft", 0.1, 0.3)

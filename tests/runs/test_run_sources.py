@@ -33,7 +33,7 @@ from steps import choose, rollouts, steps
 from rft_jax.config import Config, Denominator, Method, PoolConfig, RolloutConfig
 from rft_jax.data import stream
 from rft_jax.data.stream import Position
-from rft_jax.errors import UserError
+from rft_jax.errors import DataError, UserError
 from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
@@ -276,6 +276,23 @@ def test_a_pool_unites_the_logs_of_earlier_runs(tmp_path: Path) -> None:
     assert [one.tokens for one in source.kept.samples] == [RIGHT.tokens] * 2
     assert (list(source.weights), tuple(source.prompt(0))) == ([0.5, 0.5], PROMPTS[0])
     assert facts["funnel/sampled"] == 3
+
+
+def test_a_log_whose_questions_are_evaluated_or_too_long(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = Question(id=9, text=QUESTIONS[0].text * 40, answer="1")
+    samples = [sample(QUESTIONS[0], RIGHT), replace(sample(QUESTIONS[0], RIGHT), question_id=9)]
+    rollout_log.write(tmp_path / "a", 0, samples, [*QUESTIONS, long], seed=0)
+    settings, evaluated = from_rollouts(tmp_path / "a"), {"data.test": QUESTIONS}
+    pool = Pool(MANY, settings, sampling(), tmp_path / "rft" / "rollouts", evaluated)
+    with pytest.raises(DataError, match=r"a: 1 of 2 prompts have more tokens than .*question 9 ha"):
+        pool.read()
+    data = replace(settings.data, drop_too_long=True)
+    source, facts = replace(pool, config=replace(settings, data=data)).read()
+    assert [one.question_id for one in source.kept.samples] == [0]
+    assert (facts["data/too_long"], facts["funnel/sampled"]) == (1, 1)
+    assert "pool.from_rollouts and data.test share 1" in caplog.text
 
 
 def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:
