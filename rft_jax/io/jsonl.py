@@ -72,8 +72,8 @@ def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
         line = json.loads(text)
         if not isinstance(line, dict):
             problem = f"{_excerpt(text)} is not a JSON object"
-    except json.JSONDecodeError as error:
-        problem = f"{_excerpt(text)} is not JSON ({error.msg})"
+    except (ValueError, RecursionError) as error:
+        problem = f"{_excerpt(text)} is not JSON ({getattr(error, 'msg', error)})"
     if problem:
         raise DataError(f"{where}: {problem}: remove the line.")
     for name, types in fields.items():
@@ -111,7 +111,7 @@ def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -7,16 +7,20 @@ import html
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from synthetic_workdir import (
     QUESTIONS,
     STEPS,
@@ -370,6 +374,71 @@ def test_missing_files_are_stated(tmp_path: Path, lose: str, gap: str) -> None:
     (make_run(tmp_path, "a", "rft", 0.1, 0.2) / lose).unlink()
     assert gap in summary_table(tmp_path)
     assert gap in write_report(tmp_path).read_text()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "gone": lambda content: None,
+    "empty": lambda content: b"",
+    "half a line": lambda content: content[:10],
+    "half": lambda content: content[: len(content) // 2],
+    "a list": lambda content: b"[]\n",
+    "no text": lambda content: b"\xff\xfe\x00\n",
+    "brackets": lambda content: b"[" * 100_000 + b"\n",
+    "evaluations only": lambda content: _lines(content, lambda line: line["kind"] != "train"),
+    "the start only": lambda content: _lines(content, lambda line: line["step"] == 0),
+    "numbers lost": lambda content: _lines(content, lambda line: True, keep=("step", "kind")),
+}
+
+
+def _lines(
+    content: bytes, wanted: Callable[[dict[str, Any]], bool], keep: tuple[str, ...] = ()
+) -> bytes | None:
+    """The lines of a metrics log that are wanted; of another file all."""
+    if not content.startswith(b'{"step"'):
+        return content
+    lines = [line for line in map(json.loads, content.splitlines()) if wanted(line)]
+    kept = [{k: v if not keep or k in keep else None for k, v in line.items()} for line in lines]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in kept)
+
+
+FILES = ("config.json", "metrics.jsonl", "evaluation/test.jsonl", "rollouts/step-000001.jsonl")
+NOT_NAMED = {
+    ("config.json", "half a line"), ("metrics.jsonl", "half"), ("metrics.jsonl", "numbers lost"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder, "a", "sft", 0.1, 0.2)
+    make_run(folder, "b", "online_rft", 0.1, 0.2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_run_says_what_is_missing_and_blocks_no_other(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, png, **_: save(self, png, dpi=8))
+    for name, damage in DAMAGE.items():
+        workdir = tmp_path / name
+        shutil.copytree(finished, workdir)
+        path = workdir / "b" / file
+        if (content := damage(path.read_bytes())) is None:
+            path.unlink()
+        elif content != path.read_bytes():
+            path.write_bytes(content)
+        else:
+            continue
+        page = html.unescape(write_report(workdir).read_text(encoding="utf-8"))
+        text = summary_table(workdir)
+        assert re.search(r"^a +test +\d", text, re.MULTILINE), (name, text)
+        assert '<div class="big">' in page
+        whole = name == "half" and content.endswith(b"\n") if content else False
+        if (file, name) not in NOT_NAMED and not whole:
+            assert "<p>b: " in page, (file, name)
 
 
 def test_a_run_without_evaluation(tmp_path: Path) -> None:
