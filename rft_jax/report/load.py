@@ -233,6 +233,8 @@ def load_outputs(folder: Folder) -> tuple[list[Line], list[str]]:
     for number, path in enumerate(paths):
         try:
             texts = numbered_lines(path)
+            if not texts:
+                raise DataError(f"{path} is empty.")
             # The golden ratio moves the place from file to file: a fixed stride could meet the
             # same sample index every time.
             chosen = _spread(texts, OUTPUTS_SHOWN // len(paths), number * 0.618 % 1.0)

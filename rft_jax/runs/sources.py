@@ -39,12 +39,14 @@ class PolicySource:
     """Outputs of the current policy (Online RFT), or of the one that is given, for a pool.
 
     repeats: whether a row that an epoch's end and the next one's start both name counts twice.
+    purpose: of the samples' keys.
     """
 
     questions: Sequence[Question]
     config: Config
     sampling: Sampling
     repeats: bool = False
+    purpose: Purpose = Purpose.ROLLOUT
 
     @property
     def size(self) -> int:
@@ -76,7 +78,7 @@ class PolicySource:
             step=step,
             num_samples=rollout.samples_per_question,
             temperature=rollout.temperature,
-            purpose=Purpose.ROLLOUT,
+            purpose=self.purpose,
             questions_per_batch=rollout.questions_per_step,
             num_slots=rollout.slots,
             shares=shares,
@@ -227,8 +229,9 @@ class Pool:
         """
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
-        source = PolicySource(self.questions, self.config, self.sampling)
         there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+        purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
+        source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         seconds: dict[str, float] = {}
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
@@ -239,7 +242,13 @@ class Pool:
                 drawn = verify(source.outputs(rows, policy, step))
                 asked = [self.questions[row] for row in rows]
                 rollout_log.write(
-                    self.folder, step, drawn.own, asked, seed=self.config.seed, writer=writer()
+                    self.folder,
+                    step,
+                    drawn.own,
+                    asked,
+                    seed=self.config.seed,
+                    purpose=purpose,
+                    writer=writer(),
                 )
                 new = seconds_of([drawn])
                 seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
@@ -249,6 +258,10 @@ class Pool:
                     tokens_per_second=drawn.num_tokens / sum(new.values()),
                 )
         return seconds
+
+    def _purpose(self, there: Sequence[int]) -> int:
+        """What the pool's keys are for; one that an earlier version began is filled as it was."""
+        return rollout_log.purpose_of(self.folder, there[0]) if there else Purpose.POOL
 
     def read(self) -> tuple[FixedSet, Metrics]:
         """The fixed set, from the log or from pool.from_rollouts, and its funnel.

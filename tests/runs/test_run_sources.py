@@ -166,9 +166,10 @@ class Drawn:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
         self.steps: list[int] = []
+        self.purposes: set[Purpose] = set()
 
     def __call__(self, questions: Sequence[Question], **settings: Any) -> Rollout:
-        assert settings.pop("purpose") is Purpose.ROLLOUT
+        self.purposes.add(settings.pop("purpose"))
         self.asked.append([question.id for question in questions])
         self.steps.append(settings["step"])
         right = next(o for o in OUTPUTS if sample(QUESTIONS[0], o).accepted)
@@ -209,7 +210,7 @@ def test_online_samples_the_current_policy_at_each_step(tmp_path: Path) -> None:
     assert (counters.sampled_outputs, counters.sampled_tokens, counters.updates) == (4, 8, 1)
     assert (facts["policy/entropy"], facts["seconds/sampling"]) == (0.5, 3.0)
     assert (facts["seconds/verifying"], facts["seconds/verifying_hidden"]) == (2.0, 1.0)
-    assert drawn.steps == [6]
+    assert (drawn.steps, drawn.purposes) == ([6], {Purpose.ROLLOUT})
 
 
 def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(tmp_path: Path) -> None:
@@ -240,6 +241,7 @@ def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
         assert drawn.steps == [0, 1]
         seconds = pool.fill(lambda: None, lambda: 0)
     assert drawn.steps == [0, 1, 2]  # what was there is not repeated
+    assert drawn.purposes == {Purpose.POOL}
     assert seconds == {
         "seconds/sampling": 3.0,
         "seconds/verifying": 2.0,
@@ -253,6 +255,19 @@ def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
     assert source.weights == pytest.approx([1 / 6] * 6)
     assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (12, 24)
     assert (facts["funnel/sampled"], facts["funnel/correct"], facts["funnel/kept"]) == (12, 6, 6)
+
+
+def test_a_pool_that_an_earlier_version_began_is_filled_as_it_was(tmp_path: Path) -> None:
+    settings, first = pool_settings(2, 2), Drawn()
+    with rollouts(first):
+        Pool(MANY, settings, sampling(), tmp_path).fill(lambda: None, iter([0, 1]).__next__)
+    path = rollout_log.path_of(tmp_path, 0)
+    path.write_text(path.read_text().replace(', "purpose": "pool"', ""))
+    second = Drawn()
+    with rollouts(second):
+        Pool(MANY, settings, sampling(), tmp_path).fill(lambda: None, lambda: 0)
+    assert (first.purposes, second.purposes) == ({Purpose.POOL}, {Purpose.ROLLOUT})
+    assert rollout_log.purpose_of(tmp_path, 1) is Purpose.ROLLOUT
 
 
 def test_a_pool_is_what_its_steps_say(tmp_path: Path) -> None:
