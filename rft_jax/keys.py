@@ -1,7 +1,8 @@
 """Addressed randomness: every random number is a pure function of what it is for.
 
 No key is stored, split in a loop or checkpointed; a key is derived where it is used from the run's
-seed and an address. Samples therefore do not depend on batch size, slot, host count or resumption.
+seed and an address. In float32 samples therefore do not depend on batch size, slots or host count;
+in bfloat16 their keys do not, and numbers, hence now and then a token, do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Purpose(enum.IntEnum):
     INIT = 0
     ROLLOUT = 1
     EVALUATION = 2
+    POOL = 3
 
 
 def run_key(*, seed: int, purpose: Purpose) -> Key[Array, ""]:

@@ -65,7 +65,7 @@ def train_line(step: int, level: float, method: str) -> dict[str, Any]:
         "funnel/sampled": sampled, "funnel/finished": 250, "funnel/parsed": 240,
         "funnel/correct": correct, "funnel/distinct": int(correct * (1 - 0.5 * level)),
         "funnel/kept": int(correct * (1 - 0.6 * level)), "funnel/undecided": 1,
-        "questions/pass_rate_histogram": np.histogram(rates, 10, (0, 1))[0].tolist(),
+        "questions/pass_rate_histogram": np.histogram(rates, SAMPLES + 1, (0, 1))[0].tolist(),
         "lengths/correct": 50 - 20 * level + step % 3, "lengths/incorrect": 70 - 15 * level,
         "cost/sampled_tokens": step * 12_000, "seconds/sampling": 1.4, "seconds/verifying": 0.2,
         "seconds/verifying_hidden": 0.6,

@@ -15,7 +15,7 @@ from rft_jax.commands.options import Asking
 from rft_jax.config import DataConfig, MeshConfig
 from rft_jax.data import sources
 from rft_jax.data.chat import render
-from rft_jax.data.prompts import prompt_tokens
+from rft_jax.data.prompts import exceeding, prompt_tokens
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.types import Question
@@ -56,13 +56,10 @@ def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked
     questions = tuple(given) or sources.load(asking.questions, data.data_dir)
     with _naming_options():
         lengths = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
-    longest = max(lengths)
-    if asking.max_prompt_tokens is not None and longest > asking.max_prompt_tokens:
-        raise ConfigError(
-            f"max_prompt_tokens is {asking.max_prompt_tokens} and the prompt of question "
-            f"{questions[lengths.index(longest)].id} has {longest} tokens: set it to {longest} or "
-            "more, or leave it out."
-        )
+    longest, allowed = max(lengths), asking.max_prompt_tokens
+    if allowed is not None and longest > allowed:
+        said = exceeding(questions, lengths, "prompts", "max_prompt_tokens", allowed)
+        raise ConfigError(f"{asking.questions}: {said}: raise it, or leave it out.")
     data = replace(data, max_prompt_tokens=asking.max_prompt_tokens or longest)
     logger.info("prompt format: %s", data.prompt_format)
     logger.info("first prompt, %d tokens: %r", lengths[0], _text(questions[0], data, tokenizer))

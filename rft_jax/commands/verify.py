@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from rft_jax.commands.options import Judging
 from rft_jax.errors import DataError
-from rft_jax.io.jsonl import parse
+from rft_jax.io.jsonl import data_rows
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
@@ -189,22 +189,12 @@ def _good_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number from 1, the row or what is wrong with it); blank lines are no rows."""
+    """(line number from 1, the row or what is wrong with it)."""
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _row(line)
+        for number, row in data_rows(path):
+            yield number, row if isinstance(row, str) else _problem(row) or row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def _row(line: bytes) -> dict[str, Any] | str:
-    try:
-        row = parse(line)
-    except ValueError as error:
-        return f"the row is no JSON ({error})"
-    return _problem(row) or row
 
 
 def _problem(row: object) -> str | None:

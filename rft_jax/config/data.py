@@ -33,9 +33,12 @@ class DataConfig:
     date: str = ""
     """Date given to a chat template that asks for one, YYYY-MM-DD; other templates ignore it."""
     max_prompt_tokens: int = 128
-    """Longest prompt in tokens; a longer one is an error before any work is done."""
+    """Longest prompt in tokens."""
     max_completion_tokens: int = 128
     """Longest output in tokens, EOS included; sampling stops there."""
+    drop_too_long: bool = False
+    """Leave out questions whose prompt, or demonstration, exceeds these, and count them in the
+    metrics; otherwise one such question is an error before any work is done."""
 
     def __post_init__(self) -> None:
         require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rft_jax.config import DataConfig
@@ -9,6 +10,9 @@ from rft_jax.data.chat import render
 from rft_jax.data.tokenizers.base import Tokenizer, shown
 from rft_jax.errors import DataError, ModelError
 from rft_jax.types import Question
+
+NAMED = 3
+"""Questions that a message names of those that are too long."""
 
 
 def prompt_tokens(question: str, data: DataConfig, tokenizer: Tokenizer) -> list[int]:
@@ -42,38 +46,54 @@ def completion_tokens(solution: str, tokenizer: Tokenizer) -> list[int]:
     return [*tokenizer.encode(solution), tokenizer.eos_id]
 
 
-def check_lengths(
+def split_by_length(
     questions: Sequence[Question],
     *,
     source: str,
     data: DataConfig,
     tokenizer: Tokenizer,
     demonstrations: bool,
-) -> None:
-    """Raise DataError unless every prompt, and every demonstration where solutions are trained on,
-    fits; the message names the longest, which is the smallest setting that would do.
+) -> tuple[tuple[Question, ...], str]:
+    """The questions whose prompt, and whose demonstration where solutions are trained on, fits; and
+    a sentence on the others, with the smallest setting that would do, empty for none.
 
-    All prompts are rendered here, so that a chat template that cannot serve shows too.
+    All prompts are rendered here, so that a chat template that cannot serve shows too. Raises
+    DataError for a question without the solution that is trained on.
     """
+    prompts = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
+    allowed = data.max_prompt_tokens
+    said = [exceeding(questions, prompts, "prompts", "data.max_prompt_tokens", allowed)]
+    fits = [length <= allowed for length in prompts]
+    if demonstrations:
+        outputs = [_demonstrated(question, source, tokenizer) for question in questions]
+        allowed, setting = data.max_completion_tokens, "data.max_completion_tokens"
+        said.append(exceeding(questions, outputs, "demonstrations", setting, allowed))
+        fits = [fit and length <= allowed for fit, length in zip(fits, outputs, strict=True)]
+    sentence = " and ".join(filter(None, said))
+    kept = tuple(itertools.compress(questions, fits))
+    return kept, sentence and f"{source}: {sentence}"
 
-    def check(lengths: Sequence[tuple[int, int]], what: str, setting: str, allowed: int) -> None:
-        length, question_id = max(lengths, default=(0, -1))
-        if length > allowed:
-            raise DataError(
-                f"{source}: the {what} of question {question_id} has {length} tokens and {setting} "
-                f"is {allowed}: set it to {length} or more, or leave the question out."
-            )
 
-    prompts = [(len(prompt_tokens(q.text, data, tokenizer)), q.id) for q in questions]
-    check(prompts, "prompt", "data.max_prompt_tokens", data.max_prompt_tokens)
-    if not demonstrations:
-        return
-    lengths = []
-    for question in questions:
-        if question.solution is None:
-            raise DataError(
-                f"{source}: question {question.id} has no solution, and the method trains on "
-                "demonstrations; give every row a solution or choose another source."
-            )
-        lengths.append((len(completion_tokens(question.solution, tokenizer)), question.id))
-    check(lengths, "demonstration", "data.max_completion_tokens", data.max_completion_tokens)
+def exceeding(
+    questions: Sequence[Question], lengths: Sequence[int], what: str, setting: str, allowed: int
+) -> str:
+    """How many of the questions' lengths exceed a setting, and the first few; or nothing."""
+    longer = [(q.id, n) for q, n in zip(questions, lengths, strict=True) if n > allowed]
+    if not longer:
+        return ""
+    first = [f"question {question_id} has {n}" for question_id, n in longer[:NAMED]]
+    more = [f"{len(longer) - NAMED:,} more"] if len(longer) > NAMED else []
+    return (
+        f"{len(longer):,} of {len(lengths):,} {what} have more tokens than {setting}, {allowed} "
+        f"({', '.join([*first, *more])}; {max(lengths)} would hold all)"
+    )
+
+
+def _demonstrated(question: Question, source: str, tokenizer: Tokenizer) -> int:
+    """Tokens of the question's demonstration."""
+    if question.solution is None:
+        raise DataError(
+            f"{source}: question {question.id} has no solution, and the method trains on "
+            "demonstrations; give every row a solution or choose another source."
+        )
+    return len(completion_tokens(question.solution, tokenizer))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rft_jax.errors import DataError
-from rft_jax.io.jsonl import parse
+from rft_jax.io.jsonl import data_rows
 from rft_jax.types import Question
 
 OWN_DATA = "arithmetic_problems"
@@ -128,40 +127,21 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
 def _jsonl_questions(path: Path) -> list[Question]:
     """Every row of a file, so that a bad row is found wherever the slice lies."""
     try:
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+        return [
+            _question(row, _object(content, f"{path}:{number}"), f"{path}:{number}")
+            for row, (number, content) in enumerate(data_rows(path))
+        ]
     except OSError as error:
         raise DataError(
             f"{path}: cannot read the questions ({error.strerror}): give the path of a JSONL file, "
             "relative to the working directory."
         ) from None
-    if lines == [b""]:
-        return []
-    return [
-        _question(row, _json_object(line, f"{path}:{row + 1}"), f"{path}:{row + 1}")
-        for row, line in enumerate(lines)
-    ]
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    expected = "every line must hold one JSON object"
-    if not line.strip():
-        raise DataError(f"{where}: the line is blank: {expected}.")
-    try:
-        value = parse(line)
-    except UnicodeDecodeError as error:
-        reason = f"byte {error.start + 1} is not UTF-8: save the file as UTF-8"
-        raise DataError(f"{where}: {reason}.") from None
-    except json.JSONDecodeError as error:
-        reason = f"not JSON ({error.msg} at column {error.colno})"
-        raise DataError(f"{where}: {reason}: {expected}.") from None
-    except ValueError as error:  # a number of 5,000 digits, 10,000 brackets
-        raise DataError(f"{where}: not JSON to be read here ({error}): {expected}.") from None
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise DataError(
-            f'{where}: a JSON {kind}, not an object: write {{"question": ..., "answer": ...}}.'
-        )
-    return value
+def _object(content: dict[str, Any] | str, where: str) -> dict[str, Any]:
+    if isinstance(content, str):
+        raise DataError(f"{where}: {content}.")
+    return content
 
 
 def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:

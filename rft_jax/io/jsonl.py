@@ -1,4 +1,4 @@
-"""Reads JSON: files of one object, and logs of one object a line. Imports no jax.
+"""Reads JSON: files of one object; data and logs of one object a line. Imports no jax.
 
 Whatever a file holds, it is read, or refused in one line: every file that is not of this process's
 own making goes through `parse`.
@@ -6,12 +6,16 @@ own making goes through `parse`.
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rft_jax.errors import DataError, ModelError, UserError
 from rft_jax.io.paths import Folder
+
+_EXPECTED = "every line must hold one JSON object"
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
@@ -77,6 +81,38 @@ def read_json(path: Folder, kind: type[UserError] = ModelError) -> dict[str, Any
             "it again."
         )
     return content
+
+
+def data_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number from 1, the row or what is wrong with it) of a file that a user has made.
+
+    A byte order mark in front and blank lines at the end are no rows. Raises OSError.
+    """
+    blank = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
+            if not text:
+                blank += 1
+                continue
+            for gap in range(number - blank, number):
+                yield gap, f"the line is blank: {_EXPECTED}"
+            blank = 0
+            yield number, _row(text)
+
+
+def _row(line: bytes) -> dict[str, Any] | str:
+    try:
+        value = parse(line)
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} is not UTF-8: save the file as UTF-8"
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at column {error.colno}): {_EXPECTED}"
+    except ValueError as error:  # a number of 5,000 digits, 10,000 brackets
+        return f"not JSON to be read here ({error}): {_EXPECTED}"
+    if isinstance(value, dict):
+        return value
+    return f"a JSON {type(value).__name__}, not an object: {_EXPECTED}"
 
 
 def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -44,17 +47,12 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Folder, start_step: int) -> None:
-        from tensorboardX import SummaryWriter  # those who only read the log do without
-
         make(folder)
         self._mirror = Mirror(folder)
         path = self._mirror.fetch("metrics.jsonl")
         self._written = _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
-        # purge_step: TensorBoard itself hides older events from that step on.
-        self._board = SummaryWriter(
-            str(self._mirror.local / "tensorboard"), purge_step=start_step + 1
-        )
+        self._board = _Board(self._mirror.local / "tensorboard", start_step + 1)
 
     def has(self, kind: Kind, step: int) -> bool:
         """True when that line is in the log, so that a resumed run need not repeat it."""
@@ -82,16 +80,13 @@ class MetricsLog:
         self._file.write(text + "\n")
         self._file.flush()
         self._written.add((kind, step))
+        scalars = dict[str, float | None]()
         for name, value in line.items():
-            places = (
-                {f"{name}/{place:02d}": number for place, number in enumerate(value)}
-                if isinstance(value, list)
-                else {name: value}
-            )
-            for tag, number in places.items():
-                if number is not None:
-                    self._board.add_scalar(f"{kind}/{tag}", number, step)
-        self._board.flush()
+            if isinstance(value, list):
+                scalars |= {f"{name}/{place:02d}": number for place, number in enumerate(value)}
+            else:
+                scalars[name] = value
+        self._board.write(step, {f"{kind}/{tag}": n for tag, n in scalars.items() if n is not None})
         self._mirror.copy_soon()
 
     def settle(self) -> None:
@@ -103,6 +98,43 @@ class MetricsLog:
         self._file.close()
         self._board.close()
         self._mirror.close()
+
+
+class _Board:
+    """A file of TensorBoard's events, in its own format.
+
+    Its EventFileWriter, and tensorboardX, import TensorFlow or torch wherever one is installed:
+    seconds of each start.
+
+    Args:
+        folder: of the file; its name is what TensorBoard looks for.
+        first_step: TensorBoard hides older events from that step on.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Here: those who only read the log do without.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        host = f"{socket.gethostname()}.{os.getpid()}"
+        path = folder / f"events.out.tfevents.{time.time():.6f}.{host}"
+        self._event = Event
+        self._records = RecordWriter(path.open("wb"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds numbers by tag."""
+        values = [{"tag": tag, "simple_value": number} for tag, number in scalars.items()]
+        self._add(step=step, summary={"value": values})
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
 
 
 def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:

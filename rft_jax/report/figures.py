@@ -14,7 +14,13 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from rft_jax.io.paths import Folder, make, write_atomically
 from rft_jax.observe.statistics import pass_at_k, standard_error
@@ -36,7 +42,12 @@ _STYLE: Any = {
     "lines.solid_capstyle": "round", "figure.facecolor": "white", "text.parse_math": False,
     "figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.09,
 }  # fmt: skip
-_STAGES = ("sampled", "finished", "parsed", "correct", "distinct", "kept")
+_STAGES = {
+    "accepted": ("sampled", "finished", "parsed", "correct", "distinct", "kept"),
+    "decided": ("sampled", "decided", "distinct", "kept"),
+}
+"""Stages of the funnel by the outputs that a method may train on."""
+
 _HISTOGRAM = "questions/pass_rate_histogram"
 
 
@@ -76,7 +87,7 @@ def draw_plots(runs: Runs, folder: Folder) -> list[tuple[Plot, bytes]]:
 def curves(
     runs: Runs, name: str, label: str, *, error: str = "", percent: bool = False
 ) -> Figure | None:
-    """A validation metric over updates (left) and over sampled tokens (right).
+    """A validation metric over updates, and over sampled tokens (right) where a run samples.
 
     Beside runs that sample, one that does not (SFT) is a dotted level where it ended: its own rise
     would flatten theirs.
@@ -92,15 +103,16 @@ def curves(
     if not chosen:
         return None
     figure = Figure(figsize=(WIDTH, max(3.5, 0.9 + 0.19 * len(chosen))), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
     any_samples = any(run.samples for run in chosen)
-    for run in chosen:
-        for axes, x_name in zip(panels, ("step", "cost/sampled_tokens"), strict=True):
+    x_names = ("step", "cost/sampled_tokens") if any_samples else ("step",)
+    panels = figure.subplots(1, len(x_names), sharey=True, squeeze=False)[0]
+    for axes, x_name in zip(panels, x_names, strict=True):
+        for run in chosen:
             points = run.series("validation", (x_name, name))
             if not points:
                 continue
             x, y = np.array(points).T
-            if not run.samples and (any_samples or x_name != "step"):
+            if not run.samples and any_samples:
                 axes.axhline(y[-1], color=run.colour, linestyle=(0, (1, 2)), linewidth=1.5)
                 continue
             marker = "o" if len(x) <= 40 else ""
@@ -108,16 +120,26 @@ def curves(
             if error:
                 bands = run.series("validation", (x_name, name, error))
                 _band(axes, run, *np.array(bands).reshape(-1, 3).T, num_runs=len(chosen))
+        largest = max([1.0, *(run.last(x_name) or 0.0 for run in chosen)])
+        axes.set_xlim(-0.02 * largest, 1.02 * largest)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     panels[0].set(xlabel="updates", ylabel=label)
-    panels[1].set(xlabel="sampled tokens")
-    panels[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
+    if any_samples:
+        panels[1].set(xlabel="sampled tokens")
+        panels[1].xaxis.set_major_formatter(EngFormatter(sep=" "))
     if percent:
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in panels:
-        axes.margins(x=0.02)
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    _from_zero(panels[0])
     ends = [(run.series("validation", ("step", name))[-1][1], run) for run in chosen]
-    _name_curves(figure, panels[1], ends)
+    _name_curves(figure, panels[-1], ends)
     return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """Has an axis of what is never negative not begin below zero, where all of it is zero."""
+    low, high = axes.get_ylim()
+    if low < 0 < high:
+        axes.set_ylim(-0.02 * high, high)
 
 
 def pass_at_k_curves(runs: Runs) -> Figure | None:
@@ -143,8 +165,9 @@ def pass_at_k_curves(runs: Runs) -> Figure | None:
     axes.set_xticks(sorted({k for _, curve in chosen for k in curve}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set(xlabel="k", ylabel="pass@k")
+    _from_zero(axes)
     if majorities:
         label = ", ".join(sorted(majorities))
         axes.plot([], [], "D", color="white", markeredgecolor=MUTED, label=label)
@@ -205,7 +228,12 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def _panels(
-    chosen: Runs, draw: Callable[[Axes, LoggedRun], None], *, x_label: str = "", y_label: str = ""
+    chosen: Runs,
+    draw: Callable[[Axes, LoggedRun], None],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    share_y: bool = True,
 ) -> Figure | None:
     """One small panel a run, in its colour, on common axes."""
     if not chosen:
@@ -213,7 +241,7 @@ def _panels(
     columns = min(3, max(2, len(chosen)))
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(WIDTH, 0.5 + 2.3 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
     for axes, run in zip(panels.flat, chosen, strict=False):
         draw(axes, run)
         axes.set_title(run.name, loc="left", fontsize=10, fontweight="bold", color=run.colour)
@@ -230,31 +258,43 @@ def _panels(
 def funnel(runs: Runs) -> Figure | None:
     """How many of all sampled outputs pass each stage."""
 
+    def stages(run: LoggedRun) -> tuple[str, ...]:
+        return _STAGES.get(run.trains_on, _STAGES["accepted"])
+
+    def count(run: LoggedRun, stage: str) -> float:
+        if stage == "decided":
+            return run.total("funnel/sampled") - run.total("funnel/undecided")
+        return run.total(f"funnel/{stage}")
+
     def draw(axes: Axes, run: LoggedRun) -> None:
-        counts = [run.total(f"funnel/{stage}") for stage in _STAGES]
-        shares = [count / counts[0] for count in counts]
-        axes.barh(_STAGES, [1.0] * len(shares), color="#F2F4F7", height=0.72)
-        axes.barh(_STAGES, shares, color=run.colour, height=0.72)
-        for place, (share, count) in enumerate(zip(shares, counts, strict=True)):
+        names = stages(run)
+        counts = [count(run, stage) for stage in names]
+        shares = [one / counts[0] for one in counts]
+        axes.barh(names, [1.0] * len(shares), color="#F2F4F7", height=0.72)
+        axes.barh(names, shares, color=run.colour, height=0.72)
+        for place, (share, one) in enumerate(zip(shares, counts, strict=True)):
             inside = share > 0.55
             axes.text(
-                share + (-0.02 if inside else 0.02), place, f"{100 * share:.1f}%  {count:,.0f}",
+                share + (-0.02 if inside else 0.02), place, f"{100 * share:.1f}%  {one:,.0f}",
                 ha="right" if inside else "left", va="center", fontsize=8,
                 color=_text_on(run.colour) if inside else INK,
             )  # fmt: skip
         axes.set_xlim(0, 1)
-        axes.set_ylim(len(_STAGES) - 0.5, -0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
 
-    return _panels([run for run in runs if run.total("funnel/sampled") > 0], draw)
+    chosen = [run for run in runs if run.total("funnel/sampled") > 0]
+    return _panels(chosen, draw, share_y=len({stages(run) for run in chosen}) == 1)
 
 
 def pass_rates(runs: Runs) -> Figure | None:
     """Histograms of the questions' pass rates, early and late in training."""
 
     def draw(axes: Axes, run: LoggedRun) -> None:
-        lines = np.array([line[_HISTOGRAM] for line in run.metrics if _has_histogram(line)])
+        counts = [line[_HISTOGRAM] for line in run.metrics if _has_histogram(line)]
+        # Earlier versions had other bins.
+        lines = np.array([each for each in counts if len(each) == len(counts[-1])])
         quarter = max(1, len(lines) // 4)
         early, late = lines[:quarter].sum(axis=0), lines[-quarter:].sum(axis=0)
         edges = np.linspace(0, 1, lines.shape[1] + 1)
@@ -270,7 +310,12 @@ def pass_rates(runs: Runs) -> Figure | None:
 
 def _has_histogram(line: Line) -> bool:
     counts = line.get(_HISTOGRAM)
-    return line["kind"] == "train" and isinstance(counts, list) and None not in counts
+    return (
+        line["kind"] == "train"
+        and isinstance(counts, list)
+        and bool(counts)
+        and all(isinstance(count, int | float) for count in counts)
+    )
 
 
 def lengths_by_verdict(runs: Runs) -> Figure | None:
@@ -285,6 +330,7 @@ def lengths_by_verdict(runs: Runs) -> Figure | None:
             window = max(1, len(y) // 20)
             smooth = np.convolve(y, np.ones(window) / window, mode="valid")
             axes.plot(x[window - 1 :], smooth, dash, color=run.colour, label=label, linewidth=1.6)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.legend(frameon=False, fontsize=8, handlelength=2.2)
 
     chosen = [run for run in runs if len(run.series("train", ("lengths/correct",))) > 1]
@@ -330,8 +376,9 @@ def _text_on(colour: str) -> str:
 
 
 _BOTH = (
-    "Left over updates, right over sampled tokens. A dotted level is the end of a run that samples "
-    "nothing, and an upright line one that samples its whole pool before the first update."
+    "Over updates, and on the right over sampled tokens where a run samples. A dotted level is the "
+    "end of a run that samples nothing, and an upright line one that samples its whole pool before "
+    "the first update."
 )
 PLOTS = (
     Plot(

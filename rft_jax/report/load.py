@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rft_jax.errors import DataError, UserError
+from rft_jax.config.method import resolve
+from rft_jax.errors import ConfigError, DataError, UserError
 from rft_jax.io.jsonl import Fields, numbered_lines, parse, parse_line, read_jsonl
 from rft_jax.io.paths import Folder
 from rft_jax.observe import log
 
 OUTPUTS_SHOWN = 200
 """Sampled outputs of a run that the report shows, spread evenly over its rollouts."""
+
+_FILES = ("config.json", "metrics.jsonl")
+"""Either tells that a folder is a run's."""
 
 _ROLLOUTS_READ = 40
 _QUESTION_FIELDS: Fields = {
@@ -60,10 +64,20 @@ class LoggedRun:
     @property
     def method(self) -> str:
         """The method's name; empty where config.json does not say."""
-        config = self.info.get("config")
-        method = config.get("method", "") if isinstance(config, dict) else ""
+        method = _config(self.info).get("method", "")
         # A row that is not of the package's table is saved with its fields.
         return str(method.get("name", "") if isinstance(method, dict) else method)
+
+    @property
+    def trains_on(self) -> str:
+        """Which outputs the method may train on (config/method.py)."""
+        method = _config(self.info).get("method")
+        if isinstance(method, dict):
+            return str(method.get("trains_on", "accepted"))
+        try:
+            return resolve(self.method).trains_on if ":" not in self.method else "accepted"
+        except ConfigError:  # of another version's table
+            return "accepted"
 
     @property
     def samples(self) -> bool:
@@ -104,6 +118,11 @@ class LoggedRun:
         return sum((v - b if v >= b else v for v, b in zip(values, before, strict=True)), start=0.0)
 
 
+def _config(info: Line) -> Line:
+    config = info.get("config")
+    return config if isinstance(config, dict) else {}
+
+
 def is_number(line: Line, name: str) -> bool:
     """Whether the line has a number (not null, not a list) of that name."""
     return isinstance(line.get(name), int | float)
@@ -118,7 +137,7 @@ def load_runs(workdir: Folder) -> list[LoggedRun]:
         raise UserError(
             f"{workdir} is not a folder: give the workdir of an experiment, such as runs/NAME."
         )
-    present = sorted(path.parent.name for path in workdir.glob("*/config.json"))
+    present = sorted({path.parent.name for file in _FILES for path in workdir.glob(f"*/{file}")})
     if not present:
         raise UserError(
             f"{workdir} holds no run (no RUN/config.json): run the experiment first, or name the "
@@ -135,7 +154,7 @@ def _experiment_order(workdir: Folder) -> list[str]:
         return []
     try:
         names = parse(path.read_bytes())["runs"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
@@ -147,24 +166,27 @@ def _experiment_order(workdir: Folder) -> list[str]:
 
 def _load_run(folder: Folder, place: int) -> LoggedRun:
     name, path = folder.name, folder / "config.json"
-    if not path.exists():
+    if not any((folder / file).exists() for file in _FILES):
         return LoggedRun(name, place, {}, (), {}, {}, (f"{name}: not started.",))
     gaps: list[str] = []
     try:
         info = parse(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError):
         info = None
     if not isinstance(info, dict):
-        gaps.append(f"{name}: {path} is not a JSON object: no settings shown.")
+        damage = "not a JSON object" if path.exists() else "missing"
+        gaps.append(f"{name}: {path} is {damage}: no settings shown.")
         info = {}
 
     metrics: list[Line] = []
     try:
         if (folder / "metrics.jsonl").exists():
             metrics = log.read(folder / "metrics.jsonl")
+            if not any(line["kind"] == "train" for line in metrics):
+                gaps.append(f"{name}: no line of a step in metrics.jsonl: no training shown.")
         else:
             gaps.append(f"{name}: no metrics.jsonl: no curves shown.")
-    except DataError as error:
+    except (DataError, OSError) as error:
         gaps.append(f"{name}: no metrics shown. {error}")
 
     tests = [line for line in metrics if line["kind"] == "test"]
@@ -179,7 +201,7 @@ def _load_run(folder: Folder, place: int) -> LoggedRun:
             questions = _load_questions(path)
         except FileNotFoundError:
             gaps.append(f"{name}: {path} is missing: no paired differences shown.")
-        except DataError as error:
+        except (DataError, OSError) as error:
             gaps.append(f"{name}: no paired differences shown. {error}")
     return LoggedRun(name, place, info, tuple(metrics), final, questions, tuple(gaps))
 
@@ -187,6 +209,8 @@ def _load_run(folder: Folder, place: int) -> LoggedRun:
 def _load_questions(path: Folder) -> dict[int, Line]:
     """The lines of one evaluation by question id. Raises DataError for impossible counts too."""
     lines = read_jsonl(path, _QUESTION_FIELDS)
+    if not path.read_bytes().endswith(b"\n"):  # it is written whole or not at all
+        raise DataError(f"{path} ends within a line: evaluate again (rft-jax evaluate).")
     for line in lines:
         if not 0 <= line["num_correct"] <= line["num_samples"]:
             raise DataError(
@@ -206,13 +230,15 @@ def load_outputs(folder: Folder) -> tuple[list[Line], list[str]]:
     outputs: list[Line] = []
     gaps: list[str] = []
     for number, path in enumerate(paths):
-        texts = numbered_lines(path)
-        # The golden ratio moves the place from file to file: a fixed stride could meet the same
-        # sample index every time.
-        chosen = _spread(texts, OUTPUTS_SHOWN // len(paths), number * 0.618 % 1.0)
         try:
+            texts = numbered_lines(path)
+            if not texts:
+                raise DataError(f"{path} is empty.")
+            # The golden ratio moves the place from file to file: a fixed stride could meet the
+            # same sample index every time.
+            chosen = _spread(texts, OUTPUTS_SHOWN // len(paths), number * 0.618 % 1.0)
             outputs += [parse_line(text, f"{path}:{at}", _OUTPUT_FIELDS) for at, text in chosen]
-        except DataError as error:
+        except (DataError, OSError) as error:
             gaps.append(f"{folder.name}: some sampled outputs are not shown. {error}")
     return outputs, gaps
 

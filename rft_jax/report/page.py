@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rft_jax.io.paths import Folder, in_bucket, write_atomically
-from rft_jax.report.load import LoggedRun, is_number, load_outputs, load_runs
+from rft_jax.report.load import Line, LoggedRun, is_number, load_outputs, load_runs
 from rft_jax.report.tables import (
     differences,
     greedy_difference,
@@ -62,13 +62,19 @@ def write_report(workdir: Folder) -> Folder:
         facts=_facts(runs),
         colours={run.name: run.colour for run in runs},
         cards=_cards(runs),
-        gaps=[gap for run in runs for gap in (*run.gaps, *loaded[run.name][1])],
+        gaps=[gap for run in runs for gap in (*run.gaps, *_output_gaps(run, *loaded[run.name]))],
         sections={title: content for title, content in sections.items() if content},
     )
     path = workdir / "report.html"
     # Sampled bytes may decode to half of a surrogate pair, which UTF-8 cannot hold.
     write_atomically(path, page.encode("utf-8", errors="replace"))
     return path
+
+
+def _output_gaps(run: LoggedRun, outputs: Sequence[Line], gaps: Sequence[str]) -> Sequence[str]:
+    if run.total("seconds/sampling") and not outputs and not gaps:
+        return (f"{run.name}: its rollouts are missing: no sampled outputs shown.",)
+    return gaps
 
 
 def _facts(runs: Sequence[LoggedRun]) -> list[str]:

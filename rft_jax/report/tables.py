@@ -87,6 +87,13 @@ def results(runs: Sequence[LoggedRun]) -> Table:
     notes = ["± is one standard error over questions; entropy in nats a token."]
     if len({run.split for run in runs if run.split}) > 1:
         notes.append("Runs evaluated on different questions cannot be compared.")
+    for run in runs:
+        counts = {
+            kind: run.series(kind, ("data/too_long",)) for kind in ("train", "validation", "test")
+        }
+        left_out = [f"{kind} {lines[-1][0]:,.0f}" for kind, lines in counts.items() if lines]
+        if left_out:
+            notes.append(f"{run.name}: questions left out as too long: {', '.join(left_out)}.")
     return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), tuple(notes))
 
 

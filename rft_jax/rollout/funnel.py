@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from rft_jax.types import Judgement, Sample, Verdict
 from rft_jax.verification.rules import is_parsed
 
-HISTOGRAM_BINS = 10
-"""Equal bins of a question's pass rate over [0, 1]; 1 falls in the last."""
+MOST_BINS, BINS_OF_MANY = 17, 10
+"""Equal bins of a question's pass rate over [0, 1]; 1 falls in the last. Of G samples a question
+there are G + 1, which k correct outputs fill each; of more than MOST_BINS values BINS_OF_MANY."""
 
 
 def pass_rates(samples: Sequence[Sample]) -> dict[int, float]:
@@ -32,12 +33,15 @@ def funnel(
 ) -> dict[str, float | list[int] | None]:
     """Metrics of one rollout, or of a whole pool, by name; None where nothing is there to average.
 
-    sampled >= finished >= parsed >= correct >= distinct >= kept; undecided stand beside.
+    sampled >= finished >= parsed >= correct, and distinct >= kept, which are of the correct ones
+    where the method trains on accepted outputs; undecided stand beside.
     """
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
     correct = [sample for sample in decided if sample.accepted]
     rates = np.array(list(pass_rates(samples).values()))
-    histogram, _ = np.histogram(rates, bins=HISTOGRAM_BINS, range=(0.0, 1.0))
+    values = 1 + max(Counter(sample.question_id for sample in samples).values(), default=0)
+    bins = values if values <= MOST_BINS else BINS_OF_MANY
+    histogram, _ = np.histogram(rates, bins=bins, range=(0.0, 1.0))
     sampled_tokens = sum(sample.num_tokens for sample in samples)
     accepted_tokens = sum(sample.num_tokens for sample in correct)
     return {

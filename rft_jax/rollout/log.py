@@ -7,16 +7,21 @@ The log is data: RFT can be run from it (pool.from_rollouts), and the report bro
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import DataError
 from rft_jax.io.jsonl import numbered_lines, parse_line
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
+from rft_jax.keys import Purpose
 from rft_jax.types import Question, Sample, Verdict
 
+_PURPOSES: dict[str, Purpose] = {purpose.name.lower(): purpose for purpose in Purpose}
 _FIELDS = {
     "question_id": int,
     "sample_index": int,
@@ -31,6 +36,8 @@ _FIELDS = {
     "answer": str,
     "seed": int,
 }
+
+logger = logging.getLogger(__name__)
 
 
 class Writer(NamedTuple):
@@ -76,11 +83,13 @@ def write(
     questions: Sequence[Question],
     *,
     seed: int,
+    purpose: Purpose = Purpose.ROLLOUT,
     writer: Writer = _ALONE,
 ) -> None:
     """Write one rollout's file, whole or not at all; one from a killed attempt is replaced.
 
-    Process 0 removes what an attempt with another number of processes has left.
+    Process 0 removes what an attempt with another number of processes has left. seed and purpose:
+    of the samples' keys.
     """
     make(folder)
     by_id = {question.id: question for question in questions}
@@ -93,6 +102,7 @@ def write(
     for sample in samples:
         question = by_id[sample.question_id]
         facts = {"question": question.text, "answer": question.answer, "seed": seed}
+        facts["purpose"] = purpose.name.lower()
         lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
@@ -102,8 +112,17 @@ def read_step(folder: Folder, step: int) -> list[tuple[Question, Sample]]:
 
     Raises DataError as `read` does.
     """
-    files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [path_of(folder, step)])
-    return [pair for file in files for pair in read(file)]
+    return [pair for file in _of_step(folder, step) for pair in read(file)]
+
+
+def _of_step(folder: Folder, step: int) -> list[Folder]:
+    return _files(folder, f"step-{step:06d}*.jsonl").get(step, [path_of(folder, step)])
+
+
+def purpose_of(folder: Folder, step: int) -> Purpose:
+    """What the keys of a rollout were for."""
+    drawn = (one.purpose for file in _of_step(folder, step) for one in _read(file))
+    return next(drawn, Purpose.POOL)
 
 
 def read(path: Folder) -> list[tuple[Question, Sample]]:
@@ -111,9 +130,22 @@ def read(path: Folder) -> list[tuple[Question, Sample]]:
 
     Raises DataError, naming file and line, for a damaged line.
     """
+    return [(drawn.question, drawn.sample) for drawn in _read(path)]
+
+
+class _Drawn(NamedTuple):
+    """A line of a log. seed and purpose: of the sample's keys."""
+
+    question: Question
+    sample: Sample
+    seed: int
+    purpose: Purpose
+
+
+def _read(path: Folder) -> list[_Drawn]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such rollout file; name a RUN/rollouts folder.")
-    pairs = []
+    drawn = []
     for number, line in numbered_lines(path):
         where = f"{path}:{number}"
         row = parse_line(line, where, _FIELDS)
@@ -143,23 +175,37 @@ def read(path: Folder) -> list[tuple[Question, Sample]]:
             verdict=Verdict(row["verdict"]),
             reason=row["reason"],
         )
-        pairs.append((question, sample))
-    return pairs
+        # Lines of earlier versions say nothing: theirs were all sampled as rollouts.
+        purpose = _PURPOSES.get(str(row.get("purpose", "rollout")))
+        if purpose is None:
+            raise DataError(
+                f"{where}: field 'purpose' is {row['purpose']!r}, expected one of "
+                f"{', '.join(_PURPOSES)}: remove the line."
+            )
+        drawn.append(_Drawn(question, sample, row["seed"], purpose))
+    return drawn
 
 
 def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """All samples of several runs' logs, in the order of folders and steps.
 
-    Raises DataError for a folder without rollouts, and when two logs use one question id for
+    Warns of outputs of two logs that have the same keys. Raises DataError for a folder without
+    rollouts, and when two logs use one question id for
     different questions (they come from different sources and cannot be united).
     """
     pairs: list[tuple[Question, Sample]] = []
-    for folder in folders:
+    keys: dict[tuple[int, ...], int] = {}
+    shared: Counter[tuple[str, str]] = Counter()
+    for place, folder in enumerate(folders):
         steps = _files(folder_of(folder), "step-*.jsonl")
         if not steps:
             raise DataError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
         for step in sorted(steps):
-            pairs.extend(pair for file in steps[step] for pair in read(file))
+            for one in (one for file in steps[step] for one in _read(file)):
+                pairs.append((one.question, one.sample))
+                address = (one.sample.step, one.sample.question_id, one.sample.sample_index)
+                first = keys.setdefault((one.seed, one.purpose, *address), place)
+                shared[folders[first], folder] += first != place
     seen: dict[int, str] = {}
     for question, _ in pairs:
         if seen.setdefault(question.id, question.text) != question.text:
@@ -167,4 +213,12 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
                 f"{', '.join(folders)}: question {question.id} stands for two different questions;"
                 " unite only logs of runs on one source."
             )
+    for (first_folder, folder), count in shared.items():
+        if count and is_main():
+            logger.warning(
+                "%d outputs of %s were sampled with the same keys as outputs of %s, in runs of one "
+                "seed: they are correlated, and the same where the policies are; unite logs of "
+                "runs of different seeds.",
+                count, folder, first_folder,
+            )  # fmt: skip
     return pairs

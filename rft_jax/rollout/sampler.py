@@ -1,4 +1,4 @@
-"""Autoregressive sampling: from prompts to G outputs each, whatever the number of slots.
+"""Autoregressive sampling: from prompts to G outputs each, in any number of slots.
 
 The host starts the loop of `slots.py` and lets it run for some steps at a time; in between it takes
 the outputs that have ended, and gives the loop its next layout: a longer ring, or fewer slots for

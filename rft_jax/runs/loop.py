@@ -136,6 +136,9 @@ class Run:
 
     def write(self, kind: Kind, state: State, metrics: Metrics) -> None:
         """A line of metrics, with the counters."""
+        left_out = self.questions.too_long
+        if self.config.data.drop_too_long and kind in left_out:
+            metrics = {"data/too_long": left_out[kind]} | metrics
         if self.log is not None:
             self.log.write(kind, state.step, metrics | self.costs(state.counters))
 
@@ -314,12 +317,15 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
     """The run's source of outputs, and the state with the cost of its pool; no source when a signal
     came while the pool was sampled."""
     config, train = run.config, run.questions.train
-    kind = config.row.source
+    kind, evaluated = config.row.source, run.questions.evaluated
+    if config.pool is None or not config.pool.from_rollouts:
+        setup.warn_of_shared(run.name, {"data.train": train, **evaluated})
     if kind == "policy":
         return PolicySource(train, config, run.sampling), state
     if kind == "demonstrations":
         return demonstrations(train, config, run.sampling), state
-    pool, seconds = Pool(train, config, run.sampling, run.folder / "rollouts"), dict[str, float]()
+    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated)
+    seconds = dict[str, float]()
     if state.step == 0 and config.rollout is not None:
         policy = functools.cache(lambda: run.rollout_params(state))
         sampled = pool.fill(policy, run.stopped)

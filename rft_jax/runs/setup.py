@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 from jax.sharding import Mesh
 
 from rft_jax.checkpoint.policy import start_folder
 from rft_jax.checkpoint.provenance import load_config
-from rft_jax.config import Config, ModelConfig
-from rft_jax.data.prompts import check_lengths
+from rft_jax.config import Config, DataConfig, ModelConfig
+from rft_jax.data.prompts import split_by_length
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import train
+from rft_jax.distributed.collectives import is_main
 from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, DataError
 from rft_jax.hub.folder import locate
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
@@ -33,11 +36,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a run by their use."""
+    """The questions of a run by their use. too_long: how many of a use are left out; a log of
+    rollouts (pool.from_rollouts) counts its own."""
 
     train: tuple[Question, ...]
     validation: tuple[Question, ...]
     test: tuple[Question, ...]
+    too_long: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> dict[str, tuple[Question, ...]]:
+        """Those that the run evaluates on, by their setting."""
+        return {"data.validation": self.validation, "data.test": self.test}
 
 
 def make_folder(folder: Folder) -> None:
@@ -111,31 +121,44 @@ def _content(tokenizer: Folder) -> bytes:
 
 
 def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
-    """All questions of a run. Raises DataError for bad rows, and for those that are too long."""
+    """All questions of a run.
+
+    Raises DataError for bad rows, and for those that are too long unless data.drop_too_long.
+    """
     data = config.data
-
-    def part(source: str, *, demonstrations: bool = False, first: int = 0) -> tuple[Question, ...]:
-        questions = load(source, data.data_dir) if source else ()
-        questions = questions[:first] if first else questions
-        check_lengths(
-            questions,
-            source=source,
-            data=data,
-            tokenizer=tokenizer,
-            demonstrations=demonstrations,
-        )
-        return questions
-
     # RFT from a log of rollouts asks no questions.
     from_log = config.pool is not None and bool(config.pool.from_rollouts)
-    evaluates = config.evaluation.every_steps > 0
-    demonstrations = config.row.source == "demonstrations"
+    loaded = {
+        use: load(source, data.data_dir) if source and used else ()
+        for use, source, used in (
+            ("train", data.train, not from_log),
+            ("validation", data.validation, config.evaluation.every_steps > 0),
+            ("test", data.test, True),
+        )
+    }
+    if first := config.evaluation.num_questions:
+        loaded["validation"] = loaded["validation"][:first]
+    split = {
+        use: split_by_length(
+            questions,
+            source=getattr(data, use),
+            data=data,
+            tokenizer=tokenizer,
+            demonstrations=use == "train" and config.row.source == "demonstrations",
+        )
+        for use, questions in loaded.items()
+    }
+    settle_too_long([sentence for _, sentence in split.values()], data)
+    for use, (fitting, sentence) in split.items():
+        if sentence and not fitting:
+            raise DataError(f"{sentence}: none is left for data.{use}.")
     questions = Questions(
-        train=() if from_log else part(data.train, demonstrations=demonstrations),
-        validation=(
-            part(data.validation, first=config.evaluation.num_questions) if evaluates else ()
-        ),
-        test=part(data.test),
+        **{use: fitting for use, (fitting, _) in split.items()},
+        too_long={
+            use: len(loaded[use]) - len(fitting)
+            for use, (fitting, _) in split.items()
+            if use != "train" or not from_log
+        },
     )
     asked = config.rollout.questions_per_step if config.rollout else 0
     if asked > len(questions.train):
@@ -144,6 +167,35 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
             "questions: ask at most that many in a step."
         )
     return questions
+
+
+def settle_too_long(sentences: Sequence[str], data: DataConfig) -> None:
+    """Raise DataError with what is said of questions that are too long, or with data.drop_too_long
+    log it."""
+    said = "; ".join(dict.fromkeys(filter(None, sentences)))
+    if said and not data.drop_too_long:
+        raise DataError(f"{said}: raise it, or leave them out with data.drop_too_long=True.")
+    if said and is_main():
+        logger.warning("%s: left out, as data.drop_too_long says", said)
+
+
+def warn_of_shared(name: str, parts: Mapping[str, Sequence[Question]]) -> None:
+    """Say how many questions, by their text, two parts of the run `name` have in common."""
+    texts = {
+        part: {" ".join(question.text.split()) for question in questions}
+        for part, questions in parts.items()
+    }
+    shared = [
+        f"{a} and {b} share {len(both):,}"
+        for a, b in itertools.combinations(texts, 2)
+        if (both := texts[a] & texts[b])
+    ]
+    if shared and is_main():
+        logger.warning(
+            "%s: questions of the same text stand in several parts of the data: %s; an accuracy on "
+            "questions that are trained on, or that settings are chosen on, is none on new ones.",
+            name, ", ".join(shared),
+        )  # fmt: skip
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 
 from rft_jax.config import Config
 from rft_jax.data import stream
-from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
+from rft_jax.data.prompts import completion_tokens, prompt_tokens, split_by_length
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import from_main, meet
 from rft_jax.errors import UserError
@@ -26,6 +26,7 @@ from rft_jax.observe.progress import Progress
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Outputs, Rollout, Sampling, sample, verify
 from rft_jax.rollout.funnel import funnel
+from rft_jax.runs import setup
 from rft_jax.training.methods import is_trained
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
@@ -38,12 +39,14 @@ class PolicySource:
     """Outputs of the current policy (Online RFT), or of the one that is given, for a pool.
 
     repeats: whether a row that an epoch's end and the next one's start both name counts twice.
+    purpose: of the samples' keys.
     """
 
     questions: Sequence[Question]
     config: Config
     sampling: Sampling
     repeats: bool = False
+    purpose: Purpose = Purpose.ROLLOUT
 
     @property
     def size(self) -> int:
@@ -75,7 +78,7 @@ class PolicySource:
             step=step,
             num_samples=rollout.samples_per_question,
             temperature=rollout.temperature,
-            purpose=Purpose.ROLLOUT,
+            purpose=self.purpose,
             questions_per_batch=rollout.questions_per_step,
             num_slots=rollout.slots,
             shares=shares,
@@ -194,12 +197,16 @@ def seconds_of(rounds: Sequence[Rollout]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Pool:
-    """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it."""
+    """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it.
+
+    evaluated: questions, by setting, that pool.from_rollouts is warned of when it asks them too.
+    """
 
     questions: Sequence[Question]
     config: Config
     sampling: Sampling
     folder: Folder
+    evaluated: Mapping[str, Sequence[Question]] = field(default_factory=dict)
 
     def rounds(self) -> Iterator[list[int]]:
         """The rows of each rollout that fills the pool."""
@@ -222,8 +229,9 @@ class Pool:
         """
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
-        source = PolicySource(self.questions, self.config, self.sampling)
         there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+        purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
+        source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         seconds: dict[str, float] = {}
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
@@ -234,7 +242,13 @@ class Pool:
                 drawn = verify(source.outputs(rows, policy, step))
                 asked = [self.questions[row] for row in rows]
                 rollout_log.write(
-                    self.folder, step, drawn.own, asked, seed=self.config.seed, writer=writer()
+                    self.folder,
+                    step,
+                    drawn.own,
+                    asked,
+                    seed=self.config.seed,
+                    purpose=purpose,
+                    writer=writer(),
                 )
                 new = seconds_of([drawn])
                 seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
@@ -245,32 +259,51 @@ class Pool:
                 )
         return seconds
 
+    def _purpose(self, there: Sequence[int]) -> int:
+        """What the pool's keys are for; one that an earlier version began is filled as it was."""
+        return rollout_log.purpose_of(self.folder, there[0]) if there else Purpose.POOL
+
     def read(self) -> tuple[FixedSet, Metrics]:
         """The fixed set, from the log or from pool.from_rollouts, and its funnel.
 
         Raises:
             UserError: no output is trained on, or the log is not one of this run's tokenizer and
                 shapes.
-            DataError: a prompt is too long, or the log is damaged.
+            DataError: a prompt is too long (unless data.drop_too_long), or the log is damaged.
         """
         assert self.config.pool is not None
         logs = self.config.pool.from_rollouts or (str(self.folder),)
         pairs = (
             rollout_log.read_folders(logs) if self.config.pool.from_rollouts else self._own_log()
         )
-        asked = list({question.id: question for question, _ in pairs}.values())
-        samples = [sample for _, sample in pairs]
-        _check_log(", ".join(logs), asked, samples, self.config, self.sampling)
-        fixed = _fixed(samples, asked, self.config, self.sampling)
+        asked = {question.id: question for question, _ in pairs}
+        named, data = ", ".join(logs), self.config.data
+        fitting, sentence = split_by_length(
+            list(asked.values()),
+            source=named,
+            data=data,
+            tokenizer=self.sampling.tokenizer,
+            demonstrations=False,
+        )
+        setup.settle_too_long([sentence], data)
+        ids = {question.id for question in fitting}
+        samples = [sample for _, sample in pairs if sample.question_id in ids]
+        _check_log(named, samples, self.config, self.sampling)
+        fixed = _fixed(samples, fitting, self.config, self.sampling)
         if not fixed.size:
             raise UserError(
-                f"{', '.join(logs)}: none of {len(samples)} sampled outputs is trained on (method "
+                f"{named}: none of {len(samples)} sampled outputs is trained on (method "
                 f"{self.config.row.name}; {sum(s.accepted for s in samples)} are correct): look at "
                 "them in the report, start from a better model, or sample more "
                 "(pool.rollout_steps, rollout.samples_per_question)."
             )
         kept = fixed.kept
         counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
+        if self.config.pool.from_rollouts:
+            parts = {"pool.from_rollouts": fitting, **self.evaluated}
+            setup.warn_of_shared(self.folder.parent.name, parts)
+            if data.drop_too_long:
+                counts["data/too_long"] = len(asked) - len(fitting)
         return fixed, counts | {
             "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),
@@ -287,17 +320,10 @@ class Pool:
         return pairs
 
 
-def _check_log(
-    source: str,
-    questions: Sequence[Question],
-    samples: Sequence[Sample],
-    config: Config,
-    sampling: Sampling,
-) -> None:
+def _check_log(source: str, samples: Sequence[Sample], config: Config, sampling: Sampling) -> None:
     """Raise unless the outputs fit the run's shapes and their tokens are their text."""
     data, tokenizer = config.data, sampling.tokenizer
     rows = config.model.vocab_size or tokenizer.vocab_size
-    check_lengths(questions, source=source, data=data, tokenizer=tokenizer, demonstrations=False)
     for output in samples:
         tokens, place = output.tokens, f"step {output.step}, question {output.question_id}"
         if not 0 < len(tokens) <= data.max_completion_tokens:

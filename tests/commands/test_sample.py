@@ -174,7 +174,10 @@ def test_a_refusal_comes_before_any_work(
         f"rft-jax: error: --out {tmp_path}/no/out: cannot write here (No such file or directory)."
     )
     for args, said in (
-        (["--max_prompt_tokens", "2"], "max_prompt_tokens is 2 and the prompt of question"),
+        (
+            ["--max_prompt_tokens", "2"],
+            "prompts have more tokens than max_prompt_tokens, 2 (question 0 has",
+        ),
         (["--mesh", "3", "1", "1"], "mesh is data=3 x fsdp=1 x tensor=1: it must make up the 8"),
     ):
         assert said in refusal(capsys, "sample", found.run, *asked, "--out", str(out), *args)

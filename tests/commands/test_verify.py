@@ -71,11 +71,11 @@ def test_math_is_compared_in_the_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "in.jsonl:2: the row is no JSON ("),
-        ("[1]", "in.jsonl:2: the row is a list, not an object: fix the row"),
+        ("{", "in.jsonl:2: not JSON ("),
+        ("[1]", "in.jsonl:2: a JSON list, not an object: every line must"),
         ('{"output": "x"}', "in.jsonl:2: field 'reference' must be text, it is missing"),
         ('{"reference": 18, "output": "x"}', "in.jsonl:2: field 'reference' must be text, it is i"),
-        ("[" * 100_000, "in.jsonl:2: the row is no JSON ("),
+        ("[" * 100_000, "in.jsonl:2: not JSON to be read here ("),
     ],
 )
 def test_a_malformed_row(
@@ -91,6 +91,20 @@ def test_a_malformed_row(
     assert main(["verify", str(path), "--out", str(out), "--skip_bad"]) == 0
     assert verdicts(out) == [("correct", "equal")]
     assert "1 malformed rows skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\r\n \r\n"])
+def test_a_byte_order_mark_and_blank_lines_at_the_end_are_no_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: bytes
+) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    row = json.dumps(ROWS[0]).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + row + end)
+    assert main(["verify", str(path), "--out", str(out)]) == 0
+    assert verdicts(out) == [("correct", "equal")]
+    path.write_bytes(row + b"\n\n" + row + end)
+    assert main(["verify", str(path), "--out", str(out)]) == 2
+    assert "in.jsonl:2: the line is blank: every line must hold one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

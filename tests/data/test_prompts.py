@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.config import DataConfig
-from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
+from rft_jax.data.prompts import completion_tokens, prompt_tokens, split_by_length
 from rft_jax.data.tokenizers.load import load
 from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.errors import DataError, ModelError
@@ -35,8 +35,8 @@ def questions():
     ]
 
 
-def check(tokenizer, rows, *, demonstrations=True, **changes):
-    check_lengths(
+def split(tokenizer, rows, *, demonstrations=True, **changes):
+    return split_by_length(
         rows,
         source="jsonl:q.jsonl",
         data=replace(DATA, **changes),
@@ -102,7 +102,7 @@ def test_a_chat_needs_a_template(tokenizer):
 def test_a_bad_template_is_found_with_the_lengths(tmp_path):
     folder = reference_tokenizers.gemma(tmp_path)
     with pytest.raises(ModelError, match="no system message here"):
-        check(load(folder), questions(), prompt_format="chat", system="Be brief.")
+        split(load(folder), questions(), prompt_format="chat", system="Be brief.")
 
 
 @given(st.text())
@@ -119,34 +119,43 @@ def test_a_completion_ends_with_the_first_eos(qwen):
     assert completion_tokens("<|im_end|>", qwen).count(qwen.eos_id) == 1
 
 
-def test_what_fits_passes_and_the_named_setting_is_the_smallest(tokenizer):
+def test_what_fits_is_kept_and_the_named_setting_is_the_smallest(tokenizer):
     rows = questions()
-    prompt = max(len(prompt_tokens(q.text, DATA, tokenizer)) for q in rows)
-    completion = max(len(completion_tokens(q.solution, tokenizer)) for q in rows)
-    check(tokenizer, rows, max_prompt_tokens=prompt, max_completion_tokens=completion)
-    with pytest.raises(DataError) as prompt_error:
-        check(tokenizer, rows, max_prompt_tokens=prompt - 1)
-    assert str(prompt_error.value) == (
-        f"jsonl:q.jsonl: the prompt of question 7 has {prompt} tokens and data.max_prompt_tokens "
-        f"is {prompt - 1}: set it to {prompt} or more, or leave the question out."
+    prompts = [len(prompt_tokens(q.text, DATA, tokenizer)) for q in rows]
+    outputs = [len(completion_tokens(q.solution, tokenizer)) for q in rows]
+    prompt, output = max(prompts), max(outputs)
+    assert (prompts[1], outputs[0]) == (prompt, output)
+    fitting = {"max_prompt_tokens": prompt, "max_completion_tokens": output}
+    assert split(tokenizer, rows, **fitting) == (tuple(rows), "")
+    tight = {"max_prompt_tokens": prompt - 1, "max_completion_tokens": output - 1}
+    too_long = (
+        f"jsonl:q.jsonl: 1 of 2 prompts have more tokens than data.max_prompt_tokens, {prompt - 1} "
+        f"(question 7 has {prompt}; {prompt} would hold all)"
     )
-    with pytest.raises(DataError) as completion_error:
-        check(tokenizer, rows, max_completion_tokens=completion - 1)
-    assert str(completion_error.value) == (
-        f"jsonl:q.jsonl: the demonstration of question 4 has {completion} tokens and "
-        f"data.max_completion_tokens is {completion - 1}: set it to {completion} or more, or "
-        "leave the question out."
+    assert split(tokenizer, rows, **fitting | {"max_prompt_tokens": prompt - 1}) == (
+        (rows[0],), too_long,
+    )  # fmt: skip
+    assert split(tokenizer, rows, **tight) == (
+        (),
+        f"{too_long} and 1 of 2 demonstrations have more tokens than data.max_completion_tokens, "
+        f"{output - 1} (question 4 has {output}; {output} would hold all)",
     )
+
+
+def test_the_first_few_of_many_are_named(tokenizer):
+    rows = [Question(id=10 * i, text="why " * i, answer="1") for i in range(1, 9)]
+    kept, sentence = split(tokenizer, rows, demonstrations=False, max_prompt_tokens=1)
+    assert kept == ()
+    assert sentence.startswith("jsonl:q.jsonl: 8 of 8 prompts have more tokens than data.max_prom")
+    lengths = [len(prompt_tokens(q.text, DATA, tokenizer)) for q in rows]
+    named = ", ".join(f"question {q.id} has {n}" for q, n in zip(rows, lengths, strict=True))
+    assert f"({named.partition(', question 40')[0]}, 5 more; {lengths[-1]} would" in sentence
 
 
 def test_solutions_matter_only_for_demonstrations(tokenizer):
     rows = [*questions(), Question(id=9, text="How?", answer="2")]
-    check(tokenizer, rows, demonstrations=False, max_completion_tokens=1)
+    assert split(tokenizer, rows, demonstrations=False, max_completion_tokens=1)[1] == ""
     with pytest.raises(
         DataError, match=r"^jsonl:q.jsonl: question 9 has no solution, and the method trains on"
     ):
-        check(tokenizer, rows)
-
-
-def test_no_questions_pass(tokenizer):
-    check(tokenizer, [])
+        split(tokenizer, rows)

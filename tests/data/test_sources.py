@@ -89,6 +89,23 @@ def test_a_last_line_needs_no_newline(jsonl):
     assert load(source) == (Question(0, "1+1?", "2"),)
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\n \n\t\n\n", b"\r\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("mark", [b"", BOM])
+def test_a_byte_order_mark_and_blank_lines_at_the_end_are_no_rows(jsonl, mark, end):
+    source = jsonl(GOOD)
+    row = json.dumps(GOOD).encode()
+    Path("q.jsonl").write_bytes(mark + row + (b"\r\n" if b"\r" in end else b"\n") + row + end)
+    assert load(source) == (Question(0, "1+1?", "2"), Question(1, "1+1?", "2"))
+
+
+def test_a_byte_order_mark_stands_only_in_front(jsonl):
+    with pytest.raises(DataError, match=r"q\.jsonl:2: not JSON \("):
+        load(jsonl(GOOD, BOM + json.dumps(GOOD).encode()))
+
+
 def test_a_path_may_hold_brackets_and_be_absolute(tmp_path):
     path = tmp_path / "a[1]" / "q[2].jsonl"
     path.parent.mkdir()
@@ -153,7 +170,7 @@ BAD_ROWS = [
     (b'{"question": "\xff"}', "byte 15 is not UTF-8: save the file as UTF-8"),
     (b"", "the line is blank: every line must hold one JSON object"),
     (b"  ", "the line is blank"),
-    (b"[1]", 'a JSON list, not an object: write {"question": ..., "answer": ...}'),
+    (b"[1]", "a JSON list, not an object: every line must hold one JSON object."),
     (b'"text"', "a JSON str, not an object"),
     ({}, "question is missing: a row needs question and answer, and may have solution (found: no"),
     ({"question": "a", "b": 1}, "answer is missing: a row needs question and answer, and may have"),

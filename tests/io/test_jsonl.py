@@ -27,6 +27,11 @@ def test_lines_are_read_and_blank_ones_skipped(tmp_path: Path) -> None:
     assert [number for number, _ in numbered_lines(path)] == [1, 3]
 
 
+def test_a_log_that_an_editor_saved_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, '\ufeff{"step": 1, "note": null}\r\n{"step": 2, "note": null}\r\n\r\n')
+    assert [one["step"] for one in read_jsonl(path, FIELDS)] == [1, 2]
+
+
 @pytest.mark.parametrize("cut", [1, 10, 24])
 def test_a_half_written_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     line = '{"step": 2, "note": null}'

@@ -143,8 +143,8 @@ def test_damage_inside_the_log_is_named(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_scalars_and_hides_dropped_ones(tmp_path: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     log = MetricsLog(tmp_path, 7)
     log.write("train", 8, {"pass_rate": 0.5, "bins": [4, 5], "nothing": None})
@@ -167,6 +167,24 @@ def test_tensorboard_has_the_scalars_and_hides_dropped_ones(tmp_path: Path) -> N
     }  # fmt: skip
     # TensorBoard drops what it has of steps from here on.
     assert [event.step for event in events if event.HasField("session_log")] == [8]
+
+
+def test_no_other_framework_is_imported(tmp_path: Path) -> None:
+    """Also where it is installed."""
+    for name in ("torch", "tensorflow"):
+        (tmp_path / f"{name}.py").write_text("")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom rft_jax.observe.log import MetricsLog\n"
+        "log = MetricsLog(Path('run'), 0)\nlog.write('train', 1, {'a': 1.5})\nlog.close()\n"
+        "assert not {'torch', 'tensorflow', 'jax', 'grpc'} & set(sys.modules)"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats() | st.integers(-(2**60), 2**60)))

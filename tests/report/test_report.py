@@ -7,16 +7,20 @@ import html
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from synthetic_workdir import (
     QUESTIONS,
     STEPS,
@@ -28,7 +32,7 @@ from synthetic_workdir import (
 )
 
 from rft_jax.errors import UserError
-from rft_jax.report.figures import spread
+from rft_jax.report.figures import curves, funnel, pass_at_k_curves, pass_rates, spread
 from rft_jax.report.load import OUTPUTS_SHOWN, load_outputs, load_runs
 from rft_jax.report.page import write_report
 from rft_jax.report.tables import (
@@ -221,6 +225,17 @@ def test_columns_that_no_run_has_a_figure_for_are_left_out(tmp_path: Path) -> No
     assert table.rows == (("a", "validation, step 1", "50.0", "1"),)
 
 
+def test_questions_left_out_are_counted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "sft", 0.1, 0.3)
+    lines = [
+        {"step": 1, "kind": "train", "data/too_long": 12},
+        {"step": 1, "kind": "validation", "greedy/accuracy": 0.5, "data/too_long": 0},
+    ]
+    write_lines(folder / "metrics.jsonl", lines)
+    notes = results(load_runs(tmp_path)).notes
+    assert "a: questions left out as too long: train 12, validation 0." in notes
+
+
 def test_an_rft_run_that_stands_first_is_compared_once(tmp_path: Path) -> None:
     make_run(tmp_path, "a", "rft", 0.1, 0.3)
     make_run(tmp_path, "b", "online_rft", 0.1, 0.3)
@@ -361,6 +376,71 @@ def test_missing_files_are_stated(tmp_path: Path, lose: str, gap: str) -> None:
     assert gap in write_report(tmp_path).read_text()
 
 
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "gone": lambda content: None,
+    "empty": lambda content: b"",
+    "half a line": lambda content: content[:10],
+    "half": lambda content: content[: len(content) // 2].rstrip(b"}\n"),
+    "a list": lambda content: b"[]\n",
+    "no text": lambda content: b"\xff\xfe\x00\n",
+    "brackets": lambda content: b"[" * 100_000 + b"\n",
+    "evaluations only": lambda content: _lines(content, lambda line: line["kind"] != "train"),
+    "the start only": lambda content: _lines(content, lambda line: line["step"] == 0),
+    "numbers lost": lambda content: _lines(content, lambda line: True, keep=("step", "kind")),
+}
+
+
+def _lines(
+    content: bytes, wanted: Callable[[dict[str, Any]], bool], keep: tuple[str, ...] = ()
+) -> bytes | None:
+    """The lines of a metrics log that are wanted; of another file all."""
+    if not content.startswith(b'{"step"'):
+        return content
+    lines = [line for line in map(json.loads, content.splitlines()) if wanted(line)]
+    kept = [{k: v if not keep or k in keep else None for k, v in line.items()} for line in lines]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in kept)
+
+
+FILES = ("config.json", "metrics.jsonl", "evaluation/test.jsonl", "rollouts/step-000001.jsonl")
+NOT_NAMED = {
+    ("metrics.jsonl", "half"), ("metrics.jsonl", "numbers lost"),
+    ("rollouts/step-000001.jsonl", "gone"), ("rollouts/step-000001.jsonl", "half"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder, "a", "sft", 0.1, 0.2)
+    make_run(folder, "b", "online_rft", 0.1, 0.2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_run_says_what_is_missing_and_blocks_no_other(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, png, **_: save(self, png, dpi=20))
+    for name, damage in DAMAGE.items():
+        workdir = tmp_path / name
+        shutil.copytree(finished, workdir)
+        path = workdir / "b" / file
+        if (content := damage(path.read_bytes())) is None:
+            path.unlink()
+        elif content != path.read_bytes():
+            path.write_bytes(content)
+        else:
+            continue
+        page = html.unescape(write_report(workdir).read_text(encoding="utf-8"))
+        text = summary_table(workdir)
+        assert re.search(r"^a +test +\d", text, re.MULTILINE), (name, text)
+        assert '<div class="big">' in page
+        if (file, name) not in NOT_NAMED:
+            assert "<p>b: " in page, (file, name)
+
+
 def test_a_run_without_evaluation(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "a", "online_rft", 0.1, 0.2)
     write_lines(folder / "metrics.jsonl", [train_line(i, 0.2, "online_rft") for i in range(1, 4)])
@@ -404,6 +484,62 @@ def test_many_runs_have_a_style_each(tmp_path: Path) -> None:
     run = load_runs(tmp_path)[0]
     styles = [replace(run, place=place) for place in range(28)]
     assert len({(run.colour, run.dash) for run in styles}) == 28
+
+
+def test_runs_that_sample_nothing_have_no_axis_of_sampled_tokens(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "sft", 0.1, 0.2)
+    (figure,) = [curves(load_runs(tmp_path), "greedy/accuracy", "accuracy", percent=True)]
+    assert figure is not None
+    assert [axes.get_xlabel() for axes in figure.axes] == ["updates"]
+    make_run(tmp_path, "b", "online_rft", 0.1, 0.2)
+    figure = curves(load_runs(tmp_path), "greedy/accuracy", "accuracy", percent=True)
+    assert figure is not None
+    assert [axes.get_xlabel() for axes in figure.axes] == ["updates", "sampled tokens"]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 1.0])
+def test_axes_of_one_point_are_not_below_zero(tmp_path: Path, accuracy: float) -> None:
+    folder = make_run(tmp_path, "b", "online_rft", 0.1, 0.2)
+    line = {
+        "step": 0, "kind": "validation", "greedy/accuracy": accuracy, "pass_at/1": accuracy,
+        "cost/sampled_tokens": 0,
+    }  # fmt: skip
+    write_lines(folder / "metrics.jsonl", [line])
+    runs = load_runs(tmp_path)
+    for figure in (curves(runs, "greedy/accuracy", "", percent=True), pass_at_k_curves(runs)):
+        assert figure is not None
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for ticks, (low, high) in (
+                (axes.get_xticks(), axes.get_xlim()), (axes.get_yticks(), axes.get_ylim()),
+            ):  # fmt: skip
+                assert low < high
+                assert [tick for tick in ticks if low <= tick < 0] == []
+
+
+def test_the_stages_of_the_funnel_are_the_methods(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", "online_rft", 0.1, 0.2)
+    folder = make_run(tmp_path, "b", "x", 0.1, 0.2)
+    info = json.loads((folder / "config.json").read_text())
+    info["config"]["method"] = {"name": "m:x", "source": "policy", "trains_on": "decided"}
+    (folder / "config.json").write_text(json.dumps(info))
+    figure = funnel(load_runs(tmp_path))
+    assert figure is not None
+    assert [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes] == [
+        ["sampled", "finished", "parsed", "correct", "distinct", "kept"],
+        ["sampled", "decided", "distinct", "kept"],
+    ]
+    shown = [text.get_text() for text in figure.axes[1].texts]
+    assert shown[:2] == [f"100.0%  {256 * STEPS:,}", f"99.6%  {255 * STEPS:,}"]
+
+
+def test_pass_rates_of_an_earlier_version_have_other_bins(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "online_rft", 0.1, 0.2)
+    name = "questions/pass_rate_histogram"
+    lines = [train_line(step, 0.2, "online_rft") for step in range(1, 5)]
+    lines[0][name] = [1] * 10
+    write_lines(folder / "metrics.jsonl", lines)
+    assert pass_rates(load_runs(tmp_path)) is not None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.2, allow_nan=False))

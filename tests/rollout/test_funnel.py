@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.config import SelectionConfig
-from rft_jax.rollout.funnel import HISTOGRAM_BINS, funnel, pass_rates
+from rft_jax.rollout.funnel import funnel, pass_rates
 from rft_jax.training.selection import reduced
 from rft_jax.types import Sample, Verdict
 
@@ -50,7 +50,7 @@ def test_every_metric_of_a_rollout() -> None:
         "funnel/undecided": 2,
         "pass_rate": 0.5,
         # Questions 1, 0 and 2; question 3 has no decided output.
-        "questions/pass_rate_histogram": [1, 0, 0, 0, 0, 0, 1, 0, 0, 1],
+        "questions/pass_rate_histogram": [1, 0, 0, 1, 1],
         "questions/all_correct": pytest.approx(1 / 3),
         "questions/none_correct": pytest.approx(1 / 3),
         "lengths/correct": 4.0,
@@ -87,7 +87,29 @@ def test_what_has_nothing_to_average_is_none(
         "lengths/truncated",
         "cost/sampled_per_accepted_token",
     }
-    assert found["questions/pass_rate_histogram"] == [0] * HISTOGRAM_BINS
+    assert found["questions/pass_rate_histogram"] == [0] * (1 + len(samples))
+
+
+@pytest.mark.parametrize("group", range(1, 17))
+def test_each_number_of_correct_outputs_has_its_bin(group: int) -> None:
+    samples = [
+        sample(question, "right" if index < question else "wrong")
+        for question in range(group + 1)
+        for index in range(group)
+    ]
+    found = funnel(samples, num_distinct=0, num_kept=0)
+    assert found["questions/pass_rate_histogram"] == [1] * (group + 1)
+
+
+def test_many_samples_share_bins() -> None:
+    samples = [
+        sample(question, "right" if index < question else "wrong")
+        for question in range(65)
+        for index in range(64)
+    ]
+    counts = funnel(samples, num_distinct=0, num_kept=0)["questions/pass_rate_histogram"]
+    assert isinstance(counts, list)
+    assert (len(counts), set(counts)) == (10, {6, 7})
 
 
 @given(

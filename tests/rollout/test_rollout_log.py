@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.errors import DataError
+from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.log import Writer
 from rft_jax.types import Question, Sample, Verdict
@@ -117,6 +119,36 @@ def test_a_folder_without_rollouts_is_an_error(tmp_path: Path, made: bool) -> No
         rollout_log.read_folders([str(folder)])
 
 
+def test_logs_of_the_same_keys_are_united_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, step, seed, purpose in (
+        ("a", 0, 0, Purpose.ROLLOUT), ("b", 0, 1, Purpose.ROLLOUT), ("c", 1, 0, Purpose.ROLLOUT),
+        ("d", 0, 0, Purpose.POOL), ("e", 0, 0, Purpose.ROLLOUT),
+    ):  # fmt: skip
+        samples = [replace(sample(), step=step), replace(sample(7), step=step)]
+        rollout_log.write(tmp_path / name, step, samples, QUESTIONS, seed=seed, purpose=purpose)
+    folders = [str(tmp_path / name) for name in "abcde"]
+    assert len(rollout_log.read_folders(folders[:4])) == 8
+    assert caplog.messages == []
+    assert len(rollout_log.read_folders(folders)) == 10
+    (said,) = caplog.messages
+    assert said.startswith(f"2 outputs of {folders[4]} were sampled with the same keys as outputs ")
+    assert f"of {folders[0]}, in runs of one seed: they are correlated" in said
+    rollout_log.read_folders([folders[0], folders[0]])
+    assert len(caplog.messages) == 2
+
+
+def test_a_log_of_an_earlier_version_was_sampled_as_rollouts(tmp_path: Path) -> None:
+    rollout_log.write(tmp_path, 0, [sample()], QUESTIONS, seed=0, purpose=Purpose.POOL)
+    assert rollout_log.purpose_of(tmp_path, 0) is Purpose.POOL
+    path = rollout_log.path_of(tmp_path, 0)
+    row = json.loads(path.read_text(encoding="utf-8"))
+    del row["purpose"]
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert rollout_log.purpose_of(tmp_path, 0) is Purpose.ROLLOUT
+
+
 def test_logs_of_different_sources_are_not_united(tmp_path: Path) -> None:
     rollout_log.write(tmp_path / "a", 0, [sample()], QUESTIONS, seed=0)
     rollout_log.write(tmp_path / "b", 0, [sample()], [Question(3, "2 and 4?", "6")], seed=0)
@@ -146,6 +178,11 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a log-prob too few": (
         lambda row: row | {"log_probs": [-1.0, -2.0]},
         "'tokens' and 'log_probs' must be equally many token ids and numbers: remove the line.",
+    ),
+    "unknown purpose": (
+        lambda row: row | {"purpose": ["rollout"]},
+        r"field 'purpose' is \['rollout'\], expected one of init, rollout, evaluation, pool: "
+        r"remove the line\.",
     ),
     "unknown verdict": (
         lambda row: row | {"verdict": "right"},

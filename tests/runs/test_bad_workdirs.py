@@ -447,11 +447,17 @@ def test_pool_has_lost_a_rollout(refusal: Refusal) -> None:
          "model.attention is splash: splash attention runs on a TPU, and this is cpu; leave it at "
          "auto."),
         ("sft", ["--sft.data.max_prompt_tokens", "4"],
-         "jsonl:questions.jsonl: the prompt of question 15 has 6 tokens and data.max_prompt_tokens "
-         "is 4: set it to 6 or more, or leave the question out."),
+         "jsonl:questions.jsonl: 16 of 16 prompts have more tokens than data.max_prompt_tokens, 4 "
+         "(question 0 has 6, question 1 has 6, question 2 has 6, 13 more; 6 would hold all); "
+         "jsonl:questions.jsonl: 5 of 5 prompts have more tokens than data.max_prompt_tokens, 4 "
+         "(question 0 has 6, question 1 has 6, question 2 has 6, 2 more; 6 would hold all); "
+         "jsonl:questions.jsonl[:6]: 6 of 6 prompts have more tokens than data.max_prompt_tokens, "
+         "4 (question 0 has 6, question 1 has 6, question 2 has 6, 3 more; 6 would hold all): "
+         "raise it, or leave them out with data.drop_too_long=True."),
         ("sft", ["--sft.data.max_completion_tokens", "2"],
-         "jsonl:questions.jsonl: the demonstration of question 15 has 4 tokens and "
-         "data.max_completion_tokens is 2: set it to 4 or more, or leave the question out."),
+         "jsonl:questions.jsonl: 16 of 16 demonstrations have more tokens than "
+         "data.max_completion_tokens, 2 (question 0 has 4, question 1 has 4, question 2 has 4, 13 "
+         "more; 4 would hold all): raise it, or leave them out with data.drop_too_long=True."),
         ("sft", ["--sft.data.train", "jsonl:plain.jsonl"],
          "jsonl:plain.jsonl: question 0 has no solution, and the method trains on demonstrations; "
          "give every row a solution or choose another source."),

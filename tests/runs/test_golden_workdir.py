@@ -3,7 +3,8 @@
 tests/golden/workdir-0.1.0/workdir.tar.xz was made by that version, as conftest.py sets jax up:
 `rft-jax run study.py --workdir workdir --only sft`, then `--only online_rft` with SIGTERM after
 three steps, outputs waiting for an update. expected.npz holds the parameters that the same version
-ended with when it carried out the rest (rft; online_rft from its checkpoint).
+ended with when it carried out the rest (rft; online_rft from its checkpoint). rft was killed with
+half of its pool: pool-step-000000.jsonl. A pool that is begun today has keys of its own purpose.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def test_a_workdir_of_an_earlier_version_resumes(tmp_path: Path) -> None:
         shutil.copy(GOLDEN / name, tmp_path)
     with tarfile.open(GOLDEN / "workdir.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
+    (tmp_path / "workdir" / "rft" / "rollouts").mkdir(parents=True)
+    half = tmp_path / "workdir" / "rft" / "rollouts" / "step-000000.jsonl"
+    shutil.copy(GOLDEN / "pool-step-000000.jsonl", half)
     command = [sys.executable, "-m", "rft_jax", "run", "study.py", "--workdir", "workdir"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

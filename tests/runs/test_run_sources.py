@@ -33,7 +33,7 @@ from steps import choose, rollouts, steps
 from rft_jax.config import Config, Denominator, Method, PoolConfig, RolloutConfig
 from rft_jax.data import stream
 from rft_jax.data.stream import Position
-from rft_jax.errors import UserError
+from rft_jax.errors import DataError, UserError
 from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
@@ -166,9 +166,10 @@ class Drawn:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
         self.steps: list[int] = []
+        self.purposes: set[Purpose] = set()
 
     def __call__(self, questions: Sequence[Question], **settings: Any) -> Rollout:
-        assert settings.pop("purpose") is Purpose.ROLLOUT
+        self.purposes.add(settings.pop("purpose"))
         self.asked.append([question.id for question in questions])
         self.steps.append(settings["step"])
         right = next(o for o in OUTPUTS if sample(QUESTIONS[0], o).accepted)
@@ -209,7 +210,7 @@ def test_online_samples_the_current_policy_at_each_step(tmp_path: Path) -> None:
     assert (counters.sampled_outputs, counters.sampled_tokens, counters.updates) == (4, 8, 1)
     assert (facts["policy/entropy"], facts["seconds/sampling"]) == (0.5, 3.0)
     assert (facts["seconds/verifying"], facts["seconds/verifying_hidden"]) == (2.0, 1.0)
-    assert drawn.steps == [6]
+    assert (drawn.steps, drawn.purposes) == ([6], {Purpose.ROLLOUT})
 
 
 def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(tmp_path: Path) -> None:
@@ -240,6 +241,7 @@ def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
         assert drawn.steps == [0, 1]
         seconds = pool.fill(lambda: None, lambda: 0)
     assert drawn.steps == [0, 1, 2]  # what was there is not repeated
+    assert drawn.purposes == {Purpose.POOL}
     assert seconds == {
         "seconds/sampling": 3.0,
         "seconds/verifying": 2.0,
@@ -253,6 +255,19 @@ def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
     assert source.weights == pytest.approx([1 / 6] * 6)
     assert (facts["sampled_outputs"], facts["sampled_tokens"]) == (12, 24)
     assert (facts["funnel/sampled"], facts["funnel/correct"], facts["funnel/kept"]) == (12, 6, 6)
+
+
+def test_a_pool_that_an_earlier_version_began_is_filled_as_it_was(tmp_path: Path) -> None:
+    settings, first = pool_settings(2, 2), Drawn()
+    with rollouts(first):
+        Pool(MANY, settings, sampling(), tmp_path).fill(lambda: None, iter([0, 1]).__next__)
+    path = rollout_log.path_of(tmp_path, 0)
+    path.write_text(path.read_text().replace(', "purpose": "pool"', ""))
+    second = Drawn()
+    with rollouts(second):
+        Pool(MANY, settings, sampling(), tmp_path).fill(lambda: None, lambda: 0)
+    assert (first.purposes, second.purposes) == ({Purpose.POOL}, {Purpose.ROLLOUT})
+    assert rollout_log.purpose_of(tmp_path, 1) is Purpose.ROLLOUT
 
 
 def test_a_pool_is_what_its_steps_say(tmp_path: Path) -> None:
@@ -276,6 +291,23 @@ def test_a_pool_unites_the_logs_of_earlier_runs(tmp_path: Path) -> None:
     assert [one.tokens for one in source.kept.samples] == [RIGHT.tokens] * 2
     assert (list(source.weights), tuple(source.prompt(0))) == ([0.5, 0.5], PROMPTS[0])
     assert facts["funnel/sampled"] == 3
+
+
+def test_a_log_whose_questions_are_evaluated_or_too_long(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = Question(id=9, text=QUESTIONS[0].text * 40, answer="1")
+    samples = [sample(QUESTIONS[0], RIGHT), replace(sample(QUESTIONS[0], RIGHT), question_id=9)]
+    rollout_log.write(tmp_path / "a", 0, samples, [*QUESTIONS, long], seed=0)
+    settings, evaluated = from_rollouts(tmp_path / "a"), {"data.test": QUESTIONS}
+    pool = Pool(MANY, settings, sampling(), tmp_path / "rft" / "rollouts", evaluated)
+    with pytest.raises(DataError, match=r"a: 1 of 2 prompts have more tokens than .*question 9 ha"):
+        pool.read()
+    data = replace(settings.data, drop_too_long=True)
+    source, facts = replace(pool, config=replace(settings, data=data)).read()
+    assert [one.question_id for one in source.kept.samples] == [0]
+    assert (facts["data/too_long"], facts["funnel/sampled"]) == (1, 1)
+    assert "pool.from_rollouts and data.test share 1" in caplog.text
 
 
 def test_a_pool_without_a_correct_output_is_an_error(tmp_path: Path) -> None:

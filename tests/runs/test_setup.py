@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.rollout.engine import rows_for
 from rft_jax.runs import setup
+from rft_jax.types import Question
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_the_tokenizer_of_a_published_model_is_read_there(
     assert tokenizer.path == folder
     assert setup.load_questions(named, tokenizer).train
     tight = replace(named, data=replace(chat, max_prompt_tokens=10))
-    with pytest.raises(DataError, match=r"the prompt of question \d+ has \d+ tokens and data"):
+    with pytest.raises(DataError, match=r"16 of 16 prompts have more tokens than data\.max_pr"):
         setup.load_questions(tight, tokenizer)
 
 
@@ -83,6 +85,57 @@ def test_questions_by_their_use(source: str, tmp_path: Path) -> None:
     assert setup.load_questions(untested, tokenizer).test == ()
     logged = tiny_experiment.rft(source, rollout=None, pool=PoolConfig(from_rollouts=("a",)))
     assert setup.load_questions(logged, tokenizer).train == ()
+
+
+def test_what_is_too_long_is_left_out_where_that_is_asked(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    rows = path.read_text().splitlines()
+    rows[2] = json.dumps(json.loads(rows[2]) | {"question": "2+0?" * 5})
+    rows[5] = json.dumps(json.loads(rows[5]) | {"solution": "#### 2" * 5})
+    path.write_text("\n".join(rows))
+    config = tiny_experiment.sft(source)
+    tokenizer = setup.ensure_tokenizer(config, tmp_path)
+    with pytest.raises(DataError) as error:
+        setup.load_questions(config, tokenizer)
+    said = str(error.value).removesuffix(
+        ": raise it, or leave them out with data.drop_too_long=True."
+    )
+    assert said.count("question 2 has") == 3
+    assert "1 of 16 demonstrations have more tokens than data.max_completion_tokens, 8 (q" in said
+    config = replace(config, data=replace(config.data, drop_too_long=True))
+    questions = setup.load_questions(config, tokenizer)
+    assert f"{said}: left out, as data.drop_too_long says" in caplog.text
+    # Ids stay row numbers, and what is evaluated needs no solution.
+    assert [q.id for q in questions.train] == [0, 1, 3, 4, *range(6, 16)]
+    assert [q.id for q in questions.validation] == [0, 1, 3, 4]
+    assert [q.id for q in questions.test] == [0, 1, 3, 4, 5]
+    assert questions.too_long == {"train": 2, "validation": 1, "test": 1}
+    none = replace(config, data=replace(config.data, max_prompt_tokens=2))
+    with pytest.raises(DataError, match=r"would hold all\): none is left for data\.train\.$"):
+        setup.load_questions(none, tokenizer)
+
+
+def test_parts_that_share_questions_are_warned_of(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def parts(train: str, validation: str, test: str) -> dict[str, list[Question]]:
+        texts = {"data.train": train, "data.validation": validation, "data.test": test}
+        return {
+            name: [Question(row, text, "1") for row, text in enumerate(names.split(","))]
+            for name, names in texts.items()
+        }
+
+    setup.warn_of_shared("rft", parts("a,b,c", "d,e", "f"))
+    assert caplog.messages == []
+    setup.warn_of_shared("rft", parts("a,b,c", "e, b ,a", "a"))
+    (said,) = caplog.messages
+    assert said.startswith(
+        "rft: questions of the same text stand in several parts of the data: data.train and "
+        "data.validation share 2, data.train and data.test share 1, data.validation and data.test "
+        "share 1; an accuracy on "
+    )
 
 
 def test_more_questions_than_there_are(source: str, tmp_path: Path) -> None:
