@@ -29,6 +29,7 @@ from rft_jax.rollout.funnel import funnel
 from rft_jax.training.methods import is_trained
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
+from rft_jax.verification.canary import watch_undecided
 
 Metrics = dict[str, Any]
 
@@ -192,6 +193,11 @@ def seconds_of(rounds: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
+def slow_verdicts_of(rounds: Sequence[Rollout]) -> dict[str, float]:
+    """How many verdicts time could have decided, as a metric."""
+    return {"funnel/slow_verdicts": sum(drawn.slow_verdicts for drawn in rounds)}
+
+
 @dataclass(frozen=True)
 class Pool:
     """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it."""
@@ -212,7 +218,7 @@ class Pool:
     def fill(
         self, policy: Callable[[], Params], stopped: Callable[[], int]
     ) -> dict[str, float] | None:
-        """Sample what is not in the log yet; its seconds, or None when stopped before the end.
+        """Sample what is not in the log yet; metrics of that, or None when stopped before the end.
 
         A rollout that is there whole is not repeated, so a killed run resumes where it was.
 
@@ -224,7 +230,7 @@ class Pool:
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
         source = PolicySource(self.questions, self.config, self.sampling)
         there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
-        seconds: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
                 if step in there:
@@ -236,19 +242,21 @@ class Pool:
                 rollout_log.write(
                     self.folder, step, drawn.own, asked, seed=self.config.seed, writer=writer()
                 )
-                new = seconds_of([drawn])
-                seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
+                seconds = seconds_of([drawn])
+                for name, value in (seconds | slow_verdicts_of([drawn])).items():
+                    metrics[name] = metrics.get(name, 0) + value
                 progress.update(
                     step + 1,
                     acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
-                    tokens_per_second=drawn.num_tokens / sum(new.values()),
+                    tokens_per_second=drawn.num_tokens / sum(seconds.values()),
                 )
-        return seconds
+        return metrics
 
     def read(self) -> tuple[FixedSet, Metrics]:
         """The fixed set, from the log or from pool.from_rollouts, and its funnel.
 
         Raises:
+            VerifierError: too many outputs are undecided.
             UserError: no output is trained on, or the log is not one of this run's tokenizer and
                 shapes.
             DataError: a prompt is too long, or the log is damaged.
@@ -261,6 +269,7 @@ class Pool:
         asked = list({question.id: question for question, _ in pairs}.values())
         samples = [sample for _, sample in pairs]
         _check_log(", ".join(logs), asked, samples, self.config, self.sampling)
+        watch_undecided(samples, self.config, "the pool")
         fixed = _fixed(samples, asked, self.config, self.sampling)
         if not fixed.size:
             raise UserError(

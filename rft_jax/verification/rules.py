@@ -38,6 +38,8 @@ TOO_LONG = "too long"
 
 ERROR = "error: "
 """What the reason begins with where a verifier failed."""
+NO_VERDICT = f"{ERROR}no verdict: "
+"""The same where it returned what is none."""
 _ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
 _REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 

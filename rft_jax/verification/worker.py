@@ -25,6 +25,7 @@ from rft_jax.verification import sandbox
 from rft_jax.verification.board import IDLE, Board, hide
 from rft_jax.verification.rules import (
     ERROR,
+    NO_VERDICT,
     Limits,
     Verifier,
     VerifierSpec,
@@ -102,7 +103,7 @@ def judge(verifier: Verifier, reference: str, output: str) -> Judgement:
     except MemoryError:
         return OUT_OF_MEMORY
     except WrongResultError as error:
-        return Judgement(Verdict.UNDECIDED, f"{ERROR}{error}")
+        return Judgement(Verdict.UNDECIDED, f"{NO_VERDICT}{error}")
     except BaseException as error:  # also sys.exit: only this item is undecided
         return Judgement(Verdict.UNDECIDED, _failure(error))
 

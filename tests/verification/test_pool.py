@@ -27,7 +27,10 @@ hash_rule = load_verifier(VerifierSpec("hash"))
 ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
 REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 
-BAD_VERDICT = "error: the verifier's verdict is 'perhaps', not one of correct, incorrect, undecided"
+BAD_VERDICT = (
+    "error: no verdict: the verifier's verdict is 'perhaps', not one of correct, incorrect, "
+    "undecided"
+)
 
 
 def undecided(reason: str) -> Judgement:
