@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from typing import IO
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement
@@ -27,6 +28,8 @@ KILL_SECONDS = 10.0
 """Time the kernel has to end a killed worker."""
 CLOSE_SECONDS = 10.0
 """Time the nursery has to end its workers and itself before it is killed."""
+SHOWN_BYTES = 1 << 20
+"""Of what the verifiers of a pool print."""
 SEND_SECONDS = 60.0
 """Time the nursery has to take a request."""
 
@@ -65,6 +68,7 @@ class Nursery:
                     [sys.executable, "-c", _BOOT, ",".join(map(str, theirs)), *search_path],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     pass_fds=theirs,
                     start_new_session=True,
                     env={**os.environ, **_HIDE_ACCELERATORS},
@@ -72,6 +76,10 @@ class Nursery:
             except BaseException:
                 self._disconnect()
                 raise
+        self._shower = threading.Thread(
+            target=_show, args=(self._process.stderr,), name="verifier-output", daemon=True
+        )
+        self._shower.start()
         try:
             self._connections[0].sendall(pickle.dumps((spec, limits)))
         except OSError:
@@ -114,6 +122,7 @@ class Nursery:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._shower.join(1.0)  # longer only where something that is left holds the pipe
 
     def _disconnect(self) -> None:
         for connection in self._connections:
@@ -269,6 +278,19 @@ class WorkerProcess:
     def ending(self) -> str:
         """How a killed worker ended, in words."""
         return "unknown" if self._code is None else _in_words(self._code)
+
+
+def _show(printed: IO[bytes]) -> None:
+    """Pass on to stderr what the processes print, up to SHOWN_BYTES."""
+    left = SHOWN_BYTES
+    with printed:
+        while data := os.read(printed.fileno(), 1 << 16):
+            shown, left = data[:left], left - len(data)
+            if shown and left <= 0:
+                shown += b"\n[what verifiers print from here on is not shown]\n"
+            left = max(left, 0)
+            with suppress(OSError):  # closed
+                os.write(2, shown)
 
 
 def _in_words(code: int) -> str:

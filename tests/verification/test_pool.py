@@ -257,6 +257,17 @@ def test_what_a_verifier_prints_and_reads_harms_nothing(acting_pool: VerifierPoo
     assert judgements == [REJECTED, Judgement(Verdict.CORRECT, "read ''"), ACCEPTED]
 
 
+def test_what_verifiers_print_is_shown_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process_module, "SHOWN_BYTES", 150_000)
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 60.0)) as pool:
+        pool.verify(items_of(*["print"] * 30))
+    assert capfd.readouterr().err.replace("\n", "") == (
+        "x" * 149_999 + "[what verifiers print from here on is not shown]"
+    )
+
+
 def test_a_worker_killed_while_idle_is_replaced() -> None:
     with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 5.0)) as pool:
         (first,) = pool.verify(items_of("pid"))
