@@ -81,11 +81,11 @@ def children() -> list[int]:
     return [pid for pid in found[1:] if Path(f"/proc/{pid}/exe").exists()]
 
 
-def _kill_workers(stop: threading.Event, every: float, killed: list[int]) -> None:
+def _kill_workers(stop: threading.Event, every: float, killed: list[int], keepers: int) -> None:
     chance = random.Random(1)
     while not stop.wait(every):
-        # The nursery is the pool's only child; the workers are below it.
-        workers = children()[1:]
+        # The nursery is the pool's only child; below it are the keepers, and then the workers.
+        workers = children()[1 + keepers :]
         if workers:
             with suppress(ProcessLookupError):
                 killed.append(chance.choice(workers))
@@ -96,7 +96,7 @@ def run(poison: str, items: list[Item], limits: Limits) -> dict[str, Any]:
     """Judge the items and say what became of them: seconds, wrong verdicts, reasons, processes."""
     stop = threading.Event()
     killed: list[int] = []
-    killer = threading.Thread(target=_kill_workers, args=(stop, 0.05, killed))
+    killer = threading.Thread(target=_kill_workers, args=(stop, 0.05, killed, limits.workers))
     with VerifierPool(SPEC, limits) as pool:
         if poison == "kill":
             killer.start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -48,10 +48,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reason, e.g. (INCORRECT, "no answer")."""
+    """A verdict with its reason, e.g. (INCORRECT, "no answer").
+
+    slow: it took over half of the time that one output may take; the pool says so.
+    """
 
     verdict: Verdict
     reason: str
+    slow: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

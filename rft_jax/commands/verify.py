@@ -25,6 +25,10 @@ ROWS_AT_ONCE = 4096
 """Rows sent to the workers together; two such blocks are in memory."""
 
 
+REASONS_SHOWN = 40
+"""Rows of the table, the most frequent; a function of the user's may give each output its own."""
+
+
 class Scores(NamedTuple):
     """counts: rows by (verdict, reason); skipped: malformed rows, which have no row in the output
     and were skipped because that was asked for."""
@@ -142,11 +146,16 @@ def table(scores: Scores) -> str:
     total = scores.counts.total()
     lines = ["| verdict | reason | rows | share |", "|---|---|---|---|"]
     order = [verdict.value for verdict in Verdict]
+    frequent = scores.counts.most_common(REASONS_SHOWN)
     for (verdict, reason), count in sorted(
-        scores.counts.items(), key=lambda item: (order.index(item[0][0]), -item[1], item[0][1])
+        frequent, key=lambda item: (order.index(item[0][0]), -item[1], item[0][1])
     ):
+        reason = reason.replace("|", "\\|")
         lines.append(f"| {verdict} | {reason} | {count:,} | {count / total:.1%} |")
     decided = {v: sum(n for (w, _), n in scores.counts.items() if w == v) for v in order}
+    if rest := total - sum(count for _, count in frequent):
+        others = len(scores.counts) - len(frequent)
+        lines.append(f"| | {others:,} other reasons | {rest:,} | {rest / total:.1%} |")
     known = decided["correct"] + decided["incorrect"]
     rate = f"{decided['correct'] / known:.1%}" if known else "none decided"
     lines.append(f"\n{total:,} rows; correct among decided: {rate}")

@@ -6,8 +6,10 @@ are gathered here, or process 0 says them. Arrays on devices are not the busines
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -49,6 +51,7 @@ def join(lost_after: float) -> bool:
         jax.distributed.initialize(
             num_processes=_number("JAX_NUM_PROCESSES") if address else None,
             process_id=_number("JAX_PROCESS_ID") if address else None,
+            coordinator_bind_address=_bind_address(address) if address else None,
             initialization_timeout=_JOIN_WITHIN,
             # In reserve: watchdog.py says which process is lost, and before that.
             heartbeat_timeout_seconds=int(2 * lost_after) + 30,
@@ -62,6 +65,29 @@ def join(lost_after: float) -> bool:
             "processes in all of them."
         ) from error
     return joined_processes() > 1
+
+
+def _bind_address(address: str) -> str | None:
+    """Where process 0 listens: at the coordinator's address alone, where this machine has it.
+
+    None leaves it to JAX_COORDINATOR_BIND_ADDRESS, or to jax: all addresses. So it is for an
+    address that is translated on the way, and for a name that means loopback here and this machine
+    elsewhere (/etc/hosts).
+    """
+    host, _, port = address.rpartition(":")
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ or not port.isdecimal():
+        return None
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        ip = ipaddress.ip_address(place[0])
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(place)
+    except (OSError, ValueError):
+        return None
+    named = host.strip("[]") not in ("localhost", str(ip))
+    if ip.is_unspecified or (ip.is_loopback and named):
+        return None
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
 
 
 def _number(name: str) -> int | None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rft_jax.config import DataConfig, ModelConfig
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.tokenizers.base import Tokenizer
-from rft_jax.distributed.collectives import largest
+from rft_jax.distributed.collectives import gather
 from rft_jax.distributed.mesh import batch_sharding, batch_size_divisor, replicated
 from rft_jax.distributed.shards import addressed_rows, put
 from rft_jax.keys import Purpose, run_key
@@ -84,7 +84,8 @@ class Rollout(NamedTuple):
 
     entropies: mean entropy of the sampling distribution over each output's tokens, in nats.
     decoded: of each call of the sampler. Seconds: of the whole phase without waiting for verdicts;
-    of that wait; of verification that ran beside sampling.
+    of that wait; of verification that ran beside sampling. slow_verdicts: of all processes, see
+    types.Judgement.
     """
 
     samples: list[Sample]
@@ -94,6 +95,7 @@ class Rollout(NamedTuple):
     seconds_verifying: float
     seconds_verifying_hidden: float
     decoded: tuple[Decoded, ...]
+    slow_verdicts: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -265,10 +267,12 @@ def verify(outputs: Outputs) -> Rollout:
     waiting = time.perf_counter()
     sampling.at(f"verdicts of step {step + 1}")
     own: dict[int, Sample] = {}
+    slow = 0
     with phase("verifying"):
         for numbers, future in outputs.judging:
             for number, judgement in zip(numbers, future.result(), strict=True):
                 verdict, reason = judgement.verdict, judgement.reason
+                slow += judgement.slow
                 draft = outputs.drafts[number]
                 own[number] = Sample(**draft._asdict(), verdict=verdict, reason=reason)
     waited = time.perf_counter() - waiting
@@ -287,6 +291,7 @@ def verify(outputs: Outputs) -> Rollout:
         shares=outputs.shares,
         tokenizer=sampling.tokenizer,
     )
+    of_processes = gather(np.array([outputs.steps, slow], np.int64))
     return Rollout(
         samples=samples,
         own=list(own.values()),
@@ -295,7 +300,8 @@ def verify(outputs: Outputs) -> Rollout:
         seconds_verifying=waited,
         seconds_verifying_hidden=_covered(outputs.spans, until=outputs.ended),
         # One whose own outputs end early sees too few of the steps.
-        decoded=(_decoded(outputs.questions, samples, largest(outputs.steps), sampling),),
+        decoded=(_decoded(outputs.questions, samples, int(of_processes[:, 0].max()), sampling),),
+        slow_verdicts=int(of_processes[:, 1].sum()),
     )
 
 

@@ -43,6 +43,7 @@ from rft_jax.runs.sources import (
     Source,
     demonstrations,
     seconds_of,
+    slow_verdicts_of,
     take,
     writer,
 )
@@ -215,12 +216,12 @@ def _log_rollout(
         return {}
     _write_log(run, state, rounds, asked)
     samples = samples_of(rounds)
-    undecided, where = len(samples) - len(kept.decided), f"step {state.step + 1}"
-    watch_undecided(undecided, len(samples), run.config, where)
+    watch_undecided(samples, run.config, f"step {state.step + 1}")
     seconds, decoded = seconds_of(rounds), [one for drawn in rounds for one in drawn.decoded]
     return (
         funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
         | seconds
+        | slow_verdicts_of(rounds)
         | {"policy/entropy": float(np.concatenate([d.entropies for d in rounds]).mean())}
         | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
     )
@@ -333,7 +334,6 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
             return None, state
         seconds = sampled
     source, counts = pool.read()
-    watch_undecided(counts["funnel/undecided"], counts["funnel/sampled"], config, "the pool")
     cost = {name: counts.pop(name) for name in ("sampled_tokens", "sampled_outputs")}
     if state.step == 0:
         state = state._replace(counters=replace(state.counters, **cost))

@@ -30,6 +30,7 @@ from rft_jax.runs import setup
 from rft_jax.training.methods import is_trained
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
+from rft_jax.verification.canary import watch_undecided
 
 Metrics = dict[str, Any]
 
@@ -195,6 +196,11 @@ def seconds_of(rounds: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
+def slow_verdicts_of(rounds: Sequence[Rollout]) -> dict[str, float]:
+    """How many verdicts time could have decided, as a metric."""
+    return {"funnel/slow_verdicts": sum(drawn.slow_verdicts for drawn in rounds)}
+
+
 @dataclass(frozen=True)
 class Pool:
     """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it.
@@ -219,7 +225,7 @@ class Pool:
     def fill(
         self, policy: Callable[[], Params], stopped: Callable[[], int]
     ) -> dict[str, float] | None:
-        """Sample what is not in the log yet; its seconds, or None when stopped before the end.
+        """Sample what is not in the log yet; metrics of that, or None when stopped before the end.
 
         A rollout that is there whole is not repeated, so a killed run resumes where it was.
 
@@ -230,9 +236,13 @@ class Pool:
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
         there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+<<<<<<< HEAD
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         seconds: dict[str, float] = {}
+=======
+        metrics: dict[str, float] = {}
+>>>>>>> verifier
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
                 if step in there:
@@ -250,14 +260,15 @@ class Pool:
                     purpose=purpose,
                     writer=writer(),
                 )
-                new = seconds_of([drawn])
-                seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
+                seconds = seconds_of([drawn])
+                for name, value in (seconds | slow_verdicts_of([drawn])).items():
+                    metrics[name] = metrics.get(name, 0) + value
                 progress.update(
                     step + 1,
                     acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
-                    tokens_per_second=drawn.num_tokens / sum(new.values()),
+                    tokens_per_second=drawn.num_tokens / sum(seconds.values()),
                 )
-        return seconds
+        return metrics
 
     def _purpose(self, there: Sequence[int]) -> int:
         """What the pool's keys are for; one that an earlier version began is filled as it was."""
@@ -267,6 +278,7 @@ class Pool:
         """The fixed set, from the log or from pool.from_rollouts, and its funnel.
 
         Raises:
+            VerifierError: too many outputs are undecided.
             UserError: no output is trained on, or the log is not one of this run's tokenizer and
                 shapes.
             DataError: a prompt is too long (unless data.drop_too_long), or the log is damaged.
@@ -276,6 +288,7 @@ class Pool:
         pairs = (
             rollout_log.read_folders(logs) if self.config.pool.from_rollouts else self._own_log()
         )
+<<<<<<< HEAD
         asked = {question.id: question for question, _ in pairs}
         named, data = ", ".join(logs), self.config.data
         fitting, sentence = split_by_length(
@@ -290,6 +303,13 @@ class Pool:
         samples = [sample for _, sample in pairs if sample.question_id in ids]
         _check_log(named, samples, self.config, self.sampling)
         fixed = _fixed(samples, fitting, self.config, self.sampling)
+=======
+        asked = list({question.id: question for question, _ in pairs}.values())
+        samples = [sample for _, sample in pairs]
+        _check_log(", ".join(logs), asked, samples, self.config, self.sampling)
+        watch_undecided(samples, self.config, "the pool")
+        fixed = _fixed(samples, asked, self.config, self.sampling)
+>>>>>>> verifier
         if not fixed.size:
             raise UserError(
                 f"{named}: none of {len(samples)} sampled outputs is trained on (method "

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rft_jax.config import Config
 from rft_jax.errors import VerifierError
-from rft_jax.types import Judgement, Question, Verdict
+from rft_jax.types import Judgement, Question, Sample, Verdict
 from rft_jax.verification.compare import may_be_equal
 from rft_jax.verification.extract import FORMS
 from rft_jax.verification.pool import Item, VerifierPool
-from rft_jax.verification.rules import RANDOM, Limits, VerifierSpec
+from rft_jax.verification.rules import ERROR, NO_VERDICT, RANDOM, Limits, VerifierSpec
 
+REASONS_SHOWN = 3
+"""Of undecided outputs, in a warning; the most frequent ones."""
+PROBES = 4
+"""Questions with which it is seen, whatever verification.canary is, that a function of the user's
+returns verdicts."""
 CANARY_QUESTIONS = 256
 """Questions whose known answers are judged before the first step, evenly spread over the data."""
 
@@ -64,7 +70,7 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
 
     Right: a question's own solution (or its answer in the rule's form, see verification.canary);
     wrong: that of another question with another answer. A user's function is tried on solutions
-    only: its form is not known.
+    only: its form is not known. What it returns must be a verdict on any text.
 
     Args:
         pool: of the verifier.
@@ -74,10 +80,14 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
     Raises: VerifierError when the verifier disagrees with any.
     """
     mode, name = config.verification.canary, pool.name
-    if mode == "off" or name == RANDOM:
+    if name == RANDOM:
         return
     stride = max(1, len(questions) // CANARY_QUESTIONS)
     chosen = questions[::stride][:CANARY_QUESTIONS]
+    if ":" in name:
+        _require_verdicts(chosen[:PROBES], pool)
+    if mode == "off":
+        return
     known = [
         (question, output) for question in chosen if (output := _known_output(question, name, mode))
     ]
@@ -99,20 +109,23 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
     _require_agreement("wrong", wrong, judged[len(right) :], Verdict.INCORRECT, pool)
 
 
-def watch_undecided(undecided: float, sampled: float, config: Config, where: str) -> None:
+def watch_undecided(samples: Sequence[Sample], config: Config, where: str) -> None:
     """Warn, or raise VerifierError, when too large a share of a step's outputs is undecided.
 
     Args:
-        undecided, sampled: numbers of outputs.
+        samples: of the step, or of the pool.
         config: of the run, with both bounds.
         where: the step, for the message.
     """
-    share = undecided / sampled if sampled else 0.0
+    undecided = [sample.reason for sample in samples if sample.verdict is Verdict.UNDECIDED]
+    share = len(undecided) / len(samples) if samples else 0.0
     settings = config.verification
+    counts = Counter(undecided)
+    shown = [f"{count} {reason}" for reason, count in counts.most_common(REASONS_SHOWN)]
+    more = f"; {len(counts) - len(shown)} other reasons" if len(counts) > len(shown) else ""
     text = (
-        f"{where}: {share:.1%} of {sampled:g} outputs are undecided (timeouts, crashes, too long "
-        "or references that the verifier does not understand); they are left out of training and "
-        "of every rate. rollouts/ has each one's reason."
+        f"{where}: {share:.1%} of {len(samples)} outputs are undecided ({'; '.join(shown)}{more}); "
+        "they are left out of training and of every rate. rollouts/ has each one's reason."
     )
     if share > settings.stop_undecided:
         raise VerifierError(
@@ -121,6 +134,19 @@ def watch_undecided(undecided: float, sampled: float, config: Config, where: str
         )
     if share > settings.warn_undecided:
         logger.warning("%s", text)
+
+
+def _require_verdicts(questions: Sequence[Question], pool: VerifierPool) -> None:
+    items = [
+        Item(question.answer, question.solution or question.answer, True) for question in questions
+    ]
+    for item, judgement in zip(items, pool.verify(items), strict=True):
+        if judgement.reason.startswith(NO_VERDICT):
+            raise VerifierError(
+                f"verification.verifier is {pool.name!r}: with the reference "
+                f"{_end(item.reference)!r} and the output {_end(item.output)!r} "
+                f"{judgement.reason.removeprefix(NO_VERDICT)}: return True, False or a Judgement."
+            )
 
 
 def _known_output(question: Question, verifier: str, mode: str) -> str:
@@ -147,6 +173,13 @@ def _require_agreement(
     if not pairs:
         return
     item, judgement = pairs[0]
+    if judgement.reason.startswith(ERROR):
+        raise VerifierError(
+            f"verification.verifier is {pool.name!r}: on an output of the data known to be {kind}, "
+            f"{_end(item.output)!r} with the reference {_end(item.reference)!r}, it failed: "
+            f"{judgement.reason.removeprefix(ERROR)}. Fix it, or set verification.canary to 'off' "
+            "if it cannot judge the data's own solutions."
+        )
     raise VerifierError(
         f"verification.verifier is {pool.name!r}: of {len(items)} outputs of the data known to be "
         f"{kind}, {len(pairs)} are judged otherwise. The first, {_end(item.output)!r} with the "

@@ -6,6 +6,7 @@ that ends by itself, is replaced: the item at work is undecided, and all others 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
@@ -14,12 +15,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
 from types import TracebackType
 from typing import NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.board import CRASHED, IDLE, MAX_ITEMS
 from rft_jax.verification.process import (
     START_SECONDS,
     EndedAtStartError,
@@ -27,17 +28,22 @@ from rft_jax.verification.process import (
     WorkerGone,
     WorkerProcess,
 )
-from rft_jax.verification.rules import TOO_LONG, TRUNCATED, Limits, VerifierSpec
-from rft_jax.verification.worker import IDLE, Verdicts
+from rft_jax.verification.rules import ERROR, TOO_LONG, TRUNCATED, Limits, VerifierSpec
 
-CHUNK_ITEMS = 256
-"""Items of the largest chunk."""
 CHUNK_CHARACTERS = 1_000_000
 """A chunk with more characters than this takes no further item: a worker holds a whole chunk."""
 CHUNKS_PER_WORKER = 4
 """A small batch is cut so that each worker gets this many chunks, to even out slow items."""
 POLL_SECONDS = 0.05
 """A deadline is noticed this late at most."""
+FAILURES_SHOWN = 3
+"""The first outputs that the verifier fails on are warned of; each one's reason says it."""
+
+logger = logging.getLogger(__name__)
+_TRUNCATED = Judgement(Verdict.INCORRECT, TRUNCATED)
+_TOO_LONG = Judgement(Verdict.UNDECIDED, TOO_LONG)
+_TIMEOUT = Judgement(Verdict.UNDECIDED, "timeout", slow=True)
+
 MAX_ENDS_WITHOUT_ITEM = 3
 """Workers in a row that may end before they begin an item; then the pool gives up."""
 
@@ -61,7 +67,8 @@ class VerifierPool:
         self.name = spec.name
         self._limits = limits
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards the four below
+        self._lock = threading.Lock()  # guards the five below
+        self._failures = 0
         self._closed = False
         self._failure: VerifierError | None = None
         self._batches: set[_Batch] = set()
@@ -70,8 +77,8 @@ class VerifierPool:
         # Modules resolve as in this process, and from the current folder as under `python -m`.
         self._nursery = Nursery(spec, limits, [*sys.path, os.getcwd()])
         try:
-            for _ in range(limits.workers):
-                self._processes.append(WorkerProcess(self._nursery, self.name))
+            for slot in range(limits.workers):
+                self._processes.append(WorkerProcess(self._nursery, slot, self.name))
             for process in self._processes:
                 process.wait_ready()
         except BaseException:
@@ -97,9 +104,9 @@ class VerifierPool:
         to_run = []
         for position, (reference, output, finished) in enumerate(items):
             if not finished:
-                batch.judgements[position] = _judgement(Verdict.INCORRECT, TRUNCATED)
+                batch.judgements[position] = _TRUNCATED
             elif len(output) > longest or len(reference) > longest:
-                batch.judgements[position] = _judgement(Verdict.UNDECIDED, TOO_LONG)
+                batch.judgements[position] = _TOO_LONG
             else:
                 to_run.append(position)
         batch.remaining = len(to_run)
@@ -113,7 +120,7 @@ class VerifierPool:
         if not to_run:
             batch.finish()
         shares = len(self._threads) * CHUNKS_PER_WORKER
-        size = min(CHUNK_ITEMS, math.ceil(len(to_run) / shares)) or 1
+        size = min(MAX_ITEMS, math.ceil(len(to_run) / shares)) or 1
         for chunk in _chunks(batch, items, to_run, size):
             self._chunks.put(chunk)
         return batch.future
@@ -190,7 +197,7 @@ class VerifierPool:
             with self._lock:
                 if self._closed:
                     return None
-                fresh = WorkerProcess(self._nursery, self.name)
+                fresh = WorkerProcess(self._nursery, slot, self.name)
                 self._processes[slot].release()
                 self._processes[slot] = fresh
             try:
@@ -208,13 +215,15 @@ class VerifierPool:
         goes back to the queue in halves, so that a cluster of slow items spreads over the workers.
         """
         total = len(chunk.pairs)
-        done = 0
         watched, since = IDLE, time.monotonic()
-        overdue = False
+        complete = overdue = looks_done = False
         try:
             process.send(chunk.pairs)
-            while done < total and not overdue:
-                done += self._settle(chunk, done, process.receive(POLL_SECONDS))
+            while not (complete or overdue):
+                woken, before = process.wait(POLL_SECONDS), looks_done
+                looks_done = process.is_done(total)
+                # Not woken, it may be seen before the judgements are.
+                complete = looks_done and (woken or before)
                 current, now = process.current, time.monotonic()
                 if current != watched:
                     # The item began since the last look: its time is never counted too long.
@@ -223,15 +232,15 @@ class VerifierPool:
                 overdue = now - since > limit
         except WorkerGone:
             pass
+        if not complete:
+            process.kill()
+        done = self._settle(chunk, 0, process.judgements(total))
         if done == total:
             return total
-        process.kill()
-        done += self._settle(chunk, done, process.drain())
         culprit = watched if overdue else process.current
         left = list(range(done, total))
         if culprit in left:
-            reason = "timeout" if overdue or process.out_of_time else "crashed"
-            self._settle(chunk, culprit, [(Verdict.UNDECIDED.value, reason)])
+            self._settle(chunk, culprit, [_TIMEOUT if overdue or process.out_of_time else CRASHED])
             left.remove(culprit)
         half = math.ceil(len(left) / 2) or 1
         for indices in (left[:half], left[half:]):
@@ -245,19 +254,32 @@ class VerifierPool:
                 )
         return total - len(left)
 
-    def _settle(self, chunk: _Chunk, start: int, verdicts: Verdicts) -> int:
-        """Record verdicts of the chunk's items from `start` on; returns how many."""
+    def _settle(self, chunk: _Chunk, start: int, judgements: Sequence[Judgement]) -> int:
+        """Record judgements of the chunk's items from `start` on; returns how many."""
         batch = chunk.batch
-        for position, (verdict, reason) in zip(chunk.positions[start:], verdicts, strict=False):
-            batch.judgements[position] = _judgement(verdict, reason)
+        for position, judgement in zip(chunk.positions[start:], judgements, strict=False):
+            batch.judgements[position] = judgement
+            if judgement.reason.startswith(ERROR):
+                self._show(judgement.reason)
         with self._lock:
-            batch.remaining -= len(verdicts)
+            batch.remaining -= len(judgements)
             complete = batch.remaining == 0 and batch in self._batches
             if complete:
                 self._batches.remove(batch)
         if complete:
             batch.finish()
-        return len(verdicts)
+        return len(judgements)
+
+    def _show(self, reason: str) -> None:
+        with self._lock:
+            self._failures += 1
+            if self._failures > FAILURES_SHOWN:
+                return
+        logger.warning(
+            "verification.verifier %r failed, so the output is undecided: %s",
+            self.name,
+            reason.removeprefix(ERROR),
+        )
 
 
 class _Batch:
@@ -301,8 +323,3 @@ def _chunks(
             characters = 0
     if chunk.pairs:
         yield chunk
-
-
-@lru_cache(maxsize=1024)
-def _judgement(verdict: str, reason: str) -> Judgement:
-    return Judgement(Verdict(verdict), reason)

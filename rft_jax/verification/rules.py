@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
@@ -34,6 +35,13 @@ BUILT_IN = (*EXTRACTIONS, RANDOM)
 
 TRUNCATED = "truncated"
 TOO_LONG = "too long"
+
+ERROR = "error: "
+"""What the reason begins with where a verifier failed."""
+NO_VERDICT = f"{ERROR}no verdict: "
+"""The same where it returned what is none."""
+_ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
+_REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 
 _UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
 
@@ -75,6 +83,34 @@ class VerifierSpec(NamedTuple):
     def is_built_in(self) -> bool:
         """Whether all code of it is this package's; otherwise a module of the user's is loaded."""
         return not any(":" in name for name in (self.name, *self.checks))
+
+
+class WrongResultError(TypeError):
+    """A verifier or a check returned what is no verdict."""
+
+
+def as_judgement(result: object) -> Judgement:
+    """What a verifier returned, as a judgement; WrongResultError where it is no verdict."""
+    if isinstance(result, Judgement):
+        if type(result.verdict) is Verdict and type(result.reason) is str:
+            return result
+        if result.verdict not in tuple(Verdict):
+            known = ", ".join(Verdict)
+            raise WrongResultError(
+                f"the verifier's verdict is {result.verdict!r}, not one of {known}"
+            )
+        return Judgement(Verdict(result.verdict), str(result.reason))
+    return _ACCEPTED if _as_bool(result, "the verifier", "a bool or a Judgement") else _REJECTED
+
+
+def _as_bool(result: object, what: str, expected: str) -> bool:
+    if isinstance(result, bool):
+        return result
+    kind = type(result)
+    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):  # workers import no numpy
+        return bool(result)
+    shown = " ".join(repr(result)[:60].split())
+    raise WrongResultError(f"{what} returned {shown} ({kind.__name__}), not {expected}")
 
 
 def is_parsed(judgement: Judgement) -> bool:
@@ -173,16 +209,13 @@ def _check(name: str) -> Check:
 
 
 def _checked(verifier: Verifier, checks: dict[str, Check]) -> Verifier:
-    def judge(reference: str, output: str) -> Judgement | bool:
-        result = verifier(reference, output)
-        correct = result is True or (
-            isinstance(result, Judgement) and result.verdict is Verdict.CORRECT
-        )
-        if correct:
+    def judge(reference: str, output: str) -> Judgement:
+        judgement = as_judgement(verifier(reference, output))
+        if judgement.verdict is Verdict.CORRECT:
             for name, check in checks.items():
-                if not check(output):
+                if not _as_bool(check(output), f"the check {name}", "a bool"):
                     return Judgement(Verdict.INCORRECT, f"failed {name}")
-        return result
+        return judgement
 
     return judge
 
@@ -194,16 +227,35 @@ def _users_function(field: str, name: str, expected: str, signature: str) -> Any
     try:
         module = importlib.import_module(module_name)
     except BaseException as error:  # a module may also call sys.exit
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise VerifierError(
             f"{field} is {name!r}: module {module_name} cannot be imported in a "
             f"worker ({problem}); it must lie in the current folder or on the Python path."
         ) from error
     function = getattr(module, function_name, None)
-    if not callable(function):
-        problem = "does not exist" if function is None else f"is a {type(function).__name__}"
+    if problem := _misfit(function, signature):
         raise VerifierError(
             f"{field} is {name!r}: {module_name}.{function_name} {problem}; it must be "
             f"a function {signature}."
         )
     return function
+
+
+def _misfit(function: Any, signature: str) -> str:
+    """Why this is no such function; empty where it may be."""
+    if function is None:
+        return "does not exist"
+    if isinstance(function, type):
+        return "is a class"
+    if not callable(function):
+        return f"is a {type(function).__name__}"
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        return "is an async function"
+    arguments = signature[1 : signature.index(")")].split(", ")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        return f"cannot be called with {', '.join(arguments)} ({error})"
+    except ValueError:  # one of C that does not tell its arguments
+        pass
+    return ""

@@ -7,6 +7,7 @@ judge. The kernel enforces the rest. Imports no jax.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import resource
@@ -25,6 +26,7 @@ NEVER = frozenset(
 )  # fmt: skip
 """Audit events that are blocked: new programs, new processes, connections."""
 
+_PR_SET_CHILD_SUBREAPER = 36
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -68,6 +70,21 @@ def _importing(frame: FrameType | None) -> bool:
 def forbid_core_dumps() -> None:
     """A crash of this process or of its children writes no file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def adopt_orphans() -> None:
+    """Linux: a process below this one whose parent ends becomes a child of this one."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> list[int]:
+    """The child processes of this one, which has one thread; none where the kernel does not say."""
+    try:
+        text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in text.split()]
 
 
 def limit_memory(mebibytes: int) -> None:

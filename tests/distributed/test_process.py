@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import pytest
 
+from rft_jax.distributed import collectives
 from rft_jax.distributed import process as job
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits, Watch
 from rft_jax.errors import ConfigError
@@ -155,3 +157,34 @@ def test_others_that_never_came(
         "rft-jax: error: the job was not joined (RuntimeError: DEADLINE_EXCEEDED: barrier timed "
         "out)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [
+        ("127.0.0.1:8476", "127.0.0.1:8476"),
+        ("[::1]:8476", "[::1]:8476"),
+        ("192.0.2.1:8476", None),  # of no machine, as one that is translated on the way
+        ("an-alias-of-loopback:8476", None),
+        ("no-port", None),
+    ],
+)
+def test_process_0_listens_at_the_address_alone(
+    monkeypatch: pytest.MonkeyPatch, address: str, bound: str | None
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **settings: Any) -> Any:
+        return resolve("127.0.0.1" if host == "an-alias-of-loopback" else host, *args, **settings)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: told.update(settings))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    collectives.join(60.0)
+    assert told["coordinator_bind_address"] == bound
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "0.0.0.0:8476")  # of the user's choice
+    collectives.join(60.0)
+    assert told["coordinator_bind_address"] is None

@@ -52,7 +52,7 @@ FUNNEL = {
     "funnel/kept", "funnel/undecided", "pass_rate", "questions/pass_rate_histogram",
     "questions/all_correct", "questions/none_correct", "lengths/correct", "lengths/incorrect",
     "lengths/truncated", "cost/sampled_per_accepted_token",
-    "seconds/sampling", "seconds/verifying", "seconds/verifying_hidden",
+    "seconds/sampling", "seconds/verifying", "seconds/verifying_hidden", "funnel/slow_verdicts",
 }  # fmt: skip
 ONLINE = {
     "policy/entropy", "policy/log_prob_mismatch_max", "policy/log_prob_mismatch_mean",

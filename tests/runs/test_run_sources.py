@@ -178,7 +178,7 @@ class Drawn:
             for question in questions
             for n, output in enumerate((right, WRONG))
         ]
-        return Rollout(samples, samples, np.full(len(samples), 0.5), 3.0, 2.0, 1.0, ())
+        return Rollout(samples, samples, np.full(len(samples), 0.5), 3.0, 2.0, 1.0, (), 4)
 
 
 MANY = [Question(10 + row, "1", "2") for row in range(5)]
@@ -246,6 +246,7 @@ def test_a_pool_is_sampled_once(tmp_path: Path) -> None:
         "seconds/sampling": 3.0,
         "seconds/verifying": 2.0,
         "seconds/verifying_hidden": 1.0,
+        "funnel/slow_verdicts": 4,
     }
     asked = [question for step in drawn.asked for question in step]
     assert sorted(asked[:4]) == [q.id for q in questions]

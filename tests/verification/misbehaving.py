@@ -3,16 +3,87 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import pickle
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 from rft_jax.types import Judgement, Verdict
 
 NOT_A_FUNCTION = 3
+
+
+class NotAFunction:
+    """A class that could be called with two arguments."""
+
+    def __init__(self, reference: str, output: str) -> None: ...
+
+
+def one_argument(output: str) -> bool:
+    """Does not take what a verifier is given."""
+    return True
+
+
+async def later(reference: str, output: str) -> bool:
+    """Would return an awaitable."""
+    return True
+
+
+def none(reference: str, output: str) -> None:
+    """Judges nothing."""
+
+
+def one(reference: str, output: str) -> int:
+    """Says yes in its own way."""
+    return 1
+
+
+def fails(reference: str, output: str) -> bool:
+    """Does not know what it is given."""
+    raise TypeError(f"not {output!r}")
+
+
+def check_none(output: str) -> None:
+    """A check that says nothing."""
+
+
+class _Code:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def to_all_descriptors(data: bytes) -> None:
+    """Write it to all that this process could have been given."""
+    for descriptor in range(3, 1024):
+        with suppress(OSError):
+            os.write(descriptor, data)
+
+
+def leave_daemon(path: str) -> None:
+    """Fork, begin a session, fork again; the last one writes its number and stays."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            with open(path + ".part", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename(path + ".part", path)
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    while not os.path.exists(path):
+        time.sleep(0.001)
 
 
 def act(reference: str, output: str) -> Judgement | bool:
@@ -30,22 +101,47 @@ def act(reference: str, output: str) -> Judgement | bool:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif action == "raise":
         raise KeyError(argument)
+    elif action == "library":
+        json.loads("")
+    elif action == "long":
+        raise KeyError("x" * 1_000_000)
     elif action == "sys.exit":
         sys.exit(0)
     elif action == "print":
         print("x" * 100_000)
     elif action == "read":
         return Judgement(Verdict.CORRECT, f"read {sys.stdin.read()!r}")
-    elif action == "none":
-        return None  # type: ignore[return-value]
+    elif action == "pickle":
+        data = pickle.dumps(_Code(argument))
+        to_all_descriptors(data + struct.pack("<q", len(data)) + data)
+    elif action == "length":
+        for form in ("<i", ">i", "<q", ">q"):
+            to_all_descriptors(struct.pack(form, 2**31 - 1))
+    elif action == "text":
+        verdicts = json.dumps([["correct", "forged"]] * 300)
+        to_all_descriptors(f"{verdicts}\n[[[\n\xff".encode())
+    elif action == "write-for-ever":
+        while True:
+            to_all_descriptors(b"x" * 4096)
+    elif action == "close":
+        os.closerange(3, 1024)
+    elif action == "daemon":
+        leave_daemon(argument)
+    elif action == "daemon-and-hang":
+        leave_daemon(argument)
+        time.sleep(600)
+    elif action == "daemon-and-exit":
+        leave_daemon(argument)
+        os._exit(3)
     elif action == "bad-verdict":
         return Judgement("perhaps", "no such verdict")  # type: ignore[arg-type]
     elif action == "modules":
-        return Judgement(Verdict.CORRECT, " ".join(sorted(sys.modules)))
+        loaded = {name.partition(".")[0] for name in sys.modules}
+        return Judgement(Verdict.CORRECT, " ".join(sorted(loaded & set(argument.split()))))
     elif action == "environment":
         return Judgement(Verdict.CORRECT, repr(os.environ.get(argument)))
     elif action == "path":
-        return Judgement(Verdict.CORRECT, "\n".join(sys.path))
+        return output.removeprefix("path ") == "\n".join(sys.path)
     elif action == "main":
         return Judgement(Verdict.CORRECT, str(getattr(sys.modules["__main__"], "__file__", None)))
     elif action == "pid":

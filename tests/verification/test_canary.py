@@ -11,7 +11,7 @@ import tiny_experiment
 
 from rft_jax.config import Config, EvaluationConfig, VerificationConfig
 from rft_jax.errors import ConfigError, VerifierError
-from rft_jax.types import Question
+from rft_jax.types import Question, Sample, Verdict
 from rft_jax.verification.canary import open_verifiers, watch_undecided
 
 GSM8K = [
@@ -87,16 +87,59 @@ def test_evaluation_has_a_verifier_of_its_own(tmp_path: Path) -> None:
         assert one is other
 
 
+def samples(decided: int, *undecided: str) -> list[Sample]:
+    known = Sample(0, 0, 0, "", (), (), True, Verdict.INCORRECT, "no answer")
+    unknown = [replace(known, verdict=Verdict.UNDECIDED, reason=reason) for reason in undecided]
+    return [known] * decided + unknown
+
+
 def test_the_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = config(tmp_path, warn_undecided=0.1, stop_undecided=0.5)
     with caplog.at_level(logging.WARNING):
-        watch_undecided(1, 10, settings, "step 1")
-        watch_undecided(0, 0, settings, "step 1")
+        watch_undecided(samples(9, "timeout"), settings, "step 1")
+        watch_undecided([], settings, "step 1")
         assert not caplog.records
-        watch_undecided(2, 10, settings, "step 2")
-    assert "step 2: 20.0% of 10 outputs are undecided" in caplog.text
-    with pytest.raises(VerifierError, match=r"step 3: 60.0% .* above verification.stop_"):
-        watch_undecided(6, 10, settings, "step 3")
+        watch_undecided(samples(8, "timeout", "timeout"), settings, "step 2")
+    assert "step 2: 20.0% of 10 outputs are undecided (2 timeout); they are left" in caplog.text
+    reasons = [
+        "crashed",
+        "error: KeyError: 'a' (my.py:3)",
+        "error: KeyError: 'b' (my.py:3)",
+        "timeout",
+    ]
+    with pytest.raises(VerifierError, match=r"step 3: 60.0% .* above verification.stop_") as raised:
+        watch_undecided(samples(4, "too long", "too long", *reasons), settings, "step 3")
+    assert "(2 too long; 1 crashed; 1 error: KeyError: 'a' (my.py:3); 2 other reasons)" in str(
+        raised.value
+    )
+
+
+@pytest.mark.parametrize("canary", ["solutions", "off"])
+@pytest.mark.parametrize(
+    ("function", "returned"), [("none", "None (NoneType)"), ("one", "1 (int)")]
+)
+def test_a_function_that_returns_no_verdict_is_found(
+    tmp_path: Path, function: str, returned: str, canary: str
+) -> None:
+    with pytest.raises(VerifierError) as raised:
+        try_on(config(tmp_path, verifier=f"misbehaving:{function}", canary=canary), GSM8K)
+    assert str(raised.value) == (
+        f"verification.verifier is 'misbehaving:{function}': with the reference '1' and the output "
+        f"'so it is\\n#### 1' the verifier returned {returned}, not a bool or a Judgement: return "
+        "True, False or a Judgement."
+    )
+
+
+def test_a_check_that_returns_no_verdict_is_found(tmp_path: Path) -> None:
+    with pytest.raises(VerifierError, match=r"the check misbehaving:check_none returned None"):
+        try_on(config(tmp_path, checks=("misbehaving:check_none",)), GSM8K)
+
+
+def test_a_function_that_fails_is_found(tmp_path: Path) -> None:
+    with pytest.raises(
+        VerifierError, match=r"it failed: TypeError: not 'so it is.*misbehaving.py:"
+    ):
+        try_on(config(tmp_path, verifier="misbehaving:fails"), GSM8K)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,36 @@ def test_closing_leaves_no_process_and_no_descriptor(tmp_path: Path) -> None:
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+@pytest.mark.parametrize(
+    ("action", "reason"), [("daemon-and-exit", "crashed"), ("daemon-and-hang", "timeout")]
+)
+def test_what_detached_itself_ends_with_its_worker(
+    tmp_path: Path, action: str, reason: str
+) -> None:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 0.5)) as pool:
+        judgements = pool.verify(items_of("good", f"{action} {tmp_path / 'pid'}", "good"))
+        assert [judgement.reason for judgement in judgements] == ["accepted", reason, "accepted"]
+        assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_what_detached_itself_outlives_neither_the_deadline_nor_the_pool(tmp_path: Path) -> None:
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 0.5)) as pool:
+        (judged,) = pool.verify(items_of(f"daemon {tmp_path / 'first'}"))
+        assert judged.verdict is Verdict.INCORRECT
+        assert wait_until(lambda: (tmp_path / "first").exists())
+        first = int((tmp_path / "first").read_text())
+        assert wait_until(lambda: not is_running(first))
+        (same,) = pool.verify(items_of("pid"))
+        assert is_running(int(same.reason))
+    with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 60.0)) as pool:
+        pool.verify(items_of(f"daemon {tmp_path / 'last'}"))
+        assert wait_until(lambda: (tmp_path / "last").exists())
+        assert is_running(int((tmp_path / "last").read_text()))
+    assert not is_running(int((tmp_path / "last").read_text()))
+
+
 def test_sigterm_to_all_processes_changes_nothing() -> None:
     """As SLURM sends it before the end: the outputs of the step are still to be verified."""
     with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 60.0)) as pool:
@@ -87,27 +117,27 @@ time.sleep(600)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("action", ["sleep 600", "hang-in-c", "child"])
+@pytest.mark.parametrize("action", ["sleep 600", "hang-in-c", "child", "daemon-and-hang"])
 def test_no_orphans_when_the_parent_is_killed(
     tmp_path: Path, action: str, ending: signal.Signals
 ) -> None:
     # The script has no `if __name__ == "__main__"`: a worker must not run it again.
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)
-    child_file = tmp_path / "child"
+    child_file, writes = tmp_path / "child", action in ("child", "daemon-and-hang")
     parent = subprocess.Popen(
-        [sys.executable, str(script), f"child {child_file}" if action == "child" else action],
+        [sys.executable, str(script), f"{action} {child_file}" if writes else action],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     with parent, contextlib.ExitStack() as stack:
         stack.callback(parent.kill)  # also when an assertion fails: leaving the block waits for it
         assert parent.stdout is not None
         assert parent.stdout.readline() == "main runs\n"
         pids = [int(parent.stdout.readline())]
-        if action == "child":
+        if writes:
             assert wait_until(lambda: child_file.exists() and bool(child_file.read_text()))
             pids.append(int(child_file.read_text()))
         else:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification.extract import reference_answer
-from rft_jax.verification.rules import TRUNCATED, VerifierSpec, is_parsed, load_verifier
+from rft_jax.verification.rules import (
+    TRUNCATED,
+    VerifierSpec,
+    WrongResultError,
+    as_judgement,
+    is_parsed,
+    load_verifier,
+)
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k"
 
@@ -100,3 +110,31 @@ def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(VerifierError) as raised:
         load_verifier(VerifierSpec(name))
     assert str(raised.value) == message
+
+
+def test_numpy_s_bool_is_a_bool() -> None:
+    assert as_judgement(np.bool_(True)) == Judgement(Verdict.CORRECT, "accepted")
+    assert as_judgement(np.bool_(False)) == Judgement(Verdict.INCORRECT, "rejected")
+
+
+@pytest.mark.parametrize(
+    "result", [None, 1, 0, 1.0, "yes", np.float64(1.0), np.array(True), [True]]
+)
+def test_what_is_no_verdict(result: object) -> None:
+    with pytest.raises(WrongResultError):
+        as_judgement(result)
+
+
+def test_checks_apply_whatever_form_the_verdict_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = types.ModuleType("own_of_a_user")
+    own.numpy = lambda reference, output: np.bool_(True)  # type: ignore[attr-defined]
+    text = Judgement(Verdict.CORRECT, "so")
+    object.__setattr__(text, "verdict", "correct")
+    own.text = lambda reference, output: text  # type: ignore[attr-defined]
+    own.no = lambda output: np.bool_(False)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_of_a_user", own)
+    for name in ("numpy", "text"):
+        verifier = load_verifier(
+            VerifierSpec(f"own_of_a_user:{name}", checks=("own_of_a_user:no",))
+        )
+        assert verifier("1", "1") == Judgement(Verdict.INCORRECT, "failed own_of_a_user:no")
