@@ -236,13 +236,9 @@ class Pool:
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
         there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
-<<<<<<< HEAD
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
-        seconds: dict[str, float] = {}
-=======
         metrics: dict[str, float] = {}
->>>>>>> verifier
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
                 if step in there:
@@ -288,7 +284,6 @@ class Pool:
         pairs = (
             rollout_log.read_folders(logs) if self.config.pool.from_rollouts else self._own_log()
         )
-<<<<<<< HEAD
         asked = {question.id: question for question, _ in pairs}
         named, data = ", ".join(logs), self.config.data
         fitting, sentence = split_by_length(
@@ -302,14 +297,8 @@ class Pool:
         ids = {question.id for question in fitting}
         samples = [sample for _, sample in pairs if sample.question_id in ids]
         _check_log(named, samples, self.config, self.sampling)
-        fixed = _fixed(samples, fitting, self.config, self.sampling)
-=======
-        asked = list({question.id: question for question, _ in pairs}.values())
-        samples = [sample for _, sample in pairs]
-        _check_log(", ".join(logs), asked, samples, self.config, self.sampling)
         watch_undecided(samples, self.config, "the pool")
-        fixed = _fixed(samples, asked, self.config, self.sampling)
->>>>>>> verifier
+        fixed = _fixed(samples, fitting, self.config, self.sampling)
         if not fixed.size:
             raise UserError(
                 f"{named}: none of {len(samples)} sampled outputs is trained on (method "
