@@ -1,12 +1,15 @@
 """rollouts/: every sampled output of a run, one JSON object a line, one file a rollout; of a job of
 several processes one file for each of them.
 
-The log is data: RFT can be run from it (pool.from_rollouts), and the report browses it.
+The log is data: RFT can be run from it (pool.from_rollouts), and the report browses it. Every line
+says how many outputs the rollout has in all its files, so that what is missing shows; versions up
+to 0.1.0 did not.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -16,6 +19,8 @@ from rft_jax.errors import DataError
 from rft_jax.io.jsonl import numbered_lines, parse_line
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
 from rft_jax.types import Question, Sample, Verdict
+
+logger = logging.getLogger(__name__)
 
 _FIELDS = {
     "question_id": int,
@@ -64,9 +69,23 @@ def _files(folder: Folder, pattern: str) -> dict[int, list[Folder]]:
     return dict(reversed(whole))  # of several sets of a step the one of fewest processes
 
 
-def is_whole(folder: Folder, step: int) -> bool:
-    """Whether all of a rollout is there."""
-    return step in _files(folder, f"step-{step:06d}*.jsonl")
+def is_whole(folder: Folder, step: int, outputs: int) -> bool:
+    """Whether all outputs of a rollout are there; warns of one whose files are and hold others.
+
+    outputs: how many it has.
+    """
+    files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [])
+    # Without parsing them: each line is written whole, with the newline that ends it.
+    held = sum(file.read_bytes().count(b"\n") for file in files)
+    if files and held != outputs:
+        logger.warning("%s: sampled again, as it is damaged: %s", *_damage(files, held, outputs))
+    return held == outputs
+
+
+def _damage(files: Sequence[Folder], held: int, outputs: int | None) -> tuple[str, str]:
+    """(the files of a rollout, what is wrong with them)."""
+    expected = "" if outputs is None else f" instead of {outputs}"
+    return ", ".join(map(str, files)), f"{held} outputs are there{expected}"
 
 
 def write(
@@ -77,12 +96,23 @@ def write(
     *,
     seed: int,
     writer: Writer = _ALONE,
+    outputs: int | None = None,
 ) -> None:
     """Write one rollout's file, whole or not at all; one from a killed attempt is replaced.
 
     Process 0 removes what an attempt with another number of processes has left.
+
+    Args:
+        folder: RUN/rollouts.
+        step: of the rollout.
+        samples: of this process.
+        questions: those of the samples, and others.
+        seed: of the run.
+        writer: this process.
+        outputs: of the rollout in all processes; None for as many as there are samples.
     """
     make(folder)
+    samples = list(samples)
     by_id = {question.id: question for question in questions}
     path = path_of(folder, step, writer)
     if writer.process == 0:
@@ -92,24 +122,44 @@ def write(
     lines = []
     for sample in samples:
         question = by_id[sample.question_id]
-        facts = {"question": question.text, "answer": question.answer, "seed": seed}
+        facts = {
+            "question": question.text,
+            "answer": question.answer,
+            "seed": seed,
+            "outputs": len(samples) if outputs is None else outputs,
+        }
         lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
 
-def read_step(folder: Folder, step: int) -> list[tuple[Question, Sample]]:
+def read_step(folder: Folder, step: int, outputs: int) -> list[tuple[Question, Sample]]:
     """One rollout's samples, each with its question, one process's after the other's.
 
-    Raises DataError as `read` does.
+    outputs: how many it has. Raises DataError as `read` does, and where some are missing.
     """
     files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [path_of(folder, step)])
-    return [pair for file in files for pair in read(file)]
+    return _whole(files, outputs)
 
 
-def read(path: Folder) -> list[tuple[Question, Sample]]:
-    """One rollout's samples, each with its question (without solution).
+def _whole(files: Sequence[Folder], outputs: int | None = None) -> list[tuple[Question, Sample]]:
+    """What the files of one rollout hold; DataError where that are not all of its outputs.
 
-    Raises DataError, naming file and line, for a damaged line.
+    outputs: how many these are; None for what the lines say, where they do.
+    """
+    told: set[int] = set()
+    pairs = [pair for file in files for pair in read(file, told)]
+    expected = outputs or max(told, default=None)
+    if not pairs or (expected is not None and len(pairs) != expected):
+        where, reason = _damage(files, len(pairs), expected)
+        raise DataError(f"{where}: {reason}: copy the file again, or sample in a new --workdir.")
+    return pairs
+
+
+def read(path: Folder, told: set[int] | None = None) -> list[tuple[Question, Sample]]:
+    """The samples of a file, each with its question (without solution).
+
+    told: is given the numbers of outputs that lines say their rollout has. Raises DataError, naming
+    file and line, for a damaged line.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such rollout file; name a RUN/rollouts folder.")
@@ -144,13 +194,15 @@ def read(path: Folder) -> list[tuple[Question, Sample]]:
             reason=row["reason"],
         )
         pairs.append((question, sample))
+        if told is not None and type(row.get("outputs")) is int:
+            told.add(row["outputs"])
     return pairs
 
 
 def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """All samples of several runs' logs, in the order of folders and steps.
 
-    Raises DataError for a folder without rollouts, and when two logs use one question id for
+    Raises DataError for a folder without rollouts, for a damaged one, and when two logs use one question id for
     different questions (they come from different sources and cannot be united).
     """
     pairs: list[tuple[Question, Sample]] = []
@@ -159,7 +211,7 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
         if not steps:
             raise DataError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
         for step in sorted(steps):
-            pairs.extend(pair for file in steps[step] for pair in read(file))
+            pairs.extend(_whole(steps[step]))
     seen: dict[int, str] = {}
     for question, _ in pairs:
         if seen.setdefault(question.id, question.text) != question.text:

@@ -201,7 +201,10 @@ def _write_log(
 ) -> None:
     own = [sample for drawn in rounds for sample in drawn.own]
     folder, questions = run.folder / "rollouts", list(asked.values())
-    rollout_log.write(folder, state.step, own, questions, seed=run.config.seed, writer=writer())
+    rollout_log.write(
+        folder, state.step, own, questions,
+        seed=run.config.seed, writer=writer(), outputs=len(samples_of(rounds)),
+    )  # fmt: skip
 
 
 def _log_rollout(

@@ -209,6 +209,11 @@ class Pool:
             rows, position = take(source, self.config.seed, position, frozenset())
             yield rows
 
+    def _outputs(self, rows: Sequence[int]) -> int:
+        """Of a rollout of these rows."""
+        assert self.config.rollout is not None
+        return len(rows) * self.config.rollout.samples_per_question
+
     def fill(
         self, policy: Callable[[], Params], stopped: Callable[[], int]
     ) -> dict[str, float] | None:
@@ -223,7 +228,14 @@ class Pool:
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
         source = PolicySource(self.questions, self.config, self.sampling)
-        there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+        there = from_main(
+            name,
+            lambda: [
+                step
+                for step, rows in enumerate(self.rounds())
+                if rollout_log.is_whole(self.folder, step, self._outputs(rows))
+            ],
+        )
         seconds: dict[str, float] = {}
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
@@ -234,8 +246,9 @@ class Pool:
                 drawn = verify(source.outputs(rows, policy, step))
                 asked = [self.questions[row] for row in rows]
                 rollout_log.write(
-                    self.folder, step, drawn.own, asked, seed=self.config.seed, writer=writer()
-                )
+                    self.folder, step, drawn.own, asked,
+                    seed=self.config.seed, writer=writer(), outputs=self._outputs(rows),
+                )  # fmt: skip
                 new = seconds_of([drawn])
                 seconds = {name: seconds.get(name, 0.0) + value for name, value in new.items()}
                 progress.update(
@@ -282,7 +295,7 @@ class Pool:
         pairs = []
         for step, rows in enumerate(self.rounds()):
             place = {self.questions[row].id: number for number, row in enumerate(rows)}
-            of_step = rollout_log.read_step(self.folder, step)
+            of_step = rollout_log.read_step(self.folder, step, self._outputs(rows))
             pairs += sorted(of_step, key=lambda pair: place.get(pair[0].id, -1))
         return pairs
 
