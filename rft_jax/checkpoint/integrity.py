@@ -3,9 +3,9 @@
 STEP/files.json: {"step": int, "run": str | null, "accuracy": float | null,
 "files": {PATH: [bytes, crc32 | null]}}, paths within STEP; `run` is the id in RUN/config.json. By
 step and run a checkpoint is known where its folder was renamed or copied; versions up to 0.1.0
-wrote neither. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is written,
-so a folder without one was never finished. crc32 is null in a bucket, whose store guards contents
-by itself; on a disk a flipped byte in a matrix would be restored without a word.
+wrote neither. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is
+written, so a folder without one was never finished. crc32 is null in a bucket, whose store guards
+contents by itself; on a disk a flipped byte in a matrix would be restored without a word.
 """
 
 from __future__ import annotations

@@ -202,8 +202,8 @@ def read(path: Folder, told: set[int] | None = None) -> list[tuple[Question, Sam
 def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """All samples of several runs' logs, in the order of folders and steps.
 
-    Raises DataError for a folder without rollouts, for a damaged one, and when two logs use one question id for
-    different questions (they come from different sources and cannot be united).
+    Raises DataError for a folder without rollouts, for a damaged one, and when two logs use one
+    question id for different questions (they come from different sources and cannot be united).
     """
     pairs: list[tuple[Question, Sample]] = []
     for folder in folders:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import jax
 from jax.sharding import Mesh
 
+from rft_jax.checkpoint import inputs as digests
+from rft_jax.checkpoint import integrity
+from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.checkpoint.policy import start_folder
-from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.provenance import check_name, load_config
 from rft_jax.config import Config, ModelConfig
 from rft_jax.data.prompts import check_lengths
 from rft_jax.data.sources import load
@@ -19,7 +24,7 @@ from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, UserError
 from rft_jax.hub.folder import locate
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
@@ -33,11 +38,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a run by their use."""
+    """The questions of a run by their use. inputs: digests of all that their sources hold."""
 
     train: tuple[Question, ...]
     validation: tuple[Question, ...]
     test: tuple[Question, ...]
+    inputs: Inputs = field(default_factory=dict)
 
 
 def make_folder(folder: Folder) -> None:
@@ -112,10 +118,14 @@ def _content(tokenizer: Folder) -> bytes:
 
 def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
     """All questions of a run. Raises DataError for bad rows, and for those that are too long."""
-    data = config.data
+    data, sources = config.data, _sources(config)
+    inputs: Inputs = {}
 
-    def part(source: str, *, demonstrations: bool = False, first: int = 0) -> tuple[Question, ...]:
+    def part(use: str, *, demonstrations: bool = False, first: int = 0) -> tuple[Question, ...]:
+        source = sources.get(use, "")
         questions = load(source, data.data_dir) if source else ()
+        if source:
+            inputs[use] = digests.of_questions(source, questions)
         questions = questions[:first] if first else questions
         check_lengths(
             questions,
@@ -126,16 +136,11 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
         )
         return questions
 
-    # RFT from a log of rollouts asks no questions.
-    from_log = config.pool is not None and bool(config.pool.from_rollouts)
-    evaluates = config.evaluation.every_steps > 0
-    demonstrations = config.row.source == "demonstrations"
     questions = Questions(
-        train=() if from_log else part(data.train, demonstrations=demonstrations),
-        validation=(
-            part(data.validation, first=config.evaluation.num_questions) if evaluates else ()
-        ),
-        test=part(data.test),
+        train=part("data.train", demonstrations=config.row.source == "demonstrations"),
+        validation=part("data.validation", first=config.evaluation.num_questions),
+        test=part("data.test"),
+        inputs=inputs,
     )
     asked = config.rollout.questions_per_step if config.rollout else 0
     if asked > len(questions.train):
@@ -144,6 +149,58 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
             "questions: ask at most that many in a step."
         )
     return questions
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """The sources that a run reads, by their fields."""
+    # RFT from a log of rollouts asks no questions.
+    from_log = config.pool is not None and bool(config.pool.from_rollouts)
+    sources = {
+        "data.train": "" if from_log else config.data.train,
+        "data.validation": config.data.validation if config.evaluation.every_steps else "",
+        "data.test": config.data.test,
+    }
+    return {use: source for use, source in sources.items() if source}
+
+
+def inputs_of_finished(config: Config, workdir: Folder, known: Mapping[str, Input]) -> Inputs:
+    """What a finished run rests on, as far as it is there; weights of the known size and time are
+    not read."""
+    inputs: Inputs = {}
+    for use, source in _sources(config).items():
+        with contextlib.suppress(UserError):  # what is gone is needed no more
+            inputs[use] = digests.of_questions(source, load(source, config.data.data_dir))
+    with contextlib.suppress(UserError):
+        inputs |= inputs_beside_data(config, workdir, known, starts=False)
+    return {name: one for name, one in inputs.items() if one.sha256 is not None}
+
+
+def inputs_beside_data(
+    config: Config, workdir: Folder, known: Mapping[str, Input], *, starts: bool
+) -> Inputs:
+    """Tokenizer, start and code that a run rests on.
+
+    Args:
+        config: of the run.
+        workdir: of the experiment.
+        known: what was recorded of the run.
+        starts: whether the parameters of the start are going to be loaded: published weights are
+            downloaded for that only.
+    """
+    kind, _, target = config.init_from.partition(":")
+    start: Inputs = {}
+    if kind == "hf":
+        start = digests.of_weights(locate(target, weights=starts), known)
+    elif folder := start_folder(config.init_from, workdir):
+        if kind == "run":
+            check_name(folder)
+        steps = integrity.steps(folder / "checkpoints")
+        # One that is gone is missed where it is loaded.
+        for step in steps[-1:]:
+            record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
+            start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
+    tokenizer = digests.of_tokenizer(tokenizer_path(config, workdir))
+    return tokenizer | start | digests.of_code(config)
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:

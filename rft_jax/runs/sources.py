@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rft_jax.checkpoint.inputs import Input, of_outputs
 from rft_jax.config import Config
 from rft_jax.data import stream
 from rft_jax.data.prompts import check_lengths, completion_tokens, prompt_tokens
@@ -96,6 +97,7 @@ class FixedSet:
     """Minibatches of a fixed set of samples, in seeded random order, epoch after epoch.
 
     Weights are those of the whole set; a minibatch scales them so that its expectation is theirs.
+    logged: the outputs that a pool was read from.
     """
 
     kept: Kept
@@ -103,6 +105,7 @@ class FixedSet:
     prompts: Mapping[int, Sequence[int]]
     per_step: int
     repeats: bool = True
+    logged: Input | None = None
 
     @property
     def size(self) -> int:
@@ -284,7 +287,8 @@ class Pool:
             )
         kept = fixed.kept
         counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
-        return fixed, counts | {
+        logged = of_outputs(", ".join(logs), pairs)
+        return replace(fixed, logged=logged), counts | {
             "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),
         }

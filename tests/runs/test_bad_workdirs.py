@@ -62,7 +62,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_run(Path("work"), name, config)
     finally:
         os.chdir(before)
-    (folder / "work/sft/finished.json").write_text("{}", encoding="utf-8")
+    costs = {"cost/updates": 4, "cost/skipped_updates": 0}
+    (folder / "work/sft/finished.json").write_text(json.dumps(costs), encoding="utf-8")
     return folder
 
 
