@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import jax
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ import tiny_experiment
 from safetensors.numpy import load_file, save_file
 
 from rft_jax.checkpoint import policy as policies
+from rft_jax.checkpoint import provenance
+from rft_jax.checkpoint.inputs import of_weights
 from rft_jax.checkpoint.start import Start, load_start
 from rft_jax.commands import main as cli
 from rft_jax.config import Config, DataConfig, TokenizerConfig, UpdateConfig
