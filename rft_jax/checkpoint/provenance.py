@@ -265,7 +265,7 @@ def _check_new(folder: Folder) -> None:
             "evaluation/*",
             "finished.json",
         )
-        if any(folder.glob(name))
+        if folder.is_dir() and any(folder.glob(name))
     ]
     if made:
         raise ConfigError(
