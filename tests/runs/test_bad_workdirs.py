@@ -68,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_run(workdir: Path, name: str, config: Config) -> None:
-    """WORKDIR/NAME with its config and a checkpoint, all zeros: of the end for sft, or of step 4."""
+    """WORKDIR/NAME with its config and a checkpoint of zeros: of the end for sft, or of step 4."""
     tokenizer = setup.ensure_tokenizer(config, workdir)
     optimizer = make_optimizer(config.optimizer, config.steps)
     layout = make_layout(config.model, make_mesh(config.mesh), optimizer, tokenizer.vocab_size)
