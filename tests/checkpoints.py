@@ -47,7 +47,8 @@ def write_run(workdir: Path, name: str, config: Config, *, finished: bool = True
         state = TrainState(np.int32(config.steps), trained, ())  # type: ignore[arg-type]
         checkpoint.save(manager, config.steps, checkpoint.Saved(state, {}))
     if finished:
-        (folder / "finished.json").write_text("{}\n")
+        costs = {"cost/updates": config.steps, "cost/skipped_updates": 0}
+        (folder / "finished.json").write_text(json.dumps(costs))
     return params
 
 

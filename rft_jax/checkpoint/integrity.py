@@ -1,9 +1,11 @@
 """Whether a checkpoint is whole, by a record of its files that is in it before it counts. No jax.
 
-STEP/files.json: {"accuracy": float | null, "files": {PATH: [bytes, crc32 | null]}}, paths within
-STEP. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is written,
-so a folder without one was never finished. crc32 is null in a bucket, whose store guards contents
-by itself; on a disk a flipped byte in a matrix would be restored without a word.
+STEP/files.json: {"step": int, "run": str | null, "accuracy": float | null,
+"files": {PATH: [bytes, crc32 | null]}}, paths within STEP; `run` is the id in RUN/config.json. By
+step and run a checkpoint is known where its folder was renamed or copied; versions up to 0.1.0
+wrote neither. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is
+written, so a folder without one was never finished. crc32 is null in a bucket, whose store guards
+contents by itself; on a disk a flipped byte in a matrix would be restored without a word.
 """
 
 from __future__ import annotations
@@ -35,10 +37,13 @@ _AT_A_TIME = 2**24  # bytes
 
 
 class Record(NamedTuple):
-    """files: (bytes, crc32 or None) by path; accuracy: greedy, on validation, at that step."""
+    """files: (bytes, crc32 or None) by path; accuracy: greedy, on validation, at that step; step,
+    run: whose checkpoint it is, None where an older version did not say."""
 
     files: dict[str, tuple[int, int | None]]
     accuracy: float | None
+    step: int | None
+    run: str | None
 
 
 class Damaged(NamedTuple):
@@ -75,10 +80,13 @@ def steps(folder: Folder) -> list[int]:
     return sorted(int(inner.name) for inner in named)
 
 
-def write_record(path: Folder, accuracy: float | None) -> None:
+def write_record(path: Folder, accuracy: float | None, step: int | None = None) -> None:
     """Record the files of a checkpoint in the folder `path`, which nobody writes to any more.
 
-    accuracy: as in Record; one that is not finite is left out. Reads every file on a disk once.
+    Args:
+        path: read once, every file of it, on a disk.
+        accuracy: as in Record; one that is not finite is left out.
+        step: None for the one that the folder is named by.
     """
     path = epath.Path(path)
     names = [name for name in _files(path) if name not in (*_CHANGING, RECORD)]
@@ -90,7 +98,12 @@ def write_record(path: Folder, accuracy: float | None) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         files = dict(zip(names, pool.map(facts, names), strict=True))
     known = accuracy is not None and math.isfinite(accuracy)
-    content = {"accuracy": accuracy if known else None, "files": files}
+    content = {
+        "step": int(path.name) if step is None else step,
+        "run": _run_of(path),
+        "accuracy": accuracy if known else None,
+        "files": files,
+    }
     (path / RECORD).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
@@ -108,6 +121,8 @@ def problem(path: Folder, part: str = "", *, contents: bool = True) -> str | Non
         return f"{RECORD} is missing: it is half written"
     except (ValueError, OSError) as error:
         return f"{RECORD} cannot be read: {error}"
+    if elsewhere := _misplaced(path, record):
+        return elsewhere
     inside = part and f"{part}/"
     files = {name: facts for name, facts in record.files.items() if name.startswith(inside)}
     if not files:
@@ -182,12 +197,13 @@ def accuracies(folder: Folder) -> dict[int, float]:
     """By step, of the checkpoints in `folder` that were evaluated and have a readable record."""
     known: dict[int, float] = {}
     for step in steps(folder):
+        path = epath.Path(folder) / str(step)
         try:
-            accuracy = _read(epath.Path(folder) / str(step)).accuracy
+            record = _read(path)
         except (ValueError, OSError):
             continue  # damaged, which shows when it is to be restored
-        if accuracy is not None:
-            known[step] = accuracy
+        if record.accuracy is not None and not _misplaced(path, record):
+            known[step] = record.accuracy
     return known
 
 
@@ -220,7 +236,26 @@ def _read(path: epath.Path) -> Record:
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float | None):
         raise ValueError(f"accuracy is {accuracy!r}, expected a number")
-    return Record(files, accuracy)
+    return Record(files, accuracy, content.get("step"), content.get("run"))
+
+
+def _misplaced(path: epath.Path, record: Record) -> str | None:
+    """What is wrong with the place of a checkpoint; None where that is its own."""
+    if record.step is not None and str(record.step) != path.name:
+        return f"it is that of step {record.step}: the folder was renamed"
+    run = _run_of(path)
+    if record.run is not None and run is not None and record.run != run:
+        return f"it is of another run, {record.run}, than config.json here, {run}"
+    return None
+
+
+def _run_of(path: epath.Path) -> str | None:
+    """The id of the run that a folder of a checkpoint lies in, where config.json has one."""
+    try:
+        run = json.loads((path.parent.parent / "config.json").read_text(encoding="utf-8")).get("id")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return run if isinstance(run, str) else None
 
 
 def _files(path: epath.Path, prefix: str = "") -> Iterator[str]:

@@ -65,7 +65,7 @@ class Checkpoints(ocp.CheckpointManager):
             for one in self._folder.iterdir()
             if one.name == str(step) or one.name.startswith(unfinished)
         )
-        health.write_record(path, accuracy)
+        health.write_record(path, accuracy, step)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from rft_jax.checkpoint import integrity
-from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.provenance import check_policy, load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
-from rft_jax.errors import ConfigError, UserError
+from rft_jax.errors import CheckpointError, ConfigError, UserError
 from rft_jax.hub.families import model_config
 from rft_jax.hub.folder import locate, raw_config
 from rft_jax.hub.raw_config import generation_config
@@ -151,6 +151,7 @@ def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: s
             f"{folder}: the run has no folder {FOLDER} with its tokenizer: copy the whole folder "
             "of the run."
         )
+    check_policy(folder)
     tokenizer = load_tokenizer(folder)
     model = replace(
         config.model,
@@ -227,8 +228,31 @@ def finished_run(init_from: str, workdir: Folder) -> Folder:
     return folder
 
 
-def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> None:
-    """Write RUN/policy; a resumed run writes the same again."""
+def is_finished(run: Folder, steps: int) -> bool:
+    """Whether a run has made these steps and its test, as RUN/finished.json says.
+
+    Raises CheckpointError when that is damaged, or the checkpoint that it speaks of is.
+    """
+    path = run / FINISHED
+    if not path.is_file():
+        return False
+    costs = read_json(path, CheckpointError)
+    counts = [costs.get(f"cost/{name}") for name in ("updates", "skipped_updates")]
+    done = sum(count for count in counts if isinstance(count, int))
+    if done != steps:  # it was given more steps since
+        return False
+    last = run / "checkpoints" / str(done)
+    reason = integrity.problem(last, contents=False) if last.is_dir() else "it is missing"
+    if reason is not None:
+        raise CheckpointError(
+            f"{last}: the run ended with this checkpoint, as {path.name} says, and {reason}: bring "
+            f"it back, or remove {path} to resume the run."
+        )
+    return True
+
+
+def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> Mapping[str, bytes]:
+    """Write RUN/policy, and return its files; a resumed run writes the same again."""
     folder = run / FOLDER
     make(folder)
     if isinstance(tokenizer, SentencePiece):
@@ -246,6 +270,7 @@ def keep(config: Config, workdir: Folder, run: Folder, tokenizer: Tokenizer) -> 
             files[name] = (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
     for name, content in files.items():
         write_atomically(folder / name, content)
+    return files
 
 
 def load_tokenizer(run: Folder) -> Tokenizer:

@@ -12,28 +12,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint.policy import FOLDER, Policy, finished_run
-from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.inputs import of_weights
+from rft_jax.checkpoint.policy import Policy, finished_run
+from rft_jax.checkpoint.provenance import inputs_of, load_config
 from rft_jax.config import Config, MeshConfig, ModelConfig
 from rft_jax.config.model import ADAPTER_FIELDS
-from rft_jax.distributed.collectives import is_main
 from rft_jax.distributed.mesh import make_mesh, param_shardings
 from rft_jax.distributed.shards import abstract
-from rft_jax.errors import ConfigError, UserError
+from rft_jax.errors import ConfigError, ModelError, UserError
 from rft_jax.hub import load as importing
 from rft_jax.hub.folder import locate, raw_config
 from rft_jax.hub.raw_config import check_same
-from rft_jax.hub.weights import check_digests, check_values, digests, open_weights
-from rft_jax.io.paths import Folder, write_atomically
+from rft_jax.hub.weights import check_values, open_weights
+from rft_jax.io.paths import Folder
 from rft_jax.keys import Purpose, run_key
 from rft_jax.models import adapters, transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.rollout.params import rollout_params
 from rft_jax.training.state import Layout, param_shapes, shardings
 from rft_jax.types import Params
-
-RECORD = f"{FOLDER}/weights.json"
-"""Of a run of adapters: digests of the published weights that they stand on."""
 
 
 class Start(NamedTuple):
@@ -43,7 +40,7 @@ class Start(NamedTuple):
     trained: Params
 
 
-def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | None = None) -> Start:
+def load_start(config: Config, workdir: Folder, layout: Layout) -> Start:
     """The policy that a run of these settings starts from, pi_sft, laid out.
 
     A run with adapters continues those of the run it starts from, on what they were trained on; one
@@ -51,8 +48,6 @@ def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | No
 
     Args:
         layout: of the run's arrays.
-        run: its folder, where a run of adapters keeps a record of the published weights they stand
-            on, which must not change while it lasts.
 
     Raises ConfigError, CheckpointError or ModelError for a start that does not fit, before
     anything is put on a device.
@@ -60,8 +55,7 @@ def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | No
     model = config.model
     if config.init_from == "random":
         return Start({}, _random(config, layout, adapters_only=False))
-    record = run / RECORD if run is not None and model.lora_rank else None
-    base, trained = _load(config.init_from, model, workdir, layout.base, record)
+    base, trained = _load(config.init_from, model, workdir, layout.base)
     if not model.lora_rank:
         return Start({}, base)
     return Start(base, trained or _random(config, layout, adapters_only=True))
@@ -102,7 +96,6 @@ def _load(
     model: ModelConfig,
     workdir: Folder,
     like: Params,
-    record: Folder | None = None,
     step: int | None = None,
 ) -> tuple[Params, Params]:
     """(parameters, laid out as `like`; adapters on them) of a published model or a finished run.
@@ -112,7 +105,7 @@ def _load(
     """
     kind, _, target = init_from.partition(":")
     if kind == "hf":
-        return _published(target, model, like, record), {}
+        return _published(target, model, like), {}
     folder = finished_run(init_from, workdir)
     theirs = load_config(folder)
     _check_same_policy(init_from, model, theirs.model)
@@ -143,7 +136,7 @@ def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Param
     """What the adapters of a run stand on: they continue those of the runs before it."""
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
-        return _published(target, model, like, run / RECORD)
+        return _published(target, model, like, run)
     folder = finished_run(theirs.init_from, run.parent)
     before = load_config(folder)
     if before.model.lora_rank:
@@ -172,20 +165,23 @@ def _restored(folder: Folder, like: Params, step: int | None = None) -> Params:
     return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, like)
 
 
-def _published(target: str, model: ModelConfig, like: Params, record: Folder | None) -> Params:
+def _published(target: str, model: ModelConfig, like: Params, run: Folder | None = None) -> Params:
     """The parameters of a published model, checked on the host before any is put on a device.
 
-    record: of the files they must be; written if it is not there yet.
+    run: whose adapters stand on them, and which they must be the same for.
     """
     folder = locate(target)
     plain = model.without_adapters()
     check_same(plain, raw_config(folder), str(folder / "config.json"))
     weights = open_weights(folder, plain, like["embedding"].shape[0])
     check_values(weights)
-    if record is not None and record.is_file():
-        check_digests(weights, record)
-    elif record is not None and is_main():
-        write_atomically(record, digests(weights))
+    known = (inputs_of(run) or {}) if run is not None else {}
+    for name, file in of_weights(folder, known).items() if known else ():
+        if name in known and known[name].sha256 != file.sha256:
+            raise ModelError(
+                f"{file.where}: it holds other weights than those that the adapters of {run} were "
+                "trained on: restore the file, or name the revision that it was of."
+            )
     return importing.load_params(weights, like)
 
 

@@ -122,6 +122,7 @@ def _run(options: RunOptions, fields: Sequence[args.Option]) -> int:
         parse_steps(options.profile) if options.profile else None,
         Limits(options.lost_after, options.stalled_after),
         print,
+        options.accept_changed,
     )
     name, last = list(results.items())[-1]
     if last.finished:

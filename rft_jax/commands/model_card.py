@@ -17,6 +17,7 @@ from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import folder_of
 from rft_jax.observe import log
 from rft_jax.observe.tables import markdown
+from rft_jax.report import record
 
 ERRORS = {"greedy/accuracy": "greedy/standard_error", "pass_at/1": "sampled/standard_error"}
 """Measures whose standard error over questions is logged, and its name."""
@@ -85,7 +86,20 @@ def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
         f"```json\n{settings}\n```\n",
         "</details>",
         *(["", "## Results", "", *results] if results else []),
+        *_record(info),
     ]
+
+
+def _record(info: Mapping[str, Any]) -> list[str]:
+    """What the run rests on, and what has changed in it between its starts."""
+    inputs, changes = record.input_rows(info), record.change_rows(info)
+    lines: list[str] = []
+    if inputs:
+        lines += ["", "## Made from", "", markdown(("what", "where", "sha256"), inputs)]
+    if changes:
+        header = ("from step", "what", "was", "now")
+        lines += ["", "Changed when it was resumed:", "", markdown(header, changes)]
+    return lines
 
 
 def _facts(

@@ -46,6 +46,9 @@ class RunOptions:
     """Carry out only these runs. Default: all."""
     profile: Annotated[tuple[str, ...], arg(metavar="steps FIRST..LAST")] = ()
     """Write a profiler trace of these steps into WORKDIR/RUN/profile. Default: none."""
+    accept_changed: bool = False
+    """Resume on data, a tokenizer, a start or code of other content than when the run began, which
+    is refused otherwise; the report shows what was accepted at which step."""
     lost_after: float = 60.0
     """A job of several processes ends when one gives no sign of life for this many seconds."""
     stalled_after: float = 3600.0

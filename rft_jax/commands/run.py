@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_jax.checkpoint.policy import FINISHED
+from rft_jax.checkpoint.policy import is_finished
 from rft_jax.checkpoint.provenance import check_same_config
 from rft_jax.commands import report as reports
 from rft_jax.config import Config
@@ -38,6 +38,7 @@ def run(
     workdir: str | PathLike[str],
     only: str | Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    accept_changed: bool = False,
 ) -> dict[str, RunResult]:
     """Carry out the runs of an experiment, or resume them, and write the report.
 
@@ -47,6 +48,8 @@ def run(
         only: runs to carry out, empty for all.
         options: values by `RUN.field`, `RUN.section.field` or `all.field` that replace the
             experiment's, such as {"all.steps": 10, "sft.seed": 3}.
+        accept_changed: resume on data, a tokenizer, a start or code of other content than before;
+            each is recorded.
 
     Returns: each run's result; a run that a signal stopped is the last, and not finished.
 
@@ -59,7 +62,8 @@ def run(
         configs, name = experiments.load(Path(experiment)), Path(experiment).name
     configs = experiments.override(configs, options or {})
     only = (only,) if isinstance(only, str) else only
-    return carry_out(configs, name, folder_of(workdir), only)
+    workdir = folder_of(workdir)
+    return carry_out(configs, name, workdir, only, accept_changed=accept_changed)
 
 
 def carry_out(
@@ -70,6 +74,7 @@ def carry_out(
     profile: Steps | None = None,
     limits: Limits | None = None,
     show: Callable[[str], None] | None = None,
+    accept_changed: bool = False,
 ) -> dict[str, RunResult]:
     """What `run` does, in a job of one or more processes.
 
@@ -78,6 +83,7 @@ def carry_out(
         profile: steps to trace.
         limits: of the job's processes; None for the default ones.
         show: given the report's tables by the process that writes it.
+        accept_changed: as in `run`.
     """
     chosen = select(experiment, only)
     _check_profile(profile, experiment, chosen)
@@ -99,11 +105,13 @@ def carry_out(
     results: dict[str, RunResult] = {}
     with joined(limits or Limits()) as at:
         for each in chosen:  # before the first of them takes its hours
-            if not (workdir / each / FINISHED).is_file():
+            if not is_finished(workdir / each, experiment[each].steps):
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
         by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
         for each in chosen:
-            results[each] = runs.run(each, experiment, workdir, profile, at)
+            results[each] = runs.run(
+                each, experiment, workdir, profile, at, accept_changed=accept_changed
+            )
             if not results[each].finished:
                 return results
             if results[each].steps_done == 0:

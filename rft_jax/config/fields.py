@@ -10,8 +10,8 @@ from rft_jax.errors import ConfigError
 MAY_CHANGE = {"may_change": True}
 """Metadata of a field or section that may differ when a run is resumed.
 
-It changes no parameter, or (the mesh) only by rounding. `steps` has no such mark: the schedule and
-the final evaluation depend on it, and a longer run is another run."""
+It changes no parameter, or (the mesh) only by rounding. `steps` has no such mark: whether it may
+differ depends on the schedule (checkpoint/provenance.py)."""
 
 
 FLOAT32_MAX, FLOAT32_TINY = (2 - 2.0**-23) * 2.0**127, 2.0**-126

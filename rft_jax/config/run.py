@@ -30,7 +30,8 @@ class Config:
     data: DataConfig
     tokenizer: TokenizerConfig
     steps: int
-    """Updates of the parameters."""
+    """Updates of the parameters. With a constant schedule a run may be given more, or fewer than
+    before but no fewer than it has made."""
     seed: int = 0
     """Fixes initialisation, order of questions and every sampled token."""
     init_from: str = "random"
@@ -47,7 +48,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     verification: VerificationConfig = field(default_factory=VerificationConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=MAY_CHANGE)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MAY_CHANGE)
 
     @property

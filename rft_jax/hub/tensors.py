@@ -101,6 +101,13 @@ def headers(folder: Path) -> dict[str, Header]:
     return dict(held)
 
 
+def files_of_weights(folder: Path) -> list[Path]:
+    """The files of weights of a folder that are there: those that its index names, or the one."""
+    index = folder / INDEX
+    names = sorted(set(_weight_map(index).values())) if index.is_file() else [SINGLE]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def _headers_of(file: Path) -> list[tuple[str, Header]]:
     with opened(file) as content:
         slices = [(name, content.get_slice(name)) for name in content.keys()]  # noqa: SIM118

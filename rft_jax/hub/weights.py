@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +15,6 @@ from rft_jax.errors import ModelError
 from rft_jax.hub import tensors as files
 from rft_jax.hub.names import Tensor, ignorable, num_layers, of_text, tensors
 from rft_jax.hub.tensors import DTYPES, Header
-from rft_jax.io.jsonl import read_json
-from rft_jax.io.paths import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -141,23 +137,3 @@ def read_part(weights: Weights, tensor: Tensor, index: tuple[slice, ...]) -> np.
         inner += [slice(None), *(slice(start, stop) for start, stop, _ in joined)]
     part = files.read(weights.headers[tensor.name], tensor.name, *outer)
     return part.reshape(shape)[tuple(inner)]
-
-
-def digests(weights: Weights) -> str:
-    """SHA-256 of every file of weights by its name, as JSON: what a run of adapters keeps of the
-    weights that they stand on. Reads everything once."""
-    hashes = {}
-    for file in sorted({header.file for header in weights.headers.values()}):
-        with file.open("rb") as content:
-            hashes[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return json.dumps(hashes, indent=2) + "\n"
-
-
-def check_digests(weights: Weights, record: Folder) -> None:
-    """Raise ModelError when the files are not those of `record`, a file of what `digests` gave."""
-    if json.loads(digests(weights)) != read_json(record):
-        raise ModelError(
-            f"{weights.folder}: its weights are other than those that the adapters of "
-            f"{record.parent.parent} were trained on: restore the files, or name the revision they "
-            "were of."
-        )

@@ -140,15 +140,16 @@ def parse_line(text: str, where: str, fields: Fields) -> dict[str, Any]:
     return line
 
 
-def numbered_lines(path: Folder) -> list[tuple[int, str]]:
+def numbered_lines(path: Folder, *, grows: bool = False) -> list[tuple[int, str]]:
     """(line number from 1, text) of a log's lines; blank lines are skipped.
 
-    A last line without its newline that is no JSON is what a killed process leaves of a write: it
-    is left out. Raises DataError for a line that is not UTF-8.
+    grows: lines are appended to the file; a last one without its newline that is no JSON is what a
+    killed process leaves of a write, and is left out. A file written at once has no such line.
+    Raises DataError for a line that is not UTF-8.
     """
     # Not splitlines(): it also breaks at separators that JSON allows inside a string.
     lines = path.read_bytes().split(b"\n")
-    if not _is_json(lines[-1]):
+    if grows and not _is_json(lines[-1]):
         lines.pop()
     texts = []
     for number, line in enumerate(lines, start=1):
@@ -161,9 +162,11 @@ def numbered_lines(path: Folder) -> list[tuple[int, str]]:
     return texts
 
 
-def read_jsonl(path: Folder, fields: Fields) -> list[dict[str, Any]]:
-    """All complete lines of a log, each with `fields`. Raises DataError for any damaged line."""
-    return [parse_line(text, f"{path}:{number}", fields) for number, text in numbered_lines(path)]
+def read_jsonl(path: Folder, fields: Fields, *, grows: bool = False) -> list[dict[str, Any]]:
+    """All lines of a log, each with `fields`; grows: as in numbered_lines. Raises DataError for any
+    damaged line."""
+    lines = numbered_lines(path, grows=grows)
+    return [parse_line(text, f"{path}:{number}", fields) for number, text in lines]
 
 
 def _is_json(text: bytes) -> bool:

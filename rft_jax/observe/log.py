@@ -31,7 +31,7 @@ def read(path: Folder) -> list[dict[str, Any]]:
 
     Raises DataError, naming file and line, for any other damage.
     """
-    return read_jsonl(path, {"step": int, "kind": str})
+    return read_jsonl(path, {"step": int, "kind": str}, grows=True)
 
 
 class MetricsLog:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rft_jax.io.paths import Folder, in_bucket, write_atomically
+from rft_jax.report import record
 from rft_jax.report.load import Line, LoggedRun, is_number, load_outputs, load_runs
 from rft_jax.report.tables import (
     differences,
@@ -44,6 +45,8 @@ def write_report(workdir: Folder) -> Folder:
         "Sampled outputs": [
             _shown(name, output) for name, (outputs, _) in loaded.items() for output in outputs
         ],
+        "What the runs rest on": record.inputs(runs),
+        "Changes": record.changes(runs),
         "Settings": [
             (run.name, run.method, json.dumps(run.info, indent=2, ensure_ascii=False))
             for run in runs

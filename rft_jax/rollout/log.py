@@ -71,9 +71,23 @@ def _files(folder: Folder, pattern: str) -> dict[int, list[Folder]]:
     return dict(reversed(whole))  # of several sets of a step the one of fewest processes
 
 
-def is_whole(folder: Folder, step: int) -> bool:
-    """Whether all of a rollout is there."""
-    return step in _files(folder, f"step-{step:06d}*.jsonl")
+def is_whole(folder: Folder, step: int, outputs: int) -> bool:
+    """Whether all outputs of a rollout are there; warns of one whose files are and hold others.
+
+    outputs: how many it has.
+    """
+    files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [])
+    # Without parsing them: each line is written whole, with the newline that ends it.
+    held = sum(file.read_bytes().count(b"\n") for file in files)
+    if files and held != outputs:
+        logger.warning("%s: sampled again, as it is damaged: %s", *_damage(files, held, outputs))
+    return held == outputs
+
+
+def _damage(files: Sequence[Folder], held: int, outputs: int | None) -> tuple[str, str]:
+    """(the files of a rollout, what is wrong with them)."""
+    expected = "" if outputs is None else f" instead of {outputs}"
+    return ", ".join(map(str, files)), f"{held} outputs are there{expected}"
 
 
 def write(
@@ -85,13 +99,24 @@ def write(
     seed: int,
     purpose: Purpose = Purpose.ROLLOUT,
     writer: Writer = _ALONE,
+    outputs: int | None = None,
 ) -> None:
     """Write one rollout's file, whole or not at all; one from a killed attempt is replaced.
 
-    Process 0 removes what an attempt with another number of processes has left. seed and purpose:
-    of the samples' keys.
+    Process 0 removes what an attempt with another number of processes has left.
+
+    Args:
+        folder: RUN/rollouts.
+        step: of the rollout.
+        samples: of this process.
+        questions: those of the samples, and others.
+        seed: of the run.
+        purpose: of the samples' keys.
+        writer: this process.
+        outputs: of the rollout in all processes; None for as many as there are samples.
     """
     make(folder)
+    samples = list(samples)
     by_id = {question.id: question for question in questions}
     path = path_of(folder, step, writer)
     if writer.process == 0:
@@ -101,18 +126,36 @@ def write(
     lines = []
     for sample in samples:
         question = by_id[sample.question_id]
-        facts = {"question": question.text, "answer": question.answer, "seed": seed}
-        facts["purpose"] = purpose.name.lower()
+        facts = {
+            "question": question.text,
+            "answer": question.answer,
+            "seed": seed,
+            "purpose": purpose.name.lower(),
+            "outputs": len(samples) if outputs is None else outputs,
+        }
         lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
 
-def read_step(folder: Folder, step: int) -> list[tuple[Question, Sample]]:
+def read_step(folder: Folder, step: int, outputs: int) -> list[tuple[Question, Sample]]:
     """One rollout's samples, each with its question, one process's after the other's.
 
-    Raises DataError as `read` does.
+    outputs: how many it has. Raises DataError as `read` does, and where some are missing.
     """
-    return [pair for file in _of_step(folder, step) for pair in read(file)]
+    return [(one.question, one.sample) for one in _whole(_of_step(folder, step), outputs)]
+
+
+def _whole(files: Sequence[Folder], outputs: int | None = None) -> list[_Drawn]:
+    """What the files of one rollout hold; DataError where that are not all of its outputs.
+
+    outputs: how many these are; None for what the lines say, where they do.
+    """
+    drawn = [one for file in files for one in _read(file)]
+    expected = outputs or max((one.outputs for one in drawn if one.outputs), default=None)
+    if not drawn or (expected is not None and len(drawn) != expected):
+        where, reason = _damage(files, len(drawn), expected)
+        raise DataError(f"{where}: {reason}: copy the file again, or sample in a new --workdir.")
+    return drawn
 
 
 def _of_step(folder: Folder, step: int) -> list[Folder]:
@@ -134,12 +177,14 @@ def read(path: Folder) -> list[tuple[Question, Sample]]:
 
 
 class _Drawn(NamedTuple):
-    """A line of a log. seed and purpose: of the sample's keys."""
+    """A line of a log. seed and purpose: of the sample's keys; outputs: of its rollout, None where
+    an earlier version did not say."""
 
     question: Question
     sample: Sample
     seed: int
     purpose: Purpose
+    outputs: int | None
 
 
 def _read(path: Folder) -> list[_Drawn]:
@@ -182,7 +227,9 @@ def _read(path: Folder) -> list[_Drawn]:
                 f"{where}: field 'purpose' is {row['purpose']!r}, expected one of "
                 f"{', '.join(_PURPOSES)}: remove the line."
             )
-        drawn.append(_Drawn(question, sample, row["seed"], purpose))
+        outputs = row.get("outputs")
+        outputs = outputs if type(outputs) is int else None
+        drawn.append(_Drawn(question, sample, row["seed"], purpose, outputs))
     return drawn
 
 
@@ -190,8 +237,8 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
     """All samples of several runs' logs, in the order of folders and steps.
 
     Warns of outputs of two logs that have the same keys. Raises DataError for a folder without
-    rollouts, and when two logs use one question id for
-    different questions (they come from different sources and cannot be united).
+    rollouts, for a damaged one, and when two logs use one question id for different questions (they
+    come from different sources and cannot be united).
     """
     pairs: list[tuple[Question, Sample]] = []
     keys: dict[tuple[int, ...], int] = {}
@@ -201,7 +248,7 @@ def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:
         if not steps:
             raise DataError(f"{folder}: no step-*.jsonl here; name a RUN/rollouts folder.")
         for step in sorted(steps):
-            for one in (one for file in steps[step] for one in _read(file)):
+            for one in _whole(steps[step]):
                 pairs.append((one.question, one.sample))
                 address = (one.sample.step, one.sample.question_id, one.sample.sample_index)
                 first = keys.setdefault((one.seed, one.purpose, *address), place)

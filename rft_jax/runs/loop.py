@@ -20,6 +20,7 @@ import numpy as np
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.clock import SaveClock
+from rft_jax.checkpoint.inputs import Input
 from rft_jax.checkpoint.policy import FINISHED
 from rft_jax.config import Config
 from rft_jax.data.stream import Position
@@ -102,7 +103,8 @@ class State(NamedTuple):
 class Run:
     """What stays the same from the first step of a run to its last. log: None but in process 0;
     stopped: the signal received so far, 0 for none, which all processes must ask for together;
-    began: on time.perf_counter's clock, the seconds of earlier attempts before now."""
+    began: on time.perf_counter's clock, the seconds of earlier attempts before now; rests_on: takes
+    the outputs of a pool, and whether they must be those that were recorded."""
 
     config: Config
     folder: Folder
@@ -118,6 +120,7 @@ class Run:
     profiler: Profiler
     stopped: Callable[[], int]
     began: float
+    rests_on: Callable[[Input, bool], None]
 
     @property
     def name(self) -> str:
@@ -205,7 +208,10 @@ def _write_log(
 ) -> None:
     own = [sample for drawn in rounds for sample in drawn.own]
     folder, questions = run.folder / "rollouts", list(asked.values())
-    rollout_log.write(folder, state.step, own, questions, seed=run.config.seed, writer=writer())
+    rollout_log.write(
+        folder, state.step, own, questions,
+        seed=run.config.seed, writer=writer(), outputs=len(samples_of(rounds)),
+    )  # fmt: skip
 
 
 def _log_rollout(
@@ -334,6 +340,9 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
             return None, state
         seconds = sampled
     source, counts = pool.read()
+    assert source.logged is not None
+    # Before the first step nothing rests on what this run has sampled itself.
+    run.rests_on(source.logged, state.step > 0 or config.rollout is None)
     cost = {name: counts.pop(name) for name in ("sampled_tokens", "sampled_outputs")}
     if state.step == 0:
         state = state._replace(counters=replace(state.counters, **cost))

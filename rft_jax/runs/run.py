@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint import policy as policies
+from rft_jax.checkpoint import provenance
+from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.checkpoint.manager import Saved
-from rft_jax.checkpoint.provenance import check_same_config, moved, save_config
+from rft_jax.checkpoint.provenance import check_same_config, moved
 from rft_jax.checkpoint.start import load_start
 from rft_jax.config import Config
 from rft_jax.config.steps import Steps
@@ -23,7 +25,7 @@ from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.distributed.process import stop_on_signals
-from rft_jax.errors import CheckpointError
+from rft_jax.errors import CheckpointError, DataError
 from rft_jax.io.paths import Folder
 from rft_jax.observe.log import MetricsLog
 from rft_jax.observe.profiling import open_profiler, warn_of_done
@@ -48,6 +50,8 @@ def run(
     workdir: Folder,
     profile: Steps | None = None,
     at: Callable[[str], None] = nowhere,
+    *,
+    accept_changed: bool = False,
 ) -> RunResult:
     """Carry out, or resume, the run `name` of an experiment in WORKDIR/name.
 
@@ -61,13 +65,23 @@ def run(
         workdir: of the experiment.
         profile: steps to trace.
         at: told where the run is.
+        accept_changed: resume on data, a tokenizer, a start or code of other content than before.
 
     Raises:
         UserError: whatever a user can fix, in one line.
     """
     config, folder = experiment[name], workdir / name
     check_same_config(folder, config)
-    if from_main(f"{name} was finished", lambda: (folder / policies.FINISHED).is_file()):
+    recorded = provenance.inputs_of(folder)
+    if from_main(f"{name} was finished", lambda: policies.is_finished(folder, config.steps)):
+        if recorded is not None:
+            inputs = setup.inputs_of_finished(config, workdir, recorded)
+            _check_inputs(folder, inputs, accept=accept_changed)
+            if accept_changed:
+                by_main(
+                    f"{name} keeps what is accepted",
+                    lambda: provenance.record_inputs(folder, inputs, config.steps),
+                )
         warn_of_done(folder, profile, done=config.steps)
         return RunResult(0, True)
     at(f"start of {name}")
@@ -83,23 +97,38 @@ def run(
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
-    by_main(f"{name} keeps its policy", lambda: policies.keep(config, workdir, folder, tokenizer))
+    saved_in = folder / "checkpoints"
+    step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
+    first, with_kl = step or 0, config.objective.kl_coefficient > 0
+    starts = step is None or with_kl or bool(config.model.lora_rank)
+    inputs = questions.inputs | setup.inputs_beside_data(
+        config, workdir, recorded or {}, starts=starts
+    )
+    _check_inputs(folder, inputs, accept=accept_changed)
+    if recorded is None and first and is_main():
+        logger.info("%s: what it rests on was not recorded so far: it is from step %d", name, first)
+
+    def rests_on(pool: Input, compare: bool) -> None:
+        logged = {"pool": pool}
+        _check_inputs(folder, logged, accept=accept_changed, compare=compare)
+        by_main(f"{name} keeps its pool", lambda: provenance.record_inputs(folder, logged, first))
+
+    def keep() -> None:
+        policy = policies.keep(config, workdir, folder, tokenizer)
+        _keep_config(folder, config, mesh.size, inputs, policy, first)
+
     with contextlib.ExitStack() as stack:
         signal = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())
         known = [*questions.train, *questions.validation]
         verifier, evaluator = stack.enter_context(open_verifiers(config, known))
-        saved_in = folder / "checkpoints"
-        step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
         checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
         saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step)
-        first = step or 0
-        with_kl = config.objective.kl_coefficient > 0
         frozen: Params = {}
         reference = fresh = None
-        if with_kl or saved is None or config.model.lora_rank:
+        if starts:
             setup.check_same_tokenizer(config, workdir)
-            frozen, trained = load_start(config, workdir, layout, folder)
+            frozen, trained = load_start(config, workdir, layout)
             if saved is None:
                 # The state takes what the run starts from: the reference must be a copy.
                 reference = jax.tree.map(jnp.copy, trained) if with_kl else None
@@ -107,7 +136,7 @@ def run(
             elif with_kl:
                 reference = trained
             del trained
-        by_main(f"{name} keeps its config", lambda: _keep_config(folder, config, mesh.size, first))
+        by_main(f"{name} keeps its config", keep)
         opened = Run(
             config=config,
             folder=folder,
@@ -137,6 +166,7 @@ def run(
             profiler=stack.enter_context(open_profiler(folder, profile, done=first)),
             stopped=lambda: largest(signal()),
             began=time.perf_counter(),
+            rests_on=rests_on,
         )
         if saved is None:
             assert fresh is not None
@@ -146,13 +176,42 @@ def run(
         return loop(replace(opened, began=opened.began - state.counters.seconds), state)
 
 
-def _keep_config(folder: Folder, config: Config, num_devices: int, done: int) -> None:
+def _check_inputs(folder: Folder, inputs: Inputs, *, accept: bool, compare: bool = True) -> None:
+    """Raise where a process reads other inputs than process 0, or, if they are to be compared, that
+    one others than were recorded."""
+    what = f"{folder.name} rests on its {'pool' if 'pool' in inputs else 'inputs'}"
+    told = from_main(what, lambda: {name: one.sha256 for name, one in inputs.items()})
+    for name, one in inputs.items():
+        if told.get(name, one.sha256) != one.sha256:
+            raise DataError(
+                f"{name} ({one.where}): process {jax.process_index()} reads other content than "
+                "process 0: give all processes of the job the same."
+            )
+    if compare:
+        by_main(
+            f"{what}: as before", lambda: provenance.check_inputs(folder, inputs, accept=accept)
+        )
+
+
+def _keep_config(
+    folder: Folder,
+    config: Config,
+    num_devices: int,
+    inputs: Inputs,
+    policy: Mapping[str, bytes],
+    done: int,
+) -> None:
     """Write RUN/config.json; warn when a run with `done` steps behind it resumes elsewhere."""
     device = jax.devices()[0].device_kind
     change = moved(folder, config, device=device, num_devices=num_devices)
     if change is not None and done:
         logger.warning("%s: %s", folder.name, change)
-    save_config(folder, folder.name, config, device=device, num_devices=num_devices)
+    provenance.save_config(
+        folder, folder.name, config,
+        device=device, num_devices=num_devices, inputs=inputs, policy=policy, step=done,
+    )  # fmt: skip
+    # Of fewer steps than are to be made.
+    (folder / policies.FINISHED).unlink(missing_ok=True)
 
 
 def _resumed(run: Run, saved: Saved, step: int) -> State:

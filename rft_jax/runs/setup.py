@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -12,8 +13,11 @@ from dataclasses import dataclass, field
 import jax
 from jax.sharding import Mesh
 
+from rft_jax.checkpoint import inputs as digests
+from rft_jax.checkpoint import integrity
+from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.checkpoint.policy import start_folder
-from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.provenance import check_name, load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data.prompts import split_by_length
 from rft_jax.data.sources import load
@@ -22,7 +26,7 @@ from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.distributed.collectives import is_main
 from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
-from rft_jax.errors import ConfigError, DataError
+from rft_jax.errors import ConfigError, DataError, UserError
 from rft_jax.hub.folder import locate
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
@@ -36,12 +40,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a run by their use. too_long: how many of a use are left out; a log of
-    rollouts (pool.from_rollouts) counts its own."""
+    """The questions of a run by their use.
+
+    inputs: digests of all that their sources hold; too_long: how many of a use are left out; a log
+    of rollouts (pool.from_rollouts) counts its own.
+    """
 
     train: tuple[Question, ...]
     validation: tuple[Question, ...]
     test: tuple[Question, ...]
+    inputs: Inputs = field(default_factory=dict)
     too_long: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -125,16 +133,14 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
 
     Raises DataError for bad rows, and for those that are too long unless data.drop_too_long.
     """
-    data = config.data
-    # RFT from a log of rollouts asks no questions.
-    from_log = config.pool is not None and bool(config.pool.from_rollouts)
+    data, sources = config.data, _sources(config)
     loaded = {
-        use: load(source, data.data_dir) if source and used else ()
-        for use, source, used in (
-            ("train", data.train, not from_log),
-            ("validation", data.validation, config.evaluation.every_steps > 0),
-            ("test", data.test, True),
-        )
+        use: load(sources[f"data.{use}"], data.data_dir) if f"data.{use}" in sources else ()
+        for use in ("train", "validation", "test")
+    }
+    inputs = {
+        name: digests.of_questions(source, loaded[name.removeprefix("data.")])
+        for name, source in sources.items()
     }
     if first := config.evaluation.num_questions:
         loaded["validation"] = loaded["validation"][:first]
@@ -152,13 +158,12 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
     for use, (fitting, sentence) in split.items():
         if sentence and not fitting:
             raise DataError(f"{sentence}: none is left for data.{use}.")
+    # RFT from a log of rollouts asks no questions, and counts its own.
+    uses = [use for use in split if use != "train" or "data.train" in sources]
     questions = Questions(
         **{use: fitting for use, (fitting, _) in split.items()},
-        too_long={
-            use: len(loaded[use]) - len(fitting)
-            for use, (fitting, _) in split.items()
-            if use != "train" or not from_log
-        },
+        inputs=inputs,
+        too_long={use: len(loaded[use]) - len(split[use][0]) for use in uses},
     )
     asked = config.rollout.questions_per_step if config.rollout else 0
     if asked > len(questions.train):
@@ -196,6 +201,56 @@ def warn_of_shared(name: str, parts: Mapping[str, Sequence[Question]]) -> None:
             "questions that are trained on, or that settings are chosen on, is none on new ones.",
             name, ", ".join(shared),
         )  # fmt: skip
+def _sources(config: Config) -> dict[str, str]:
+    """The sources that a run reads, by their fields."""
+    # RFT from a log of rollouts asks no questions.
+    from_log = config.pool is not None and bool(config.pool.from_rollouts)
+    sources = {
+        "data.train": "" if from_log else config.data.train,
+        "data.validation": config.data.validation if config.evaluation.every_steps else "",
+        "data.test": config.data.test,
+    }
+    return {use: source for use, source in sources.items() if source}
+
+
+def inputs_of_finished(config: Config, workdir: Folder, known: Mapping[str, Input]) -> Inputs:
+    """What a finished run rests on, as far as it is there; weights of the known size and time are
+    not read."""
+    inputs: Inputs = {}
+    for use, source in _sources(config).items():
+        with contextlib.suppress(UserError):  # what is gone is needed no more
+            inputs[use] = digests.of_questions(source, load(source, config.data.data_dir))
+    with contextlib.suppress(UserError):
+        inputs |= inputs_beside_data(config, workdir, known, starts=False)
+    return {name: one for name, one in inputs.items() if one.sha256 is not None}
+
+
+def inputs_beside_data(
+    config: Config, workdir: Folder, known: Mapping[str, Input], *, starts: bool
+) -> Inputs:
+    """Tokenizer, start and code that a run rests on.
+
+    Args:
+        config: of the run.
+        workdir: of the experiment.
+        known: what was recorded of the run.
+        starts: whether the parameters of the start are going to be loaded: published weights are
+            downloaded for that only.
+    """
+    kind, _, target = config.init_from.partition(":")
+    start: Inputs = {}
+    if kind == "hf":
+        start = digests.of_weights(locate(target, weights=starts), known)
+    elif folder := start_folder(config.init_from, workdir):
+        if kind == "run":
+            check_name(folder)
+        steps = integrity.steps(folder / "checkpoints")
+        # One that is gone is missed where it is loaded.
+        for step in steps[-1:]:
+            record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
+            start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
+    tokenizer = digests.of_tokenizer(tokenizer_path(config, workdir))
+    return tokenizer | start | digests.of_code(config)
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:

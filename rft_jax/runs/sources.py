@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rft_jax.checkpoint.inputs import Input, of_outputs
 from rft_jax.config import Config
 from rft_jax.data import stream
 from rft_jax.data.prompts import completion_tokens, prompt_tokens, split_by_length
@@ -100,6 +101,7 @@ class FixedSet:
     """Minibatches of a fixed set of samples, in seeded random order, epoch after epoch.
 
     Weights are those of the whole set; a minibatch scales them so that its expectation is theirs.
+    logged: the outputs that a pool was read from.
     """
 
     kept: Kept
@@ -107,6 +109,7 @@ class FixedSet:
     prompts: Mapping[int, Sequence[int]]
     per_step: int
     repeats: bool = True
+    logged: Input | None = None
 
     @property
     def size(self) -> int:
@@ -222,6 +225,11 @@ class Pool:
             rows, position = take(source, self.config.seed, position, frozenset())
             yield rows
 
+    def _outputs(self, rows: Sequence[int]) -> int:
+        """Of a rollout of these rows."""
+        assert self.config.rollout is not None
+        return len(rows) * self.config.rollout.samples_per_question
+
     def fill(
         self, policy: Callable[[], Params], stopped: Callable[[], int]
     ) -> dict[str, float] | None:
@@ -235,7 +243,14 @@ class Pool:
         """
         assert self.config.pool is not None
         name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
-        there = from_main(name, lambda: [s for s in steps if rollout_log.is_whole(self.folder, s)])
+        there = from_main(
+            name,
+            lambda: [
+                step
+                for step, rows in enumerate(self.rounds())
+                if rollout_log.is_whole(self.folder, step, self._outputs(rows))
+            ],
+        )
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         metrics: dict[str, float] = {}
@@ -248,14 +263,10 @@ class Pool:
                 drawn = verify(source.outputs(rows, policy, step))
                 asked = [self.questions[row] for row in rows]
                 rollout_log.write(
-                    self.folder,
-                    step,
-                    drawn.own,
-                    asked,
-                    seed=self.config.seed,
-                    purpose=purpose,
-                    writer=writer(),
-                )
+                    self.folder, step, drawn.own, asked,
+                    seed=self.config.seed, purpose=purpose, writer=writer(),
+                    outputs=self._outputs(rows),
+                )  # fmt: skip
                 seconds = seconds_of([drawn])
                 for name, value in (seconds | slow_verdicts_of([drawn])).items():
                     metrics[name] = metrics.get(name, 0) + value
@@ -313,7 +324,8 @@ class Pool:
             setup.warn_of_shared(self.folder.parent.name, parts)
             if data.drop_too_long:
                 counts["data/too_long"] = len(asked) - len(fitting)
-        return fixed, counts | {
+        logged = of_outputs(named, pairs)
+        return replace(fixed, logged=logged), counts | {
             "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),
         }
@@ -324,7 +336,7 @@ class Pool:
         pairs = []
         for step, rows in enumerate(self.rounds()):
             place = {self.questions[row].id: number for number, row in enumerate(rows)}
-            of_step = rollout_log.read_step(self.folder, step)
+            of_step = rollout_log.read_step(self.folder, step, self._outputs(rows))
             pairs += sorted(of_step, key=lambda pair: place.get(pair[0].id, -1))
         return pairs
 

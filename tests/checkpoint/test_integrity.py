@@ -197,3 +197,39 @@ def test_paths_of_disks_and_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write(tmp_path, 4)
     assert health.steps(epath.Path(tmp_path)) == [4]
     assert health.problem(epath.Path(tmp_path) / "4") is None
+
+
+def test_renamed_ones_are_of_the_step_that_they_were_saved_at(tmp_path: Path) -> None:
+    write(tmp_path, 2, 4, 6, accuracy=0.5)
+    for old, new in (("4", "x"), ("6", "4"), ("x", "6")):
+        (tmp_path / old).rename(tmp_path / new)
+    assert health.problem(tmp_path / "6") == "it is that of step 4: the folder was renamed"
+    assert health.problem(tmp_path / "6", "params", contents=False) is not None
+    assert health.newest_whole(tmp_path).step == 2
+    assert health.accuracies(tmp_path) == {2: 0.5}
+    (tmp_path / "6").rename(tmp_path / "99")
+    assert health.best(tmp_path) == 2
+    assert health.recover(tmp_path) == 2
+    assert names(tmp_path) == ["2", "damaged-4", "damaged-99"]
+
+
+def test_one_of_another_run_is_none_of_this_run(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.json").write_text(json.dumps({"id": f"id of {run}"}))
+        write(tmp_path / run / "checkpoints", 2, 4)
+        assert health.newest_whole(tmp_path / run / "checkpoints") == Found(4)
+    (tmp_path / "a/checkpoints/4").rename(tmp_path / "old")
+    (tmp_path / "b/checkpoints/4").rename(tmp_path / "a/checkpoints/4")
+    assert health.problem(tmp_path / "a/checkpoints/4") == (
+        "it is of another run, id of b, than config.json here, id of a"
+    )
+    assert health.newest_whole(tmp_path / "a/checkpoints").step == 2
+
+
+def test_a_record_of_an_older_version_says_neither_step_nor_run(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    content = json.loads((tmp_path / "4/files.json").read_text())
+    assert (content.pop("step"), content.pop("run")) == (4, None)
+    (tmp_path / "4/files.json").write_text(json.dumps(content))
+    assert health.newest_whole(tmp_path) == Found(4)

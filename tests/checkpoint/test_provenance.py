@@ -14,8 +14,10 @@ import pytest
 import tiny
 
 from rft_jax.checkpoint import provenance
+from rft_jax.checkpoint.inputs import Input
 from rft_jax.checkpoint.provenance import (
     Commit,
+    check_inputs,
     check_same_config,
     git_commit,
     load_config,
@@ -36,7 +38,7 @@ from rft_jax.errors import ConfigError
 
 
 def save(folder: Path, config: Config) -> None:
-    save_config(folder, "a_run", config, device="TPU v5 lite", num_devices=8)
+    save_config(folder, folder.name, config, device="TPU v5 lite", num_devices=8)
 
 
 def refusal(folder: Path, config: Config) -> str:
@@ -57,9 +59,10 @@ def test_config_json_holds_what_made_the_run(tmp_path: Path) -> None:
     save(tmp_path, tiny.sft())
     content = json.loads((tmp_path / "config.json").read_text())
     assert list(content) == [
-        "name", "config", "versions", "git_commit", "dirty", "device", "num_devices",
+        "name", "config", "versions", "git_commit", "dirty", "device", "num_devices", "id",
+        "inputs", "policy", "changes",
     ]  # fmt: skip
-    assert content["name"] == "a_run"
+    assert content["name"] == tmp_path.name
     assert content["config"] == json.loads(json.dumps(dataclasses.asdict(tiny.sft())))
     assert list(content["versions"]) == ["python", *provenance.PACKAGES]
     assert content["versions"]["rft_jax"] == "0.1.0"
@@ -116,7 +119,7 @@ def test_an_unknown_field_names_the_version_that_wrote_it(tmp_path: Path) -> Non
 
 def test_what_may_change_is_marked_on_the_fields() -> None:
     sections = {name.partition(".")[0] for name in changeable_fields()}
-    assert sections == {"checkpoint", "mesh", "verification"}
+    assert sections == {"checkpoint", "evaluation", "mesh", "verification"}
     in_verification = {name for name in changeable_fields() if name.startswith("verification.")}
     assert in_verification == {
         "verification.workers", "verification.warn_undecided", "verification.stop_undecided",
@@ -158,16 +161,117 @@ def test_a_run_that_moved_says_so(tmp_path: Path) -> None:
 
 def test_another_config_is_refused(tmp_path: Path) -> None:
     save(tmp_path, tiny.sft())
-    assert refusal(tmp_path, tiny.sft(steps=4)) == (
-        f"{tmp_path} holds a run with another config: steps is 4, was 3: use another --workdir or "
+    assert refusal(tmp_path, tiny.sft(seed=4)) == (
+        f"{tmp_path} holds a run with another config: seed is 4, was 0: use another --workdir or "
         "the old values."
     )
-    other = tiny.sft(steps=4, seed=1, optimizer=OptimizerConfig(learning_rate=1.0, b1=0.5))
+    linear = OptimizerConfig(schedule="linear", learning_rate=1.0, b1=0.5)
+    other = tiny.sft(steps=4, seed=1, optimizer=linear)
     assert refusal(tmp_path, other) == (
         f"{tmp_path} holds a run with another config: steps is 4, was 3; seed is 1, was 0; "
-        "optimizer.learning_rate is 1.0, was 0.0001 and 1 more: use another --workdir or the old "
+        "optimizer.learning_rate is 1.0, was 0.0001 and 2 more: use another --workdir or the old "
         "values."
     )
+
+
+def test_steps_may_be_raised_where_the_schedule_is_constant(tmp_path: Path) -> None:
+    save(tmp_path, tiny.sft(steps=6))
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    for steps in (5, 6, 60):
+        check_same_config(tmp_path, tiny.sft(steps=steps))
+    assert refusal(tmp_path, tiny.sft(steps=4)) == (
+        f"{tmp_path}: steps is 4 and 5 steps are done: set it to 5 or more, or use another "
+        "--workdir."
+    )
+    cosine = OptimizerConfig(schedule="cosine")
+    save(tmp_path / "b", tiny.sft(steps=6, optimizer=cosine))
+    assert refusal(tmp_path / "b", tiny.sft(steps=8, optimizer=cosine)) == (
+        f"{tmp_path}/b holds a run with another config: steps is 8, was 6: use another --workdir "
+        "or the old values."
+    )
+
+
+def test_changes_are_kept_with_their_step(tmp_path: Path) -> None:
+    settings = {"device": "cpu", "num_devices": 8}
+    name, inputs = tmp_path.name, {"data.train": Input("jsonl:a", "1" * 64)}
+    save_config(tmp_path, name, tiny.sft(), inputs=inputs, **settings)
+    first = json.loads((tmp_path / "config.json").read_text())
+    assert first["changes"] == []
+    assert first["inputs"] == {"data.train": {"where": "jsonl:a", "sha256": "1" * 64}}
+    save_config(tmp_path, name, tiny.sft(), inputs=inputs, step=1, **settings)
+    assert json.loads((tmp_path / "config.json").read_text()) == first
+
+    other = tiny.sft(steps=9, evaluation=EvaluationConfig(every_steps=1))
+    inputs |= {"data.validation": Input("jsonl:b", "2" * 64)}
+    save_config(tmp_path, name, other, inputs=inputs, step=2, **settings | {"num_devices": 4})
+    provenance.record_inputs(tmp_path, {"data.train": Input("jsonl:a", "3" * 64)}, 3)
+    edit(tmp_path, lambda content: content["versions"].update(jax="0.0.1"))
+    save_config(tmp_path, name, other, step=4, **settings | {"num_devices": 4})
+    last = json.loads((tmp_path / "config.json").read_text())
+    assert last["changes"] == [
+        {"step": 2, "what": "steps", "was": 3, "now": 9},
+        {"step": 2, "what": "evaluation.every_steps", "was": 0, "now": 1},
+        {"step": 2, "what": "num_devices", "was": 8, "now": 4},
+        {"step": 3, "what": "data.train", "was": "1" * 64, "now": "3" * 64},
+        {"step": 4, "what": "jax", "was": "0.0.1", "now": last["versions"]["jax"]},
+    ]
+    assert last["id"] == first["id"]
+    assert list(last["inputs"]) == ["data.train", "data.validation"]
+
+
+def test_other_inputs_are_refused_or_accepted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = {name: Input(f"the {name}", "1" * 64) for name in ("a", "b", "c", "d", "e")}
+    save_config(tmp_path, tmp_path.name, tiny.sft(), device="cpu", num_devices=8, inputs=inputs)
+    check_inputs(tmp_path, inputs | {"new": Input("new", "2" * 64)})
+    inputs["b"] = Input("another b", "2" * 64)
+    with pytest.raises(ConfigError) as error:
+        check_inputs(tmp_path, inputs)
+    assert str(error.value) == (
+        f"{tmp_path}: the run rests on other content now: b (another b, was the b): bring it back, "
+        "use another --workdir, or resume on it with --accept_changed."
+    )
+    inputs |= {name: Input(f"the {name}", None) for name in ("a", "c", "d")}
+    with pytest.raises(
+        ConfigError, match=r"a \(the a\), .*, c \(the c\) and 1 more: bring it back"
+    ):
+        check_inputs(tmp_path, inputs)
+    check_inputs(tmp_path, inputs, accept=True)
+    assert [text for text in caplog.messages if text.endswith(" and 1 more: accepted")]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["metrics.jsonl", "checkpoints/4/files.json", "rollouts/step-000000.jsonl", "finished.json"],
+)
+def test_a_run_without_its_config_is_not_taken_for_a_new_one(tmp_path: Path, file: str) -> None:
+    for name in ("checkpoints", "policy"):
+        (tmp_path / name).mkdir()
+    check_same_config(tmp_path, tiny.sft())  # killed before its config was written
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert "config.json, which says what run this is, is missing, and there is " in refusal(
+        tmp_path, tiny.sft()
+    )
+
+
+def test_a_folder_that_was_renamed_holds_another_run(tmp_path: Path) -> None:
+    save(tmp_path / "a", tiny.sft())
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert refusal(tmp_path / "b", tiny.sft()) == (
+        f"{tmp_path}/b holds run a, as its config.json says: rename the folder back, or use "
+        "another --workdir."
+    )
+
+
+@pytest.mark.parametrize("facts", [{"inputs": 3}, {"changes": {}}, {"policy": [1]},
+                                   {"inputs": {"a": 3}}, {"inputs": {"a": {"no": 1}}}])  # fmt: skip
+def test_a_damaged_record_is_one_line(tmp_path: Path, facts: dict[str, Any]) -> None:
+    save(tmp_path, tiny.sft())
+    edit(tmp_path, lambda content: content.update(facts))
+    with pytest.raises(ConfigError, match="damaged"):
+        provenance.inputs_of(tmp_path)
 
 
 def test_a_section_left_out_is_one_difference(tmp_path: Path) -> None:

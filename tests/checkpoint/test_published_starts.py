@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import jax
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ import tiny_experiment
 from safetensors.numpy import load_file, save_file
 
 from rft_jax.checkpoint import policy as policies
+from rft_jax.checkpoint import provenance
+from rft_jax.checkpoint.inputs import of_weights
 from rft_jax.checkpoint.start import Start, load_start
 from rft_jax.commands import main as cli
 from rft_jax.config import Config, DataConfig, TokenizerConfig, UpdateConfig
@@ -163,27 +166,34 @@ def test_the_start_is_the_published_weights(published: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_adapters_know_the_weights_they_stand_on(published: Path, tmp_path: Path) -> None:
-    """A run that is resumed, and one that starts from it, must find the same."""
+    """A run that starts from theirs must find the same."""
     folder = shutil.copytree(published, tmp_path / "model")
     config = sft_from(folder, tiny_experiment.write_questions(tmp_path))
     model = replace(config.model, lora_rank=2, lora_alpha=4.0, lora_targets=("up",))
     config = replace(config, model=model)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    layout = make_layout(config.model, make_mesh(config.mesh), optimizer, VOCAB)
     run = tmp_path / "work" / "lora"
-    (run / "policy").mkdir(parents=True)
-    first = load_start(config, run.parent, layout, run)
-    again = load_start(config, run.parent, layout, run)
+    checkpoints.write_run(run.parent, "lora", config)
+    further = replace(config, init_from="run:lora")
+    digests = of_weights(folder, {})
+    older = json.dumps({Path(one.where).name: one.sha256 for one in digests.values()})
+    (run / "policy" / "weights.json").write_text(older)
+    content = json.loads((run / "config.json").read_text())
+    del content["inputs"]
+    (run / "config.json").write_text(json.dumps(content))  # as versions up to 0.1.0 recorded them
+    first = start_of(further, run.parent)
+    provenance.record_inputs(run, digests, 0)
+    (run / "policy" / "weights.json").unlink()
+    again = start_of(further, run.parent)
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
     shard = sorted(folder.glob("*.safetensors"))[-1]
     arrays = {name: -array for name, array in load_file(shard).items()}
     save_file(arrays, shard, metadata={"format": "pt"})
     with pytest.raises(ModelError) as error:
-        load_start(config, run.parent, layout, run)
+        start_of(further, run.parent)
     assert str(error.value) == (
-        f"{folder}: its weights are other than those that the adapters of {run} were trained on: "
-        "restore the files, or name the revision they were of."
+        f"{shard}: it holds other weights than those that the adapters of {run} were trained on: "
+        "restore the file, or name the revision that it was of."
     )
 
 

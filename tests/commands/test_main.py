@@ -53,7 +53,10 @@ class Runs:
         workdir: Path,
         profile: Steps | None,
         at: Callable[[str], None],
+        *,
+        accept_changed: bool,
     ) -> Result:
+        self.accepted = accept_changed
         self.calls.append((name, experiment[name].steps, workdir))
         self.profiles.append(profile)
         result = self.results.get(name, Result(3, True))
@@ -179,9 +182,9 @@ def test_any_other_error_keeps_its_traceback(runs: Runs, error: Exception) -> No
 def test_another_config_is_refused_before_any_run(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    provenance.save_config(Path("w/rft"), "rft", tiny.rft(steps=4), device="cpu", num_devices=1)
+    provenance.save_config(Path("w/rft"), "rft", tiny.rft(seed=4), device="cpu", num_devices=1)
     assert refusal(capsys, "run", "study.py", "--workdir", "w") == (
-        "w/rft holds a run with another config: steps is 3, was 4: use another --workdir or the "
+        "w/rft holds a run with another config: seed is 0, was 4: use another --workdir or the "
         "old values."
     )
     assert runs.calls == []
@@ -194,6 +197,9 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
     for _ in range(2):
         assert cli.main(["run", "study.py", "--workdir", "w"]) == 0
     assert len(runs.calls) == 6
+    assert not runs.accepted
+    assert cli.main(["run", "study.py", "--workdir", "w", "--accept_changed"]) == 0
+    assert runs.accepted
 
 
 @pytest.mark.parametrize(

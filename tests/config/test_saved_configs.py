@@ -24,9 +24,11 @@ def test_the_files_are_there() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_saved_config_loads_for_ever(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(path.read_bytes())
-    config = load_config(tmp_path)
-    check_same_config(tmp_path, config)
+    folder = tmp_path / json.loads(path.read_text())["name"]
+    folder.mkdir()
+    (folder / "config.json").write_bytes(path.read_bytes())
+    config = load_config(folder)
+    check_same_config(folder, config)
     values = flatten(config)
     for name, saved in json.loads(path.read_text())["config"].items():
         inner = {f"{name}.{field}": value for field, value in saved.items()} if isinstance(

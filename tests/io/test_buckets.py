@@ -17,20 +17,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import HANDLERS, create_server
 from jobs import WAIT_SECONDS, Study, of_all
 from killing import RUNS, assert_same
 
+from rft_jax.checkpoint import integrity
 from rft_jax.checkpoint import policy as policies
-from rft_jax.checkpoint.provenance import load_config
+from rft_jax.checkpoint.provenance import check_same_config, load_config
 from rft_jax.checkpoint.start import merged
 from rft_jax.commands.main import main
 from rft_jax.config.steps import Steps
+from rft_jax.errors import ConfigError, DataError
 from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically
 from rft_jax.observe.profiling import open_profiler
 from rft_jax.rollout import log as rollout_log
+from rft_jax.types import Question, Sample, Verdict
 
 BUCKET = "gs://runs-of-tests"
 STEPS = 4
@@ -153,6 +157,38 @@ def test_a_bucket_that_is_not_there_is_one_line(
     assert line.startswith(f"rft-jax: error: {workdir}: cannot write here (")
 
 
+def test_what_is_missing_or_misplaced_in_a_bucket_shows(caplog: pytest.LogCaptureFixture) -> None:
+    run = folder_of(f"{BUCKET}/records/run")
+    for step in (2, 4):
+        path = run / "checkpoints" / str(step)
+        for name in ("params/d/0", "commit_success.txt"):
+            write_atomically(path / name, f"{step}")
+        integrity.write_record(path, None)
+    kept = run / "checkpoints"
+    for name in ("params/d/0", "files.json", "commit_success.txt"):  # renamed to 9
+        write_atomically(
+            run / f"checkpoints/9/{name}", (run / f"checkpoints/4/{name}").read_bytes()
+        )
+    found = integrity.newest_whole(kept)
+    assert found.step == 4
+    assert [damaged.reason for damaged in found.damaged] == [
+        "it is that of step 4: the folder was renamed"
+    ]
+    with pytest.raises(ConfigError, match=r"config.json, .* is missing, and there is checkpoints"):
+        check_same_config(run, tiny.sft())
+    question = Question(0, "1+1?", "2")
+    facts: Any = {"text": "2", "tokens": (5,), "log_probs": (-1.0,), "finished": True}
+    samples = [Sample(0, n, 0, verdict=Verdict.CORRECT, reason="", **facts) for n in range(2)]
+    rollout_log.write(run / "rollouts", 0, samples, [question], seed=0)
+    assert rollout_log.is_whole(run / "rollouts", 0, 2)
+    path = rollout_log.path_of(run / "rollouts", 0)
+    write_atomically(path, path.read_bytes()[:-9])
+    assert not rollout_log.is_whole(run / "rollouts", 0, 2)
+    assert "1 outputs are there instead of 2" in caplog.text
+    with pytest.raises(DataError, match=r"step-000000.jsonl:2: .* is not JSON"):
+        rollout_log.read_folders([f"{run}/rollouts"])
+
+
 # A whole study, killed twice
 
 
@@ -213,6 +249,22 @@ def test_commands_read_a_bucket(
         here = merged(policies.find(f"{killed}/online_rft{which}"))
         there = merged(policies.find(f"{on_disk}/online_rft{which}"))
         np.testing.assert_array_equal(here["embedding"], there["embedding"])
+
+
+@pytest.mark.slow
+def test_other_data_than_those_of_a_run_in_a_bucket_are_refused(killed: Any, study: Study) -> None:
+    """By a job of two processes; the run is finished, and is to be resumed."""
+    questions = study.folder / "questions.jsonl"
+    kept = questions.read_text()
+    try:
+        questions.write_text(kept.replace('"answer": "3"', '"answer": "4"'))
+        for options in ((), ("--rft.steps", str(STEPS + 1))):
+            with study.start(killed, 2, 4, "--only", "rft", *options) as job:
+                assert job.statuses() == [2, 2], job.told()
+                (line,) = (text for text in job.errors(0).splitlines() if "error:" in text)
+            assert f"{killed}/rft: the run rests on other content now: data.train (" in line
+    finally:
+        questions.write_text(kept)
 
 
 @pytest.mark.slow

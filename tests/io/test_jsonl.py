@@ -36,7 +36,11 @@ def test_a_log_that_an_editor_saved_is_read(tmp_path: Path) -> None:
 def test_a_half_written_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     line = '{"step": 2, "note": null}'
     path = write(tmp_path, '{"step": 1, "note": null}\n' + line[:cut])
-    assert [one["step"] for one in read_jsonl(path, FIELDS)] == [1]
+    assert [one["step"] for one in read_jsonl(path, FIELDS, grows=True)] == [1]
+    with pytest.raises(
+        DataError, match=r"log\.jsonl:2: .* is not JSON"
+    ):  # of a file written at once
+        read_jsonl(path, FIELDS)
 
 
 def test_a_last_line_that_only_lacks_its_newline_counts(tmp_path: Path) -> None:

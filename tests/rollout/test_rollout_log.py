@@ -206,48 +206,102 @@ def test_a_damaged_line_is_named(tmp_path: Path, name: str) -> None:
         rollout_log.read(path)
 
 
-def by(process: int, *question_ids: int, processes: int = 2) -> dict[str, Any]:
-    """What `write` is given for the part that a process has."""
+def by(process: int, *question_ids: int, processes: int = 2, outputs: int = 2) -> dict[str, Any]:
+    """What `write` is given for the part that a process has. outputs: of all parts."""
     return {
         "samples": [sample(question_id, text=f"{process}") for question_id in question_ids],
         "questions": QUESTIONS,
         "seed": 0,
         "writer": Writer(process, processes),
+        "outputs": outputs,
     }
 
 
 def test_each_process_writes_its_own_part(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path, 4, **by(1, 3))
-    assert not rollout_log.is_whole(tmp_path, 4)
-    rollout_log.write(tmp_path, 4, **by(0, 7, 3))
-    assert rollout_log.is_whole(tmp_path, 4)
+    rollout_log.write(tmp_path, 4, **by(1, 3, outputs=3))
+    assert not rollout_log.is_whole(tmp_path, 4, 3)
+    rollout_log.write(tmp_path, 4, **by(0, 7, 3, outputs=3))
+    assert rollout_log.is_whole(tmp_path, 4, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000004.000-of-002.jsonl",
         "step-000004.001-of-002.jsonl",
     ]
-    found = [(one.text, one.question_id) for _, one in rollout_log.read_step(tmp_path, 4)]
+    found = [(one.text, one.question_id) for _, one in rollout_log.read_step(tmp_path, 4, 3)]
     assert found == [("0", 7), ("0", 3), ("1", 3)]
     assert [one.text for _, one in rollout_log.read_folders([str(tmp_path)])] == ["0", "0", "1"]
 
 
 def test_a_part_may_be_empty(tmp_path: Path) -> None:
     """Where the devices of a process hold rows that another one owns."""
-    rollout_log.write(tmp_path, 4, **by(0, 7))
-    rollout_log.write(tmp_path, 4, **by(1))
-    assert rollout_log.is_whole(tmp_path, 4)
-    assert [one.text for _, one in rollout_log.read_step(tmp_path, 4)] == ["0"]
+    rollout_log.write(tmp_path, 4, **by(0, 7, outputs=1))
+    rollout_log.write(tmp_path, 4, **by(1, outputs=1))
+    assert rollout_log.is_whole(tmp_path, 4, 1)
+    assert [one.text for _, one in rollout_log.read_step(tmp_path, 4, 1)] == ["0"]
+    assert [one.text for _, one in rollout_log.read_folders([str(tmp_path)])] == ["0"]
 
 
 def test_a_rollout_that_lacks_parts_is_not_read(tmp_path: Path) -> None:
     for step in (1, 2):
         for process in range(3):
             if (step, process) != (2, 1):
-                rollout_log.write(tmp_path, step, **by(process, 7, processes=3))
+                rollout_log.write(tmp_path, step, **by(process, 7, processes=3, outputs=3))
     (tmp_path / "step-000002.001-of-003.part").touch()
-    assert [rollout_log.is_whole(tmp_path, step) for step in (0, 1, 2)] == [False, True, False]
+    assert [rollout_log.is_whole(tmp_path, step, 3) for step in (0, 1, 2)] == [False, True, False]
     assert len(rollout_log.read_folders([str(tmp_path)])) == 3
     with pytest.raises(DataError, match=r"step-000002\.jsonl: there is no such rollout file"):
-        rollout_log.read_step(tmp_path, 2)
+        rollout_log.read_step(tmp_path, 2, 3)
+
+
+def damage(path: Path, kind: str) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    if kind == "a line is gone":
+        lines.pop()
+    elif kind == "half a line":
+        lines[-1] = lines[-1][: len(lines[-1]) // 2]
+    path.write_text("" if kind == "empty" else "".join(lines))
+
+
+@pytest.mark.parametrize("kind", ["a line is gone", "half a line", "empty"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_rollout_counts_only_with_all_of_its_outputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, processes: int, kind: str
+) -> None:
+    for process in range(processes):
+        part = by(process, 7, 3, processes=processes, outputs=2 * processes)
+        rollout_log.write(tmp_path, 4, **part)
+    assert rollout_log.is_whole(tmp_path, 4, 2 * processes)
+    assert not caplog.messages
+    path = rollout_log.path_of(tmp_path, 4, Writer(processes - 1, processes))
+    damage(path, kind)
+    assert not rollout_log.is_whole(tmp_path, 4, 2 * processes)
+    assert len(caplog.messages) == 1
+    assert f"{path}: sampled again, as it is damaged: " in caplog.messages[0]
+    found = []
+    for read in (
+        lambda: rollout_log.read_step(tmp_path, 4, 2 * processes),
+        lambda: rollout_log.read_folders([str(tmp_path)]),
+    ):
+        with pytest.raises(DataError) as error:
+            read()
+        found.append(str(error.value))
+        assert str(path) in found[-1]
+    if kind == "half a line":
+        assert all(f"{path}:2: " in text and "is not JSON" in text for text in found)
+    else:
+        left = 2 * processes - (1 if kind == "a line is gone" else 2)
+        assert f"{left} outputs are there instead of {2 * processes}: copy the file" in found[0]
+        assert f"{left} outputs are there" in found[1]
+
+
+def test_a_log_of_an_older_version_does_not_say_how_many_outputs_it_has(tmp_path: Path) -> None:
+    rollout_log.write(tmp_path, 4, [sample(), sample(7)], QUESTIONS, seed=0)
+    path = rollout_log.path_of(tmp_path, 4)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**line, "outputs": 0}) + "\n" for line in lines))
+    path.write_text(path.read_text().replace(', "outputs": 0', ""))
+    assert len(rollout_log.read_folders([str(tmp_path)])) == 2
+    with pytest.raises(DataError, match="2 outputs are there instead of 3: copy the file again"):
+        rollout_log.read_step(tmp_path, 4, 3)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -256,8 +310,10 @@ def test_another_number_of_processes_writes_a_rollout_anew(tmp_path: Path, proce
         for step in (1, 2):
             rollout_log.write(tmp_path, step, **by(process, 7))
     for process in reversed(range(processes)):
-        rollout_log.write(tmp_path, 2, **by(process, 3, processes=processes))
-    assert [one.question_id for _, one in rollout_log.read_step(tmp_path, 2)] == [3] * processes
+        part = by(process, 3, processes=processes, outputs=processes)
+        rollout_log.write(tmp_path, 2, **part)
+    found = rollout_log.read_step(tmp_path, 2, processes)
+    assert [one.question_id for _, one in found] == [3] * processes
     assert len(list(tmp_path.glob("step-000002*"))) == processes
     assert len(list(tmp_path.glob("step-000001*"))) == 2  # of other steps it has no business
 
@@ -266,8 +322,9 @@ def test_of_two_whole_sets_one_is_read(tmp_path: Path) -> None:
     for processes in (2, 3, 1):
         for process in reversed(range(processes)):
             path = rollout_log.path_of(tmp_path, 1, Writer(process, processes))
-            rollout_log.write(tmp_path / "apart", 1, **by(process, 7, processes=processes))
+            part = by(process, 7, processes=processes, outputs=processes)
+            rollout_log.write(tmp_path / "apart", 1, **part)
             (tmp_path / "apart" / path.name).rename(path)
-    assert len(rollout_log.read_step(tmp_path, 1)) == 1
+    assert len(rollout_log.read_step(tmp_path, 1, 1)) == 1
     rollout_log.path_of(tmp_path, 1).unlink()
     assert len(rollout_log.read_folders([str(tmp_path)])) == 2

@@ -62,19 +62,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_run(Path("work"), name, config)
     finally:
         os.chdir(before)
-    (folder / "work/sft/finished.json").write_text("{}", encoding="utf-8")
+    costs = {"cost/updates": 8, "cost/skipped_updates": 0}
+    (folder / "work/sft/finished.json").write_text(json.dumps(costs), encoding="utf-8")
     return folder
 
 
 def save_run(workdir: Path, name: str, config: Config) -> None:
-    """WORKDIR/NAME with its config and a checkpoint of step 4, all zeros."""
+    """WORKDIR/NAME with its config and a checkpoint of zeros: of the end for sft, or of step 4."""
     tokenizer = setup.ensure_tokenizer(config, workdir)
     optimizer = make_optimizer(config.optimizer, config.steps)
     layout = make_layout(config.model, make_mesh(config.mesh), optimizer, tokenizer.vocab_size)
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), layout.state)
     save_config(workdir / name, name, config, device="cpu", num_devices=8)
     with checkpoint.open_manager(workdir / name / "checkpoints", config.checkpoint) as manager:
-        checkpoint.save(manager, 4, Saved(state, HOST))
+        checkpoint.save(manager, config.steps if name == "sft" else 4, Saved(state, HOST))
 
 
 @pytest.fixture(autouse=True)
@@ -242,16 +243,16 @@ def test_start_does_not_exist(refusal: Refusal) -> None:
 
 def test_start_has_no_checkpoint(refusal: Refusal) -> None:
     args = from_there()
-    shutil.rmtree("w/sft/checkpoints/4")
+    shutil.rmtree("w/sft/checkpoints/8")
     folder = Path("w/sft/checkpoints").absolute()
     assert refusal(*args) == f"{folder}: no checkpoint here; finish the run that makes it."
 
 
 def test_start_is_damaged(refusal: Refusal) -> None:
     args = from_there()
-    for file in Path("w/sft/checkpoints/4/params").rglob("d/*"):
+    for file in Path("w/sft/checkpoints/8/params").rglob("d/*"):
         file.write_bytes(b"?" * 10)
-    folder = Path("w/sft/checkpoints/4").absolute()
+    folder = Path("w/sft/checkpoints/8").absolute()
     found = refusal(*args)
     assert found.startswith(f"{folder}: this checkpoint is damaged (params/")
     assert found.endswith("start over with another --workdir.")
