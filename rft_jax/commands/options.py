@@ -165,6 +165,12 @@ class Asking:
     date: str | None = None
     """Date that a chat template which asks for it is told, YYYY-MM-DD. Default: the run's, or
     none."""
+    template_variables: tuple[str, ...] | None = None
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=false. Default: the
+    run's, or none."""
+    stop_tokens: tuple[str, ...] | None = None
+    """Tokens, by their names, that end an output beside EOS and a chat's end of turn. Default: the
+    run's, or none."""
     max_prompt_tokens: int | None = None
     """Longest prompt in tokens. Default: what the longest question needs."""
     max_completion_tokens: int | None = None

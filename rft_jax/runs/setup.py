@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,14 +14,14 @@ from jax.sharding import Mesh
 from rft_jax.checkpoint.policy import start_folder
 from rft_jax.checkpoint.provenance import load_config
 from rft_jax.config import Config, ModelConfig
-from rft_jax.data.prompts import check_lengths
+from rft_jax.data.prompts import check_lengths, ends_text, prompt_text
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
 from rft_jax.errors import ConfigError
-from rft_jax.hub.folder import locate
+from rft_jax.hub.folder import locate, prompting_of
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
 from rft_jax.models.axes import logical_axes
@@ -144,6 +145,29 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
             "questions: ask at most that many in a step."
         )
     return questions
+
+
+def show_prompts(
+    name: str, config: Config, workdir: Folder, questions: Questions, tokenizer: Tokenizer
+) -> None:
+    """Log the first prompt and what ends an output; warn where the start was asked otherwise."""
+    data, start = config.data, start_folder(config.init_from, workdir)
+    for question in [*questions.train, *questions.validation][:1]:
+        text = prompt_text(question.text, data, tokenizer)
+        logger.info("%s: first prompt: %r", name, text)
+    logger.info("%s: %s", name, ends_text(tokenizer))
+    before: dict[str, Any] = {}
+    if config.init_from.startswith("hf:"):
+        before = prompting_of(config.init_from)
+    elif start is not None and (start / "config.json").is_file():
+        before = load_config(start).data.prompting
+    apart = [f"data.{k} is {data.prompting[k]!r}, was {old!r}" for k, old in before.items()
+             if old != data.prompting[k]]  # fmt: skip
+    if apart:
+        logger.warning(
+            "%s: init_from, %s, was asked in another way: %s", name, config.init_from,
+            "; ".join(apart),
+        )  # fmt: skip
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:

@@ -36,13 +36,14 @@ class HuggingFace(Tokenizer):
 
     backend: tokenizers.Tokenizer = field(repr=False)
 
-    @functools.cached_property
-    def _marked(self) -> tokenizers.Tokenizer:
-        # A second one, since looking for names or not is a state of the first.
-        return tokenizers.Tokenizer.from_str(self.backend.to_str())
+    @property
+    def marks(self) -> Mapping[int, str]:
+        """Special or not; runs of spaces or newlines, as Gemma adds them, are text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {t: one.content for t, one in added.items() if one.special or one.content.strip()}
 
     def _encode(self, text: str, *, marked: bool) -> list[int]:
-        backend = self._marked if marked else self.backend
+        backend = _marked(self.backend) if marked else self.backend
         return backend.encode(text, add_special_tokens=False).ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -52,6 +53,12 @@ class HuggingFace(Tokenizer):
         """Those of the folder, as they are."""
         paths = [self.path / name for name in FOLDER_FILES]
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+@functools.lru_cache(maxsize=2)
+def _marked(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A second one, since looking for names or not is a state of the first."""
+    return tokenizers.Tokenizer.from_str(backend.to_str())
 
 
 def load_folder(folder: Folder) -> HuggingFace:
