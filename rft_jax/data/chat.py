@@ -20,7 +20,7 @@ from rft_jax.errors import ModelError, UserError
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from rft_jax.data.rendering import serve; serve()"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChatTemplate:
     """text: in Jinja; path: of the file it stands in; names: of special tokens by their role, such
     as `bos_token`, which the template may use."""

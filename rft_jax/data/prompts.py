@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 from rft_jax.config import DataConfig
-from rft_jax.data.chat import render
+from rft_jax.data.chat import ChatTemplate, render
 from rft_jax.data.tokenizers.base import Tokenizer, shown
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.types import Question
@@ -91,23 +92,29 @@ def with_ends(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
 
 def ends_text(tokenizer: Tokenizer) -> str:
     """What ends an output and a demonstration, as a person reads it."""
-
-    def name(token: int) -> str:
-        return tokenizer.special.get(token) or tokenizer.decode([token])
-
-    end = tokenizer.decode(tokenizer.before_eos) + name(tokenizer.eos_id)
-    names = " or ".join(repr(name(token)) for token in tokenizer.eos_ids)
+    # A tokenizer with a dummy prefix takes a text's first space off.
+    answered = tokenizer.decode([*tokenizer.encode(_ANSWER), *tokenizer.before_eos])
+    end = answered.removeprefix(_ANSWER) + _name(tokenizer.eos_id, tokenizer)
+    names = " or ".join(repr(_name(token, tokenizer)) for token in tokenizer.eos_ids)
     return f"a demonstration ends with {end!r}, a sampled output with {names}"
+
+
+def _name(token: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.special.get(token) or tokenizer.decode([token])
 
 
 def _chat(text: str, data: DataConfig, tokenizer: Tokenizer, answer: str | None = None) -> str:
     """The user's message in the chat template, with the assistant's or up to it."""
-    template = tokenizer.chat_template
-    if template is None:
+    if tokenizer.chat_template is None:
         raise ModelError(
             f"{tokenizer.path}: the tokenizer has no chat template, and data.prompt_format is "
             "chat: name a chat model's folder in tokenizer.path, or set data.prompt_format to text."
         )
+    return _rendered(tokenizer.chat_template, text, data, answer)
+
+
+@functools.lru_cache(maxsize=2**14)  # every step asks for some of the same prompts
+def _rendered(template: ChatTemplate, text: str, data: DataConfig, answer: str | None) -> str:
     rendered = render(
         template,
         system=data.system,
@@ -119,8 +126,8 @@ def _chat(text: str, data: DataConfig, tokenizer: Tokenizer, answer: str | None 
     if text.strip() not in rendered:
         raise ModelError(
             f"{template.path}: the chat template does not print the user's message as it stands "
-            f"({shown(text)}): questions would be asked alike; a template that takes messages in "
-            "parts is not served: fix it, or set data.prompt_format to text."
+            f"({shown(text)}), so that questions could be asked alike; a template that takes "
+            "messages in parts is not served: fix it, or set data.prompt_format to text."
         )
     return rendered
 
@@ -177,8 +184,8 @@ def check_lengths(
         if inside := set(tokens[:-1]) & set(tokenizer.eos_ids):
             raise DataError(
                 f"{source}: the solution of question {question.id} holds "
-                f"{tokenizer.decode([*inside])!r}, a token that ends an output: leave the question "
-                "out, or choose other data.stop_tokens."
+                f"{_name(min(inside), tokenizer)!r}, a token that ends an output: leave the "
+                "question out, or choose other data.stop_tokens."
             )
         lengths.append((len(tokens), question.id))
     check(lengths, "demonstration", "data.max_completion_tokens", data.max_completion_tokens)

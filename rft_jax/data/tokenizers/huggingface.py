@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,8 +25,12 @@ from rft_jax.data.tokenizers.folder_settings import (
     read_settings,
 )
 from rft_jax.data.tokenizers.from_sentencepiece import convert, parsed
+from rft_jax.data.tokenizers.growth import growth
 from rft_jax.errors import ModelError
 from rft_jax.io.paths import Folder
+
+_MOST_GROWTH = 1000
+"""Characters that the steps of a tokenizer.json may make of one."""
 
 _RARE = "\U0001fad9"
 """A character that is too young and too rare for a piece of its own."""
@@ -113,10 +119,19 @@ def load_folder(folder: Folder) -> HuggingFace:
 
 def _from_json(path: Folder) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        times = 1
+        with contextlib.suppress(json.JSONDecodeError):  # the library says where
+            times = growth(json.loads(text))
+        if times <= _MOST_GROWTH:
+            return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: no tokenizer ({reason}): copy or download it again.") from error
+    raise ModelError(
+        f"{path}: its steps make up to {times:,} characters of one, and {_MOST_GROWTH:,} are "
+        "allowed: a published tokenizer makes a few; download it again from who made it."
+    )
 
 
 def _with_roles_of_model(settings: FolderSettings, spec: Any) -> FolderSettings:
