@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,20 @@ def test_a_published_model_that_has_no_template(found: Found, tmp_path: Path) ->
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     data = ask(Asking(found.source), find(str(folder))).data
     assert (data.prompt_format, data.prompt_template) == ("text", "{question}\n")
+
+
+def test_an_export_says_how_it_was_asked(found: Found, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(found.published.folder, tmp_path / "export"))
+    asked = replace(found.published.data, prompt_template="Q: {question}", system="S").prompting
+    (folder / "prompting.json").write_text(json.dumps(asked))
+    exported = find(f"hf:{folder}")
+    assert ask(Asking(found.source), exported).data.prompting == asked
+    text = ask(Asking(found.source, prompt_format="text"), exported).data
+    assert (text.prompt_template, text.system) == ("{question}\n", "")
+    for damage in ({"prompt_format": "t"}, {"system": 3}, {"train": 1}, {"x": "y"}):
+        (folder / "prompting.json").write_text(json.dumps(asked | damage))
+        with pytest.raises(ModelError, match=r"prompting.json: it does not say how a question is "):
+            ask(Asking(found.source), find(f"hf:{folder}"))
 
 
 def test_texts_longer_than_the_model_is_made_for(
