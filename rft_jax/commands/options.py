@@ -156,7 +156,8 @@ class Asking:
     """Folder of prepared TFDS data. Default: the run's, or TFDS's own."""
     prompt_format: Literal["text", "chat"] | None = None
     """text: the model continues the prompt; chat: the prompt is the user's message in the chat
-    template. Default: the run's; for a published model chat, if it has a template, else text."""
+    template. Default: the run's, also of an export; for another published model chat, if it has a
+    template, else text."""
     prompt_template: str | None = None
     """Text of the prompt, in which {question} stands for the question. Default: the run's; else
     {question}, and in the format text a newline after it."""
