@@ -23,7 +23,7 @@ from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
 from rft_jax.errors import CheckpointError, ConfigError, UserError
 from rft_jax.hub.families import model_config
-from rft_jax.hub.folder import locate, raw_config
+from rft_jax.hub.folder import locate, prompting_of, raw_config
 from rft_jax.hub.raw_config import generation_config
 from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, write_atomically
@@ -32,8 +32,6 @@ ComputeDtype = Literal["float32", "bfloat16"]
 
 MAX_NEW_TOKENS = 512
 """Longest output of a published model, unless another length is asked for."""
-TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
-"""Of prompts, by their format."""
 
 FOLDER = "policy"
 """In a run's folder, what is kept of its policy other than parameters."""
@@ -71,17 +69,16 @@ class Policy:
 
     @property
     def data(self) -> DataConfig:
-        """How questions are put to it, unless otherwise is asked for: as in its run; to a published
-        model, as a chat if its tokenizer has a template for them."""
+        """How questions are put to it, unless otherwise is asked for: as in its run, also where it
+        was exported; to another published model, as a chat if its tokenizer has a template."""
         if self.config is not None:
             return self.config.data
-        prompt_format: Literal["text", "chat"] = "chat" if self.tokenizer.chat_template else "text"
+        chat = {"prompt_format": "chat"} if self.tokenizer.chat_template else {}
         return DataConfig(
             train="",
             validation="",
-            prompt_format=prompt_format,
-            prompt_template=TEMPLATES[prompt_format],
             max_completion_tokens=MAX_NEW_TOKENS,
+            **prompting_of(str(self.folder)) or chat,
         )
 
 

@@ -10,21 +10,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rft_jax.checkpoint.policy import TEMPLATES, Policy
+from rft_jax.checkpoint.policy import Policy
 from rft_jax.commands.options import Asking
 from rft_jax.config import DataConfig, MeshConfig
+from rft_jax.config.data import PROMPTING
 from rft_jax.data import sources
-from rft_jax.data.chat import render
-from rft_jax.data.prompts import exceeding, prompt_tokens
+from rft_jax.data.prompts import ends_text, exceeding, prompt_text, prompt_tokens, with_ends
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.types import Question
 
 QUESTIONS_PER_BATCH = 64
 """Of a published model."""
-
-_OPTIONS = ("prompt_format", "prompt_template", "system", "date")
-"""Options that set the field of DataConfig of their name."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +30,13 @@ logger = logging.getLogger(__name__)
 class Asked:
     """Questions with everything that decides how they are put, all of it checked.
 
-    data: prompts, and the lengths that the shapes have.
+    data: prompts, and the lengths that the shapes have; tokenizer: with the ends that outputs have.
     """
 
     source: str
     questions: tuple[Question, ...]
     data: DataConfig
+    tokenizer: Tokenizer
     mesh: MeshConfig
     seed: int
     questions_per_batch: int
@@ -50,9 +48,10 @@ def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked
     given: questions in place of those of the source `asking.questions`, which then only names them.
     Raises DataError, ModelError and ConfigError for what does not fit.
     """
-    run, tokenizer = policy.config, policy.tokenizer
+    run = policy.config
     with _naming_options():
         data = _prompting(asking, policy)
+        tokenizer = with_ends(policy.tokenizer, data)
     questions = tuple(given) or sources.load(asking.questions, data.data_dir)
     with _naming_options():
         lengths = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
@@ -62,7 +61,8 @@ def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked
         raise ConfigError(f"{asking.questions}: {said}: raise it, or leave it out.")
     data = replace(data, max_prompt_tokens=asking.max_prompt_tokens or longest)
     logger.info("prompt format: %s", data.prompt_format)
-    logger.info("first prompt, %d tokens: %r", lengths[0], _text(questions[0], data, tokenizer))
+    first = prompt_text(questions[0].text, data, tokenizer)
+    logger.info("first prompt, %d tokens: %r; %s", lengths[0], first, ends_text(tokenizer))
     needed = longest + data.max_completion_tokens
     if policy.max_positions is not None and needed > policy.max_positions:
         logger.warning(
@@ -76,6 +76,7 @@ def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked
         source=asking.questions,
         questions=questions,
         data=data,
+        tokenizer=tokenizer,
         mesh=MeshConfig(*asking.mesh) if asking.mesh else mesh,
         seed=seed,
         questions_per_batch=asking.questions_per_batch or size,
@@ -84,21 +85,23 @@ def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked
 
 def _prompting(asking: Asking, policy: Policy) -> DataConfig:
     """How questions are put. max_prompt_tokens: not known yet."""
-    own = policy.data
-    prompt_format = asking.prompt_format or own.prompt_format
-    if prompt_format != own.prompt_format:
+    own, given = policy.data, {name: getattr(asking, name) for name in PROMPTING}
+    if asking.prompt_format not in (None, own.prompt_format):
         # Those of the other format would not fit.
-        template = TEMPLATES[prompt_format]
-        own = replace(own, prompt_format="text", prompt_template=template, system="", date="")
+        own = DataConfig(
+            train="",
+            validation="",
+            data_dir=own.data_dir,
+            prompt_format=asking.prompt_format,
+            stop_tokens=own.stop_tokens,
+            max_completion_tokens=own.max_completion_tokens,
+        )
     return DataConfig(
         train="",
         validation="",
         test=asking.questions,
-        data_dir=_given(asking.data_dir, own.data_dir),
-        prompt_format=prompt_format,
-        prompt_template=_given(asking.prompt_template, own.prompt_template),
-        system=_given(asking.system, own.system),
-        date=_given(asking.date, own.date),
+        data_dir=own.data_dir if asking.data_dir is None else asking.data_dir,
+        **own.prompting | {name: value for name, value in given.items() if value is not None},
         max_completion_tokens=asking.max_completion_tokens or own.max_completion_tokens,
     )
 
@@ -109,18 +112,5 @@ def _naming_options() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModelError, DataError) as error:
-        said = re.sub(rf"\bdata\.({'|'.join(_OPTIONS)})\b", r"\1", str(error))
+        said = re.sub(rf"\bdata\.({'|'.join(PROMPTING)})\b", r"\1", str(error))
         raise type(error)(said) from error
-
-
-def _given(value: str | None, otherwise: str) -> str:
-    return otherwise if value is None else value
-
-
-def _text(question: Question, data: DataConfig, tokenizer: Tokenizer) -> str:
-    """A prompt as a person reads it, names of special tokens included."""
-    text = data.prompt_template.replace("{question}", question.text, 1)
-    if data.prompt_format == "text":
-        return "".join(tokenizer.special[token] for token in tokenizer.prefix_ids) + text
-    assert tokenizer.chat_template is not None
-    return render(tokenizer.chat_template, system=data.system, user=text, date=data.date)

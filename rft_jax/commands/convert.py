@@ -12,8 +12,10 @@ from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.start import merged
 from rft_jax.commands.model_card import model_card
 from rft_jax.commands.options import ConvertOptions
+from rft_jax.data.prompts import with_ends
 from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
 from rft_jax.errors import UserError
+from rft_jax.hub.folder import PROMPTING
 from rft_jax.hub.raw_config import raw_config_of
 from rft_jax.hub.save import Dtype, require_fresh, save_pretrained
 
@@ -37,6 +39,8 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
     dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
     dtype = options.dtype or dtype
     tokenizer, model = policy.tokenizer, policy.model.without_adapters()
+    if policy.config is not None:
+        tokenizer = with_ends(tokenizer, policy.config.data)
     kept = policy.folder / policies.FOLDER if policy.config else policy.folder
     raw = policy.raw
     if raw is None:
@@ -57,6 +61,7 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
     generation = policies.generation_of(kept, tokenizer)
     files = tokenizer.files() | {
         "generation_config.json": (json.dumps(generation, indent=2) + "\n").encode(),
+        PROMPTING: (json.dumps(policy.data.prompting, indent=2) + "\n").encode(),
         "README.md": model_card(policy, out.name).encode(),
     }
     params = merged(policy)

@@ -66,7 +66,7 @@ def evaluate(
     mesh = make_mesh(asked.mesh)
     total = len(asked.questions) * (1 + num_samples)
     with VerifierPool(spec, limits) as verifier:
-        sampling = Sampling(policy.model, asked.data, mesh, policy.tokenizer, verifier, asked.seed)
+        sampling = Sampling(policy.model, asked.data, mesh, asked.tokenizer, verifier, asked.seed)
         params = to_sample_from(policy, mesh) if params is None else params
         with Progress(total, 0, f"evaluate {policy.name}", unit="output") as progress:
             outputs = draw(
@@ -197,9 +197,11 @@ def _settings(
         "temperature": drawing.temperature if samples else None,
         "seed": asked.seed,
         "prompt_format": data.prompt_format,
-        "prompt_template": data.prompt_template,
+        "prompt_template": data.template,
         "system": data.system,
         "date": data.date,
+        "template_variables": list(data.template_variables),
+        "stop_tokens": list(data.stop_tokens),
         "max_prompt_tokens": data.max_prompt_tokens,
         "max_completion_tokens": data.max_completion_tokens,
         "questions_per_batch": asked.questions_per_batch,

@@ -176,17 +176,19 @@ def _shown(value: float | None, form: str) -> str:
 def _use(data: DataConfig, name: str) -> list[str]:
     """How to load it and ask it a question as it was asked in training."""
     quoted = functools.partial(json.dumps, ensure_ascii=False)
-    prompt = f'{quoted(data.prompt_template)}.replace("{{question}}", question)'
+    prompt = f'{quoted(data.template)}.replace("{{question}}", question)'
     if data.prompt_format == "chat":
         system = f'    {{"role": "system", "content": {quoted(data.system)}}},'
         user = f'    {{"role": "user", "content": {prompt}}},'
         ask = ["messages = [", *([system] if data.system else []), user, "]"]
         tokens = [
             "inputs = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,',
+            *(f"    {name}={value!r}," for name, value in data.variables.items()),
             ")",
         ]
-        vllm = "chat(messages"
+        extra = f", chat_template_kwargs={data.variables!r}" if data.variables else ""
+        vllm = f"chat(messages{extra}"
     else:
         ask = [f"prompt = {prompt}"]
         tokens = ['inputs = tokenizer(prompt, return_tensors="pt")']
@@ -215,7 +217,7 @@ def _use(data: DataConfig, name: str) -> list[str]:
         'question = "..."',
         *ask,
         f"settings = SamplingParams(temperature=0.0, max_tokens={longest})",
-        f"print(llm.{vllm}, settings)[0].outputs[0].text)",
+        f"print(llm.{vllm}, sampling_params=settings)[0].outputs[0].text)",
         "```",
     ]
 

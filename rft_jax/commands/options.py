@@ -159,7 +159,8 @@ class Asking:
     """Folder of prepared TFDS data. Default: the run's, or TFDS's own."""
     prompt_format: Literal["text", "chat"] | None = None
     """text: the model continues the prompt; chat: the prompt is the user's message in the chat
-    template. Default: the run's; for a published model chat, if it has a template, else text."""
+    template. Default: the run's, also of an export; for another published model chat, if it has a
+    template, else text."""
     prompt_template: str | None = None
     """Text of the prompt, in which {question} stands for the question. Default: the run's; else
     {question}, and in the format text a newline after it."""
@@ -168,6 +169,12 @@ class Asking:
     date: str | None = None
     """Date that a chat template which asks for it is told, YYYY-MM-DD. Default: the run's, or
     none."""
+    template_variables: tuple[str, ...] | None = None
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=false. Default: the
+    run's, or none."""
+    stop_tokens: tuple[str, ...] | None = None
+    """Tokens, by their names, that end an output beside EOS and a chat's end of turn. Default: the
+    run's, or none."""
     max_prompt_tokens: int | None = None
     """Longest prompt in tokens. Default: what the longest question needs."""
     max_completion_tokens: int | None = None

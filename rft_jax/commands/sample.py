@@ -58,7 +58,7 @@ def outputs(
         own = policy.config.evaluation.temperature if policy.config else 1.0
         temperature = drawing.temperature or own
     mesh = make_mesh(asked.mesh)
-    sampling = Sampling(policy.model, asked.data, mesh, policy.tokenizer, None, asked.seed)
+    sampling = Sampling(policy.model, asked.data, mesh, asked.tokenizer, None, asked.seed)
     params = to_sample_from(policy, mesh) if params is None else params
     total = len(asked.questions) * samples
     with Progress(total, 0, f"sample {policy.name}", unit="output") as progress:

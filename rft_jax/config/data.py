@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rft_jax.config.fields import at_least, require
+
+_TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
+"""Of prompts, by their format: a chat's template ends the message."""
+
+PROMPTING = (
+    "prompt_format", "prompt_template", "system", "date", "template_variables", "stop_tokens",
+)  # fmt: skip
+"""Fields that decide how a question is put and where its output ends."""
+
+_OF_TEMPLATE = ("messages", "add_generation_prompt", "strftime_now", "raise_exception")
+"""What a chat template reads and no setting changes."""
+
+_PYTHON = {"True": True, "False": False, "None": None}
 
 
 @dataclass(frozen=True)
@@ -25,13 +39,18 @@ class DataConfig:
     prompt_format: Literal["text", "chat"] = "text"
     """text: the model continues the prompt; chat: the prompt is the user's message, and the chat
     template of the tokenizer's folder asks for the answer."""
-    prompt_template: str = "{question}\n"
-    """Text of the prompt; `{question}` is replaced by the question. In a chat, whose template ends
-    the message, `{question}` is enough."""
+    prompt_template: str = ""
+    """Text of the prompt, in a chat of the user's message; `{question}` is replaced by the
+    question. Empty: `{question}` and a newline, in a chat `{question}`."""
     system: str = ""
     """System message of a chat; empty for none."""
     date: str = ""
     """Date given to a chat template that asks for one, YYYY-MM-DD; other templates ignore it."""
+    template_variables: tuple[str, ...] = ()
+    """Variables of a chat template, each NAME=VALUE, such as `enable_thinking=false`. VALUE is
+    JSON; what is no JSON is a text."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens, by their names, that end an output beside EOS and a chat's end of turn."""
     max_prompt_tokens: int = 128
     """Longest prompt in tokens."""
     max_completion_tokens: int = 128
@@ -42,10 +61,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.prompt_template.count("{question}") == 1,
+            self.template.count("{question}") == 1,
             f"data.prompt_template is {self.prompt_template!r}: it must hold {{question}} once.",
         )
-        for name in ("system", "date"):
+        for name in ("system", "date", "template_variables"):
             require(
                 self.prompt_format == "chat" or not getattr(self, name),
                 f"data.{name} does nothing under data.prompt_format={self.prompt_format}: remove "
@@ -55,7 +74,39 @@ class DataConfig:
             not self.date or _is_date(self.date),
             f"data.date is {self.date!r}: a date is expected, YYYY-MM-DD.",
         )
+        names = [one.partition("=")[0] for one in self.template_variables]
+        for name, one in zip(names, self.template_variables, strict=True):
+            require(
+                "=" in one and name.isidentifier() and names.count(name) == 1,
+                f"data.template_variables holds {one!r}: NAME=VALUE is expected, each name once.",
+            )
+            require(
+                name not in _OF_TEMPLATE,
+                f"data.template_variables sets {name}, which prompts set themselves: remove it.",
+            )
         at_least(1, self, "max_prompt_tokens", "max_completion_tokens")
+
+    @property
+    def template(self) -> str:
+        """data.prompt_template, or what the format has in its place."""
+        return self.prompt_template or _TEMPLATES[self.prompt_format]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """data.template_variables by name."""
+        pairs = (one.split("=", 1) for one in self.template_variables)
+        return {name: _value(text) for name, text in pairs}
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """Everything that decides how a question is put and where its output ends."""
+        values = {name: getattr(self, name) for name in PROMPTING}
+        return values | {"prompt_template": self.template}
+
+    def message(self, question: str) -> str:
+        """The prompt that asks a question, in a chat the user's message; other braces mean
+        nothing."""
+        return self.template.replace("{question}", question, 1)
 
 
 @dataclass(frozen=True)
@@ -93,6 +144,15 @@ class TokenizerConfig:
                 f"tokenizer.vocab_size is {self.vocab_size}: it must exceed 260 (256 byte pieces "
                 "and 4 special ones).",
             )
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON:  # as one who writes Python would have it
+        return _PYTHON[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _is_date(text: str) -> bool:

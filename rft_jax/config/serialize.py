@@ -74,6 +74,8 @@ def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     A section that only one of them has is one difference: None against `given`.
     """
     ours, theirs = flatten(config), flatten(other)
+    ours["data.prompt_template"] = config.data.template
+    theirs["data.prompt_template"] = other.data.template
     apart: dict[str, tuple[Any, Any]] = {}
     for name in ours | theirs:
         if "." in name and not (name in ours and name in theirs):
@@ -168,6 +170,7 @@ def _identity(value: str | method.Method) -> Any:
 def plain(config: Config) -> dict[str, Any]:
     """The nested plain values of a Config that JSON holds; `build` is the inverse."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
+    values["data"] = replace(config.data, prompt_template=config.data.template)
     nested = {name: asdict(v) if name in section_types() and v else v for name, v in values.items()}
     return nested | {"method": method.to_json(config.method)}
 

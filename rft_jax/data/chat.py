@@ -1,26 +1,26 @@
-"""Chat templates: messages to the text that a chat model was trained on.
-
-A template is a Jinja program that came with the model. It runs in Jinja's sandbox, which keeps it
-from Python's internals and from changing what it is given, but not from running for ever.
-"""
+"""Chat templates: messages to the text that a chat model was trained on."""
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rft_jax.errors import ModelError
+from rft_jax.data.rendering import SECONDS
+from rft_jax.errors import ModelError, UserError
 
-if TYPE_CHECKING:
-    import jinja2
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from rft_jax.data.rendering import serve; serve()"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChatTemplate:
     """text: in Jinja; path: of the file it stands in; names: of special tokens by their role, such
     as `bos_token`, which the template may use."""
@@ -30,97 +30,107 @@ class ChatTemplate:
     names: Mapping[str, str]
 
 
-def render(template: ChatTemplate, *, system: str, user: str, date: str = "") -> str:
-    """The text that asks the model for an answer to the user's message.
+def render(
+    template: ChatTemplate,
+    *,
+    system: str,
+    user: str,
+    answer: str | None = None,
+    date: str = "",
+    variables: Mapping[str, Any] | None = None,
+) -> str:
+    """The text that asks the model for an answer to the user's message, or that has one.
 
     Args:
         system: the message before the user's; empty for none.
+        answer: the assistant's message; None to ask for it.
         date: what a template that asks for the date is told, YYYY-MM-DD: the clock would give a
             resumed run other prompts.
+        variables: that the template reads, such as `enable_thinking`.
 
-    Raises ModelError for a template that is no Jinja, that refuses the messages, or that reaches
-    for what the sandbox does not give.
+    Raises ModelError for a template that is no Jinja, that refuses the messages, that reads none of
+    the variables, that reaches for what the sandbox does not give, or that takes more time or
+    memory than rendering.py allows.
     """
-    import jinja2
-
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
-    try:
-        return _compiled(template.text).render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            strftime_now=functools.partial(_dated, date),
-            **template.names,
-        )
-    except jinja2.TemplateSyntaxError as error:
+    by_role = {"system": system or None, "user": user, "assistant": answer}
+    reply = _ask(
+        text=template.text,
+        messages=[{"role": role, "content": t} for role, t in by_role.items() if t is not None],
+        asks=answer is None,
+        date=date,
+        names=dict(template.names),
+        variables=dict(variables or {}),
+    )
+    if "text" in reply:
+        text: str = reply["text"]
+        return text
+    if "line" in reply:
         raise ModelError(
-            f"{template.path}: line {error.lineno} of the chat template is no Jinja "
-            f"({_line(error)}): download it again or fix it, or set data.prompt_format to text."
-        ) from error
-    except _NoDate as error:
+            f"{template.path}: line {reply['line']} of the chat template is no Jinja "
+            f"({reply['error']}): download it again or fix it, or set data.prompt_format to text."
+        )
+    if "date" in reply:
         raise ModelError(
             f"{template.path}: the chat template asks for the date: set data.date, which stays the "
             "same when a run is resumed."
-        ) from error
-    except Exception as error:  # whatever an operation of the template raises
-        without = "leave data.system empty if it takes no system message, " if system else ""
+        )
+    if "unread" in reply:
         raise ModelError(
-            f"{template.path}: the chat template cannot be rendered ({_line(error)}): {without}"
-            "fix it, or set data.prompt_format to text."
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@functools.lru_cache
-def _compiled(text: str) -> jinja2.Template:
-    # Imported here: it takes a fifth of a second, and text prompts need none of it.
-    from jinja2 import ext, nodes, parser, sandbox
-    from jinja2.exceptions import TemplateError
-
-    class Generation(ext.Extension):
-        """`{% generation %}`, which marks the answers in a dialogue and leaves them as they are."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: parser.Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own is for web pages and escapes <, >, & and quotes. The template chooses no more
-        # of json.dumps than this: its `default` and `cls` would be called.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent,
-                          separators=separators, sort_keys=sort_keys)  # fmt: skip
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+            f"{template.path}: data.template_variables sets {', '.join(reply['unread'])}, which "
+            f"the chat template does not read; it reads {', '.join(reply['reads'])}."
+        )
+    without = "leave data.system empty if it takes no system message, " if system else ""
+    raise ModelError(
+        f"{template.path}: the chat template cannot be rendered ({reply['error']}): {without}"
+        "fix it, or set data.prompt_format to text."
     )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(text)
 
 
-class _NoDate(Exception):
-    """A template asked for a date that is not given."""
+_turn = threading.Lock()
 
 
-def _dated(date: str, form: str) -> str:
-    if not date:
-        raise _NoDate
-    return datetime.fromisoformat(date).strftime(form)
+def _ask(**request: Any) -> dict[str, Any]:
+    """The reply of the process that renders; one that a template brings down is started anew."""
+    with _turn:
+        process = _renderer()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        except BaseException:  # interrupted: a reply may still come, and answers nothing
+            _end(process)
+            raise
+        if line:
+            reply: dict[str, Any] = json.loads(line)
+            return reply
+        _end(process)
+        if process.returncode == -signal.SIGXCPU:
+            return {"error": f"it takes more than {SECONDS} seconds"}
+        return {"error": f"it brings down the process that renders it, {process.returncode}"}
+
+
+@functools.cache
+def _renderer() -> subprocess.Popen[bytes]:
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for this process
+        )
+    except OSError as error:
+        raise UserError(f"cannot start the process that renders chats ({error}).") from error
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    atexit.unregister(_end)
+    _renderer.cache_clear()
+    process.kill()
+    process.communicate()

@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rft_jax.config import DataConfig
+from rft_jax.config.serialize import check_value
 from rft_jax.data.tokenizers.base import FOLDER_FILES
-from rft_jax.errors import ModelError
+from rft_jax.errors import ConfigError, ModelError
 from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder
 
-SMALL_FILES = ("config.json", "generation_config.json", *FOLDER_FILES, "LICENSE")
+PROMPTING = "prompting.json"
+"""How the model was asked while it was trained, in a folder that `rft-jax convert` wrote."""
+
+SMALL_FILES = ("config.json", "generation_config.json", PROMPTING, *FOLDER_FILES, "LICENSE")
 """What is downloaded other than weights."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -117,3 +122,27 @@ def text_half(raw: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: raw[key] for key in _OF_THE_WHOLE if key in raw}
     names = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
     return {**inner, **kept, **names}
+
+
+def prompting_of(start: str) -> dict[str, Any]:
+    """How an exported model was asked while it was trained, as fields of DataConfig; of other
+    models nothing is known, {}.
+
+    start: `hf:` and a folder, or ORG/NAME[@REVISION] of the hub.
+    """
+    path = locate(start.removeprefix("hf:"), weights=False) / PROMPTING
+    if not path.is_file():
+        return {}
+    saved = read_json(path)
+    fields: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()
+    }
+    try:
+        for name, value in fields.items():
+            check_value(f"data.{name}", value)
+        return DataConfig(train="", validation="", **fields).prompting
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: it does not say how a question is put ({error}): convert the run again, or "
+            "delete the file."
+        ) from error

@@ -21,6 +21,7 @@ from rft_jax.checkpoint.provenance import check_same_config, moved
 from rft_jax.checkpoint.start import load_start
 from rft_jax.config import Config
 from rft_jax.config.steps import Steps
+from rft_jax.data.prompts import with_ends
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
 from rft_jax.distributed.mesh import make_mesh
@@ -93,7 +94,10 @@ def run(
     tokenizer = main_first(
         f"{name} has a tokenizer", lambda: setup.ensure_tokenizer(config, workdir)
     )
+    tokenizer = with_ends(tokenizer, config.data)
     questions = setup.load_questions(config, tokenizer)
+    if is_main():
+        setup.show_prompts(name, config, workdir, questions, tokenizer)
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)

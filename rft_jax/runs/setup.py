@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,7 @@ from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.checkpoint.policy import start_folder
 from rft_jax.checkpoint.provenance import check_name, load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
-from rft_jax.data.prompts import split_by_length
+from rft_jax.data.prompts import ends_text, prompt_text, split_by_length
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizers import load as tokenizers
 from rft_jax.data.tokenizers.base import Tokenizer
@@ -27,7 +28,7 @@ from rft_jax.data.tokenizers.sentencepiece_model import train
 from rft_jax.distributed.collectives import is_main
 from rft_jax.distributed.mesh import batch_size_divisor, param_shardings
 from rft_jax.errors import ConfigError, DataError, UserError
-from rft_jax.hub.folder import locate
+from rft_jax.hub.folder import locate, prompting_of
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, writing
 from rft_jax.models import kernels
 from rft_jax.models.axes import logical_axes
@@ -201,6 +202,8 @@ def warn_of_shared(name: str, parts: Mapping[str, Sequence[Question]]) -> None:
             "questions that are trained on, or that settings are chosen on, is none on new ones.",
             name, ", ".join(shared),
         )  # fmt: skip
+
+
 def _sources(config: Config) -> dict[str, str]:
     """The sources that a run reads, by their fields."""
     # RFT from a log of rollouts asks no questions.
@@ -251,6 +254,29 @@ def inputs_beside_data(
             start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
     tokenizer = digests.of_tokenizer(tokenizer_path(config, workdir))
     return tokenizer | start | digests.of_code(config)
+
+
+def show_prompts(
+    name: str, config: Config, workdir: Folder, questions: Questions, tokenizer: Tokenizer
+) -> None:
+    """Log the first prompt and what ends an output; warn where the start was asked otherwise."""
+    data, start = config.data, start_folder(config.init_from, workdir)
+    for question in [*questions.train, *questions.validation][:1]:
+        text = prompt_text(question.text, data, tokenizer)
+        logger.info("%s: first prompt: %r", name, text)
+    logger.info("%s: %s", name, ends_text(tokenizer))
+    before: dict[str, Any] = {}
+    if config.init_from.startswith("hf:"):
+        before = prompting_of(config.init_from)
+    elif start is not None and (start / "config.json").is_file():
+        before = load_config(start).data.prompting
+    apart = [f"data.{k} is {data.prompting[k]!r}, was {old!r}" for k, old in before.items()
+             if old != data.prompting[k]]  # fmt: skip
+    if apart:
+        logger.warning(
+            "%s: init_from, %s, was asked in another way: %s", name, config.init_from,
+            "; ".join(apart),
+        )  # fmt: skip
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:

@@ -143,6 +143,23 @@ def test_from_a_published_model_through_sft_to_online_rft(published: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_a_run_of_chats_knows_the_end_of_a_turn(published: Path, tmp_path: Path) -> None:
+    """Of a base model with a template it is neither the tokenizer's EOS nor in a list of ids."""
+    base = Path(shutil.copytree(published, tmp_path / "base"))
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["eos_token"] = "<|endoftext|>"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "generation_config.json").write_text('{"eos_token_id": 600}')
+    config = sft_from(base, tiny_experiment.write_questions(tmp_path))
+    config = replace(config, steps=3)
+    assert loop.run("sft", {"sft": config}, tmp_path / "work") == RunResult(3, True)
+    run = tmp_path / "work" / "sft"
+    kept = json.loads((run / "policy" / "generation_config.json").read_text())
+    assert kept["eos_token_id"] == [602, 600]
+    assert policies.load_tokenizer(run).special[602] == "<|im_end|>"
+
+
+@pytest.mark.slow
 def test_the_start_is_the_published_weights(published: Path, tmp_path: Path) -> None:
     """As masters; and, under adapters, in the compute type."""
     config = sft_from(published, tiny_experiment.write_questions(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,9 @@ def test_a_run_is_asked_as_it_was(found: Found, caplog: pytest.LogCaptureFixture
     assert (asked.mesh, asked.seed, asked.questions_per_batch) == (MeshConfig(-1, 2, 1), 3, 8)
     tokens = len(prompts(asked, found.run)[0])
     assert caplog.messages == [
-        "prompt format: text", f"first prompt, {tokens} tokens: '<s>Q: 2+0? '",
+        "prompt format: text",
+        f"first prompt, {tokens} tokens: '<s>Q: 2+0? '; a demonstration ends with '</s>', a "
+        "sampled output with '</s>'",
     ]  # fmt: skip
 
 
@@ -79,6 +82,20 @@ def test_a_published_model_that_has_no_template(found: Found, tmp_path: Path) ->
     assert (data.prompt_format, data.prompt_template) == ("text", "{question}\n")
 
 
+def test_an_export_says_how_it_was_asked(found: Found, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(found.published.folder, tmp_path / "export"))
+    asked = replace(found.published.data, prompt_template="Q: {question}", system="S").prompting
+    (folder / "prompting.json").write_text(json.dumps(asked))
+    exported = find(f"hf:{folder}")
+    assert ask(Asking(found.source), exported).data.prompting == asked
+    text = ask(Asking(found.source, prompt_format="text"), exported).data
+    assert (text.prompt_template, text.system) == ("{question}\n", "")
+    for damage in ({"prompt_format": "t"}, {"system": 3}, {"train": 1}, {"x": "y"}):
+        (folder / "prompting.json").write_text(json.dumps(asked | damage))
+        with pytest.raises(ModelError, match=r"prompting.json: it does not say how a question is "):
+            ask(Asking(found.source), find(f"hf:{folder}"))
+
+
 def test_texts_longer_than_the_model_is_made_for(
     found: Found, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,13 +115,19 @@ def test_texts_longer_than_the_model_is_made_for(
 
 
 def test_every_option_has_its_effect(found: Found) -> None:
+    tokenizer = found.published.tokenizer
+    assert tokenizer.chat_template is not None
+    reading = tokenizer.chat_template.text + "{% if messages_of %}{% endif %}"
+    template = replace(tokenizer.chat_template, text=reading)
+    published = replace(found.published, tokenizer=replace(tokenizer, chat_template=template))
     asked = ask(
         Asking(
             found.source, data_dir="d", prompt_format="chat", prompt_template="Add: {question}",
-            system="Be short.", date="2026-01-31", max_prompt_tokens=70, max_completion_tokens=5,
+            system="Be short.", date="2026-01-31", template_variables=("messages_of=1",),
+            stop_tokens=("\n",), max_prompt_tokens=70, max_completion_tokens=5,
             seed=11, questions_per_batch=2, mesh=(2, 2, 2),
         ),
-        found.published,
+        published,
     )  # fmt: skip
     assert asked == Asked(
         source=found.source,
@@ -112,12 +135,15 @@ def test_every_option_has_its_effect(found: Found) -> None:
         data=DataConfig(
             train="", validation="", test=found.source, data_dir="d", prompt_format="chat",
             prompt_template="Add: {question}", system="Be short.", date="2026-01-31",
+            template_variables=("messages_of=1",), stop_tokens=("\n",),
             max_prompt_tokens=70, max_completion_tokens=5,
         ),
+        tokenizer=asked.tokenizer,
         mesh=MeshConfig(2, 2, 2),
         seed=11,
         questions_per_batch=2,
     )  # fmt: skip
+    assert asked.tokenizer.eos_ids == (*tokenizer.eos_ids, *tokenizer.encode("\n"))
 
 
 def test_another_format_than_the_runs_has_its_own_defaults(found: Found) -> None:

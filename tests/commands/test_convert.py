@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,9 @@ from rft_jax.checkpoint.policy import Policy, find
 from rft_jax.checkpoint.start import merged, to_sample_from
 from rft_jax.commands import convert as converting_command
 from rft_jax.commands import model_card
+from rft_jax.commands.ask import ask
 from rft_jax.commands.main import main
+from rft_jax.commands.options import Asking
 from rft_jax.config import Config, MeshConfig, ModelConfig
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.distributed.mesh import make_mesh
@@ -208,8 +211,8 @@ def test_the_type_of_the_weights(
 def test_files_and_shards(found: Found, tmp_path: Path) -> None:
     own = converted(found.own, tmp_path / "own")
     assert {path.name for path in own.iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer.model", "tokenizer_config.json", "README.md",
+        "config.json", "generation_config.json", "model.safetensors", "prompting.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "README.md",
     }  # fmt: skip
     raw = raw_config(own)
     # The longest prompt and output of its training.
@@ -218,6 +221,51 @@ def test_files_and_shards(found: Found, tmp_path: Path) -> None:
     assert len(list(parts.glob("model-*.safetensors"))) > 2
     assert max(path.stat().st_size for path in parts.glob("*.safetensors")) < 42_000
     assert (parts / "model.safetensors.index.json").is_file()
+
+
+def run_from(published: Path, workdir: Path, **data: Any) -> Path:
+    """A run on the tokenizer of a published model, asked as `data` says."""
+    config = checkpoints.sft(tiny_experiment.write_questions(workdir.parent))
+    config = replace(
+        config,
+        init_from=f"hf:{published}",
+        data=replace(config.data, max_prompt_tokens=64, **data),
+        tokenizer=replace(config.tokenizer, path=str(published), corpus="", vocab_size=0),
+        model=model_of(str(published), compute_dtype="bfloat16"),
+        update=replace(config.update, row_length=80),
+    )
+    checkpoints.write_run(workdir, "run", config)
+    return workdir / "run"
+
+
+def test_an_export_is_asked_as_its_run_was(found: Found, tmp_path: Path) -> None:
+    """Its tokenizer has a chat template; the run did without."""
+    run = run_from(found.published, tmp_path / "work", stop_tokens=("\n",))
+    out = converted(run, tmp_path / "out")
+    ours, again = find(str(run)), find(f"hf:{out}")
+    assert again.tokenizer.chat_template is not None
+    assert again.data.prompting == ours.data.prompting
+    assert again.data.prompt_format == "text"
+    assert ids_of(again, "1+2?") == ids_of(ours, "1+2?")
+    asked = [ask(Asking(ours.data.test or ours.data.train), one) for one in (ours, again)]
+    assert asked[0].tokenizer.eos_ids == asked[1].tokenizer.eos_ids
+    assert asked[0].tokenizer.eos_ids[-1:] == tuple(ours.tokenizer.encode("\n"))
+    twice = converted(out, tmp_path / "twice")
+    assert (twice / "prompting.json").read_bytes() == (out / "prompting.json").read_bytes()
+
+
+def test_what_exports_stop_at(found: Found, tmp_path: Path) -> None:
+    """The end of turn of a base model with a template is not the tokenizer's EOS."""
+    base = Path(shutil.copytree(found.published, tmp_path / "base"))
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["eos_token"] = "<|endoftext|>"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "generation_config.json").write_text('{"eos_token_id": 600}')
+    run = run_from(base, tmp_path / "work", prompt_format="chat")
+    out = converted(run, tmp_path / "out")
+    stops = transformers.GenerationConfig.from_pretrained(out).eos_token_id
+    assert stops == [602, 600]
+    assert find(str(out)).tokenizer.special[602] == "<|im_end|>"
 
 
 # The card.

@@ -64,6 +64,15 @@ def test_override_of_a_tuple() -> None:
     assert runs["rft"].pool == PoolConfig(from_rollouts=("a", "b c"))
 
 
+def test_override_of_template_variables() -> None:
+    runs = changed(
+        "--sft.data.prompt_format", "chat", "--sft.data.template_variables", "thinking=False",
+        "effort=low", "--sft.data.stop_tokens", "<|end|>",
+    )  # fmt: skip
+    assert runs["sft"].data.variables == {"thinking": False, "effort": "low"}
+    assert runs["sft"].data.stop_tokens == ("<|end|>",)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -27,6 +27,7 @@ from rft_jax.commands import args
 from rft_jax.commands.options import RunOptions
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
+from rft_jax.config.serialize import plain
 from rft_jax.hub.families import model_config
 from rft_jax.types import Verdict
 
@@ -76,7 +77,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> dict[str, 
 
 def resolved(path: Path) -> dict[str, Any]:
     """The settings of every run, as JSON would give them back."""
-    runs = {name: dataclasses.asdict(config) for name, config in load(path).items()}
+    runs = {name: plain(config) for name, config in load(path).items()}
     return json.loads(json.dumps(runs))
 
 

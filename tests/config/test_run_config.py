@@ -93,6 +93,29 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "data.date does nothing under data.prompt_format=text: remove it or set data.prompt_format "
         "to chat.",
     ),
+    "variables without a chat": (
+        lambda: DataConfig(train="a", validation="b", template_variables=("a=1",)),
+        "data.template_variables does nothing under data.prompt_format=text: remove it or set "
+        "data.prompt_format to chat.",
+    ),
+    "no variable": (
+        lambda: DataConfig(
+            train="a", validation="b", prompt_format="chat", template_variables=("a",)
+        ),
+        "data.template_variables holds 'a': NAME=VALUE is expected, each name once.",
+    ),
+    "a variable twice": (
+        lambda: DataConfig(
+            train="a", validation="b", prompt_format="chat", template_variables=("a=1", "a=2")
+        ),
+        "data.template_variables holds 'a=1': NAME=VALUE is expected, each name once.",
+    ),
+    "a variable of the prompt": (
+        lambda: DataConfig(
+            train="a", validation="b", prompt_format="chat", template_variables=("messages=[]",)
+        ),
+        "data.template_variables sets messages, which prompts set themselves: remove it.",
+    ),
     "window of nothing else": (
         lambda: ModelConfig(sliding_window=1),
         "model.sliding_window is 1: it must be 0 (none) or at least 2.",
@@ -486,3 +509,17 @@ def test_every_field_has_a_doc() -> None:
                 if not doc and name not in section_types():
                     undocumented.append(name)
     assert undocumented == []
+
+
+def test_values_of_template_variables() -> None:
+    texts = ("a=true", "b=False", "c=3", 'd="x=y"', "e=low", "f=[1, null]", "g=", "h=1 2")
+    data = DataConfig(train="a", validation="b", prompt_format="chat", template_variables=texts)
+    assert data.variables == {
+        "a": True, "b": False, "c": 3, "d": "x=y", "e": "low", "f": [1, None], "g": "", "h": "1 2",
+    }  # fmt: skip
+
+
+def test_the_default_prompt_of_a_format() -> None:
+    text = DataConfig(train="a", validation="b")
+    chat = dataclasses.replace(text, prompt_format="chat")
+    assert (text.message("1+1?"), chat.message("1+1?")) == ("1+1?\n", "1+1?")

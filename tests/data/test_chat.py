@@ -1,5 +1,8 @@
 """Chat templates: transformers' text of the same messages, and templates that cannot serve."""
 
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -140,3 +143,64 @@ def test_a_template_that_cannot_serve_is_one_line(case):
         render(template(text), system=system, user="1+1?")
     assert str(error.value).startswith(f"model/chat_template.jinja: {message}")
     assert "\n" not in str(error.value)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ModelError) as error:
+        render(template(text), system="", user="1+1?")
+    assert "\n" not in str(error.value)
+    return (
+        str(error.value)
+        .removeprefix("model/chat_template.jinja: the chat template cannot be rendered (")
+        .removesuffix("): fix it, or set data.prompt_format to text.")
+    )
+
+
+LARGE = {
+    "a product": "{{ 'x' * 10**10 }}",
+    "an indent": "{{ 'x' | center(10**10) }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(60) %}"
+    "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "a list": "{{ ([0] * 10**9) | length }}",
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_memory_is_bounded(case):
+    assert refusal(LARGE[case]) == "MemoryError"
+    assert render(template("{{ messages[0].content }}"), system="", user="a") == "a"
+
+
+def test_the_length_of_a_text_is_bounded():
+    assert refusal("{{ 'x' * 3000000 }}") == "its text is longer than 2,000,000 characters"
+
+
+def test_the_length_of_a_message_is_bounded():
+    assert len(refusal("{{ raise_exception('x' * 1000000) }}")) < 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_time_is_bounded(text):
+    assert refusal(text) == "it takes more than 5 seconds"
+    assert render(template("{{ messages[0].content }}"), system="", user="a") == "a"
+
+
+def test_the_process_that_renders_ends_with_this_one():
+    script = (
+        "from pathlib import Path; from rft_jax.data import chat; "
+        "chat.render(chat.ChatTemplate('a', Path('t'), {}), system='', user=''); "
+        "print(chat._renderer().pid, flush=True); import os; os._exit(0)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{run.stdout.strip()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert run.stderr == ""
+    assert time.monotonic() < deadline

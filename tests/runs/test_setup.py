@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rft_jax.config import MeshConfig, PoolConfig, TokenizerConfig
-from rft_jax.data.prompts import prompt_tokens
+from rft_jax.data.prompts import prompt_tokens, with_ends
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.rollout.engine import rows_for
@@ -70,6 +71,36 @@ def test_a_chat_without_a_template_is_refused_with_the_questions(
     chat = replace(config, data=replace(config.data, prompt_format="chat"))
     with pytest.raises(ModelError, match=r"tokenizer.model: the tokenizer has no chat "):
         setup.load_questions(chat, setup.ensure_tokenizer(chat, tmp_path))
+
+
+def test_the_first_prompt_and_its_end_are_shown(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = reference_tokenizers.qwen(tmp_path / "qwen")
+    config = tiny_experiment.sft(source)
+    asked = replace(config.data, prompt_format="chat", system="Add.").prompting
+    (folder / "prompting.json").write_text(json.dumps(asked))
+    chat = replace(config.data, prompt_format="chat", max_prompt_tokens=60)
+    config = replace(
+        config,
+        init_from=f"hf:{folder}",
+        tokenizer=TokenizerConfig(path=str(folder)),
+        update=replace(config.update, row_length=70),
+        data=chat,
+    )
+    tokenizer = with_ends(setup.ensure_tokenizer(config, tmp_path), chat)
+    questions = setup.load_questions(config, tokenizer)
+    with caplog.at_level(logging.INFO, "rft_jax"):
+        setup.show_prompts("sft", config, tmp_path, questions, tokenizer)
+    first, ends, warning = caplog.messages
+    assert first.startswith("sft: first prompt: '<|im_start|>system\\nSolve it.<|im_end|>\\n<|im")
+    assert ends == (
+        "sft: a demonstration ends with '<|im_end|>', a sampled output with '<|im_end|>' or "
+        "'<|endoftext|>'"
+    )
+    assert warning == (
+        f"sft: init_from, hf:{folder}, was asked in another way: data.system is '', was 'Add.'"
+    )
 
 
 def test_questions_by_their_use(source: str, tmp_path: Path) -> None:

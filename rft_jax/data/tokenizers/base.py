@@ -38,7 +38,8 @@ class Tokenizer(abc.ABC):
     path: the file or folder it was read from; vocab_size: its ids lie in [0, vocab_size);
     prefix_ids: what stands before every text prompt; eos_ids: an output ends with any of them;
     pad_id: fills shapes (masks come from lengths, so that any id will do); unk_id: stands for
-    characters without an id, if there is one; special: the ids that are no text, by their names.
+    characters without an id, if there is one; special: the ids that are no text, by their names;
+    before_eos: what stands between a demonstration's text and its EOS (data/prompts.with_ends).
     """
 
     path: Folder
@@ -49,11 +50,17 @@ class Tokenizer(abc.ABC):
     unk_id: int | None
     special: Mapping[int, str] = field(repr=False)
     chat_template: ChatTemplate | None = field(repr=False)
+    before_eos: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def eos_id(self) -> int:
         """The id that demonstrations end with."""
         return self.eos_ids[0]
+
+    @property
+    def marks(self) -> Mapping[int, str]:
+        """The ids that can end a turn, by their names: special, or added to the vocabulary."""
+        return self.special
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text that is data: names of special tokens in it are letters like others.

@@ -23,7 +23,9 @@ from rft_jax.data.tokenizers.folder_settings import (
     read_settings,
 )
 from rft_jax.data.tokenizers.from_sentencepiece import convert, parsed
+from rft_jax.data.tokenizers.growth import growth
 from rft_jax.errors import ModelError
+from rft_jax.io.jsonl import parse
 from rft_jax.io.paths import Folder
 
 _OTHERS = {
@@ -37,6 +39,9 @@ _OTHERS = {
 }
 """Tokenizers that are not read, by the names of their files."""
 
+_MOST_GROWTH = 1000
+"""Characters that the steps of a tokenizer.json may make of one."""
+
 _RARE = "\U0001fad9"
 """A character that is too young and too rare for a piece of its own."""
 
@@ -47,13 +52,14 @@ class HuggingFace(Tokenizer):
 
     backend: tokenizers.Tokenizer = field(repr=False)
 
-    @functools.cached_property
-    def _marked(self) -> tokenizers.Tokenizer:
-        # A second one, since looking for names or not is a state of the first.
-        return tokenizers.Tokenizer.from_str(self.backend.to_str())
+    @property
+    def marks(self) -> Mapping[int, str]:
+        """Special or not; runs of spaces or newlines, as Gemma adds them, are text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {t: one.content for t, one in added.items() if one.special or one.content.strip()}
 
     def _encode(self, text: str, *, marked: bool) -> list[int]:
-        backend = self._marked if marked else self.backend
+        backend = _marked(self.backend) if marked else self.backend
         return backend.encode(text, add_special_tokens=False).ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -63,6 +69,12 @@ class HuggingFace(Tokenizer):
         """Those of the folder, as they are."""
         paths = [self.path / name for name in FOLDER_FILES]
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+@functools.lru_cache(maxsize=2)
+def _marked(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A second one, since looking for names or not is a state of the first."""
+    return tokenizers.Tokenizer.from_str(backend.to_str())
 
 
 def load_folder(folder: Folder) -> HuggingFace:
@@ -119,10 +131,17 @@ def load_folder(folder: Folder) -> HuggingFace:
 
 def _from_json(path: Folder) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        times = growth(parse(text))
+        if times <= _MOST_GROWTH:
+            return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: no tokenizer ({reason}): copy or download it again.") from error
+    raise ModelError(
+        f"{path}: its steps make up to {times:,} characters of one, and {_MOST_GROWTH:,} are "
+        "allowed: a published tokenizer makes a few; download it again from who made it."
+    )
 
 
 def _with_roles_of_model(settings: FolderSettings, spec: Any) -> FolderSettings:

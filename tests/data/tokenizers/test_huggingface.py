@@ -299,6 +299,48 @@ BROKEN = {
 }
 
 
+def multiplying(part, *steps):
+    def damage(folder):
+        path = folder / "tokenizer.json"
+        content = json.loads(path.read_text())
+        kind = {
+            "normalizer": "normalizers",
+            "decoder": "decoders",
+            "pre_tokenizer": "pretokenizers",
+        }
+        content[part] = {"type": "Sequence", kind[part]: list(steps)}
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def replacing(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+OF_BYTES = {
+    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False,
+}  # fmt: skip
+MULTIPLYING = {
+    "letters": multiplying("normalizer", *[replacing({"String": "a"}, "a" * 10)] * 9),
+    "words": multiplying("normalizer", *[replacing({"String": "zq"}, "zq" * 10)] * 9),
+    "any": multiplying("normalizer", *[replacing({"Regex": "."}, "x" * 10)] * 9),
+    "between": multiplying("normalizer", *[replacing({"Regex": ""}, "x")] * 30),
+    "bytes": multiplying("pre_tokenizer", *[OF_BYTES] * 30),
+    "decoding": multiplying("decoder", *[replacing({"String": "a"}, "a" * 10)] * 9),
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLYING)
+def test_a_tokenizer_that_multiplies_characters(tmp_path, name):
+    folder = reference_tokenizers.qwen(tmp_path)
+    MULTIPLYING[name](folder)
+    with pytest.raises(
+        ModelError, match=r"tokenizer.json: its steps make up to [0-9,]+ characters"
+    ):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_folder_that_cannot_serve(tmp_path, name, capfd):
     damage, message = BROKEN[name]
