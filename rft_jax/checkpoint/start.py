@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rft_jax.checkpoint import manager as checkpoint
-from rft_jax.checkpoint.policy import FOLDER, Policy, finished_run
+from rft_jax.checkpoint.policy import FOLDER, Policy, start_of
 from rft_jax.checkpoint.provenance import load_config
 from rft_jax.config import Config, MeshConfig, ModelConfig
 from rft_jax.config.model import ADAPTER_FIELDS
@@ -51,8 +51,9 @@ def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | No
 
     Args:
         layout: of the run's arrays.
-        run: its folder, where a run of adapters keeps a record of the published weights they stand
-            on, which must not change while it lasts.
+        run: its folder, which says what step of another run it starts from, and where a run of
+            adapters keeps a record of the published weights they stand on, which must not change
+            while it lasts.
 
     Raises ConfigError, CheckpointError or ModelError for a start that does not fit, before
     anything is put on a device.
@@ -61,7 +62,7 @@ def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | No
     if config.init_from == "random":
         return Start({}, _random(config, layout, adapters_only=False))
     record = run / RECORD if run is not None and model.lora_rank else None
-    base, trained = _load(config.init_from, model, workdir, layout.base, record)
+    base, trained = _load(config.init_from, model, workdir, layout.base, run, record)
     if not model.lora_rank:
         return Start({}, base)
     return Start(base, trained or _random(config, layout, adapters_only=True))
@@ -84,7 +85,7 @@ def to_sample_from(policy: Policy, mesh: Mesh) -> Params:
     cast = functools.partial(transformer.cast, dtype=model.compute_dtype)
     frozen, trained = adapters.split(abstract(jax.eval_shape(cast, shapes), where), model)
     like = frozen or trained
-    base, of_run = _load(policy.init_from, model, Path(), like, step=policy.step)
+    base, of_run = _load(policy.init_from, model, Path(), like)
     return rollout_params(adapters.join(base, of_run), where, dtype=model.compute_dtype)
 
 
@@ -94,7 +95,7 @@ def merged(policy: Policy) -> Params:
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     plain = policy.model.without_adapters()
     like = param_shapes(plain, mesh, plain.vocab_size)
-    return _load(policy.init_from, plain, Path(), like, step=policy.step)[0]
+    return _load(policy.init_from, plain, Path(), like)[0]
 
 
 def _load(
@@ -102,18 +103,18 @@ def _load(
     model: ModelConfig,
     workdir: Folder,
     like: Params,
+    run: Folder | None = None,
     record: Folder | None = None,
-    step: int | None = None,
 ) -> tuple[Params, Params]:
-    """(parameters, laid out as `like`; adapters on them) of a published model or a finished run.
+    """(parameters, laid out as `like`; adapters on them) of a published model or a run.
 
     Without `model.lora_rank` a run's adapters are merged into the parameters; there are none if
-    the policy never had any. step: of the run's checkpoint, None for the last.
+    the policy never had any. run: that starts from it.
     """
     kind, _, target = init_from.partition(":")
     if kind == "hf":
         return _published(target, model, like, record), {}
-    folder = finished_run(init_from, workdir)
+    folder, step = start_of(init_from, workdir, run)
     theirs = load_config(folder)
     _check_same_policy(init_from, model, theirs.model)
     if theirs.model.lora_rank:
@@ -122,7 +123,7 @@ def _load(
 
 
 def _with_adapters_of(
-    folder: Folder, theirs: Config, model: ModelConfig, like: Params, step: int | None
+    folder: Folder, theirs: Config, model: ModelConfig, like: Params, step: int
 ) -> tuple[Params, Params]:
     """From a run in `folder` that trained adapters, those of `step`."""
     base = _under_adapters(theirs, folder, model, like)
@@ -144,11 +145,11 @@ def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Param
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
         return _published(target, model, like, run / RECORD)
-    folder = finished_run(theirs.init_from, run.parent)
+    folder, step = start_of(theirs.init_from, run.parent, run)
     before = load_config(folder)
     if before.model.lora_rank:
         return _under_adapters(before, folder, model, like)
-    return _restored(folder, like)
+    return _restored(folder, like, step)
 
 
 def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
@@ -163,8 +164,8 @@ def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
     return jax.jit(make, out_shardings=shardings(layout.trained))(key)
 
 
-def _restored(folder: Folder, like: Params, step: int | None = None) -> Params:
-    """The parameters of a run after `step`, None for the last, in the types of `like`."""
+def _restored(folder: Folder, like: Params, step: int) -> Params:
+    """The parameters of a run after `step`, in the types of `like`."""
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), like
     )

@@ -101,6 +101,7 @@ def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> E
     done = evaluate(policy, asked, measuring)
     content = {
         "checkpoint": policy.name,
+        "step": policy.step,
         "questions": asked.source,
         "num_questions": len(asked.questions),
         "metrics": done.metrics,

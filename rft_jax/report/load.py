@@ -188,7 +188,7 @@ def _load_questions(path: Folder) -> dict[int, Line]:
     """The lines of one evaluation by question id. Raises DataError for impossible counts too."""
     lines = read_jsonl(path, _QUESTION_FIELDS)
     if any(name in line for line in lines for name in _SAMPLED_FIELDS):
-        lines = read_jsonl(path, _QUESTION_FIELDS | _SAMPLED_FIELDS)
+        lines = read_jsonl(path, {**_QUESTION_FIELDS, **_SAMPLED_FIELDS})
     else:  # greedy outputs only
         lines = [line | dict.fromkeys(_SAMPLED_FIELDS, 0) for line in lines]
     for line in lines:

@@ -71,6 +71,7 @@ def run(
         return RunResult(0, True)
     at(f"start of {name}")
     by_main(f"{name} has a folder", lambda: setup.make_folder(folder))
+    by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     mesh = make_mesh(config.mesh)
     setup.check_devices(config, mesh)
     if is_main():
