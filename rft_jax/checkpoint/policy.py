@@ -2,9 +2,9 @@
 
 Either a checkpoint of a run, finished, stopped or at work, or a published model: a folder in the
 Hugging Face format or a repository of the hub. A run keeps in RUN/policy what its parameters need
-to be used without the run's sources: `sentencepiece.model`, or the tokenizer files of a published model; when it goes back
-to a published model, that model's config.json and generation_config.json; and when it starts from
-another run, start.json, which says the step of it: {"init_from": str, "step": int}.
+to be used without the run's sources: `sentencepiece.model`, or the tokenizer files of a published
+model; when it goes back to a published model, that model's config.json and generation_config.json;
+and when it starts from another run, start.json, the step of it: {"init_from": str, "step": int}.
 """
 
 from __future__ import annotations
