@@ -62,13 +62,20 @@ def _lead(
         [one for one in dict.fromkeys(answers) if one is not None and one not in leader]
         for answers, leader in zip(stated, leaders, strict=True)
     ]
+    for answers, leader in zip(rest, leaders, strict=True):
+        if all(map(_is_plain, answers)):  # as they mostly are
+            leader |= dict(zip(answers, answers, strict=True))
+            answers.clear()
     while any(rest):
         pairs = []
         for number, answers in enumerate(rest):
-            if answers:
-                first = answers.pop(0)
-                leaders[number][first] = first
-                pairs += [(number, first, one) for one in answers if not _differ(first, one)]
+            if not answers:
+                continue
+            first = answers.pop(0)
+            leaders[number][first] = first
+            # Plain numbers are hashed by their value: they differ.
+            others = [one for one in answers if not _is_plain(one)] if _is_plain(first) else answers
+            pairs += [(number, first, one) for one in others]
         form = FORMS[verifier.name]
         items = [Item(_text(a), form.format(answer=_text(b)), True) for _, a, b in pairs]
         judged = verifier.verify(items) if items else []
@@ -88,9 +95,8 @@ def _is_equal(judged: Sample | Judgement) -> bool:
     return judged.verdict is Verdict.CORRECT or judged.reason.startswith("failed ")
 
 
-def _differ(first: Hashable, second: Hashable) -> bool:
-    """Whether two answers are plain numbers, which are different ones."""
-    return all(isinstance(one, Number) and not one.percent for one in (first, second))
+def _is_plain(answer: Hashable) -> bool:
+    return isinstance(answer, Number) and not answer.percent
 
 
 def _text(answer: Hashable) -> str:
