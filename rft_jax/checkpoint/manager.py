@@ -221,8 +221,10 @@ def restore_params(folder: Folder, like: Params, step: int | None = None) -> Par
 def _check_kept(path: epath.Path) -> list[int]:
     """The steps that have a checkpoint beside `path`; CheckpointError where it is none of them."""
     steps, step = health.steps(path.parent), int(path.name)
+    if not steps:
+        raise CheckpointError(f"{path.parent}: no checkpoint here; finish the run that makes it.")
     if step not in steps:
-        kept = ", ".join(map(str, steps)) or "none"
+        kept = ", ".join(map(str, steps))
         raise CheckpointError(
             f"{path.parent}: no checkpoint of step {step} is kept here, but {kept}: name another, "
             "or have the run keep more (checkpoint.keep, checkpoint.keep_best)."

@@ -252,11 +252,11 @@ def start_of(init_from: str, workdir: Folder, run: Folder | None = None) -> tupl
             return folder, content["step"]
     if not which and not (folder / FINISHED).is_file():
         steps = integrity.steps(folder / "checkpoints")
-        saved = f"{init_from}@STEP of {', '.join(map(str, steps))}" if steps else "a step it saves"
+        saved = f", or start from {init_from}@STEP of {', '.join(map(str, steps))}" if steps else ""
         raise ConfigError(
             f"init_from is {init_from}: {f'run {target}' if kind == 'run' else target} is not "
-            f"finished; carry it out first{' (leave out --only)' if kind == 'run' else ''}, or "
-            f"start from {saved}."
+            f"finished; carry it out first{' (leave out --only)' if kind == 'run' else ''}"
+            f"{saved}."
         )
     return folder, _step(folder, which)
 
