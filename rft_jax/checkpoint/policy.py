@@ -180,8 +180,7 @@ def _step(run: Folder, which: str) -> int:
     steps = integrity.steps(checkpoints)
     if not steps:
         raise CheckpointError(
-            f"{checkpoints}: the run has no checkpoint yet: it saves one every "
-            "checkpoint.every_steps steps, and the same `rft-jax run` resumes it."
+            f"{integrity.absolute(checkpoints)}: no checkpoint here; finish the run that makes it."
         )
     if not which:
         if (run / FINISHED).is_file():

@@ -149,7 +149,7 @@ def test_several_runs_are_named(found: Found) -> None:
 def not_saved_yet(found: Found, folder: Path) -> tuple[Path, str]:
     run = shutil.copytree(found.workdir / "half", folder / "half")
     (run / "checkpoints/8").rename(run / "checkpoints/8.orbax-checkpoint-tmp-1")
-    return run, f"{run}/checkpoints: the run has no checkpoint yet: it saves one every checkpoint."
+    return run, f"{run}/checkpoints: no checkpoint here; finish the run that makes it."
 
 
 def missing(found: Found, folder: Path) -> tuple[Path, str]:
