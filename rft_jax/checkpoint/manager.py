@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -195,20 +196,37 @@ def restore_params(folder: Folder, like: Params, step: int | None = None) -> Par
         like: ShapeDtypeStructs with shardings, on any mesh: the layout, and the types to round to.
         step: of the checkpoint, None for the newest.
 
-    Raises CheckpointError when there is no such checkpoint, or when it is damaged or of another
-    shape: another one never takes its place.
+    Raises CheckpointError when there is no such checkpoint, when it is damaged or of another shape
+    (another one never takes its place), or when the run at work there deletes it meanwhile.
     """
     folder = health.absolute(folder)
-    steps = health.steps(folder)
+    if step is None:
+        step = max(health.steps(folder), default=0)
+    path = folder / str(step)
+    _check_kept(path)
+    try:
+        _check_whole(path, "params")
+        with _reading(path):
+            _check_shapes(path, like)
+            with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                return handler.restore(path / "params", args=ocp.args.StandardRestore(like))
+    except CheckpointError:
+        # One that a newer one stands beside may be amid its deletion, file by file.
+        for _ in range(10):
+            if step != max(_check_kept(path)):
+                time.sleep(0.1)
+        raise
+
+
+def _check_kept(path: epath.Path) -> list[int]:
+    """The steps that have a checkpoint beside `path`; CheckpointError where it is none of them."""
+    steps, step = health.steps(path.parent), int(path.name)
     if not steps:
-        raise CheckpointError(f"{folder}: no checkpoint here; finish the run that makes it.")
-    if step is not None and step not in steps:
+        raise CheckpointError(f"{path.parent}: no checkpoint here; finish the run that makes it.")
+    if step not in steps:
+        kept = ", ".join(map(str, steps))
         raise CheckpointError(
-            f"{folder}: no checkpoint of step {step} here, but of {', '.join(map(str, steps))}."
+            f"{path.parent}: no checkpoint of step {step} is kept here, but {kept}: name another, "
+            "or have the run keep more (checkpoint.keep, checkpoint.keep_best)."
         )
-    path = folder / str(max(steps) if step is None else step)
-    _check_whole(path, "params")
-    with _reading(path):
-        _check_shapes(path, like)
-        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-            return handler.restore(path / "params", args=ocp.args.StandardRestore(like))
+    return steps

@@ -1,14 +1,16 @@
 """Opens any checkpoint, before anything is on a device: which policy it is. No jax.
 
-Either the folder of a finished run, or a published model: a folder in the Hugging Face format or a
-repository of the hub. A run keeps in RUN/policy what its parameters need to be used without the
-run's sources: `sentencepiece.model`, or the tokenizer files of a published model; and, when it goes
-back to a published model, that model's config.json and generation_config.json.
+Either a checkpoint of a run, finished, stopped or at work, or a published model: a folder in the
+Hugging Face format or a repository of the hub. A run keeps in RUN/policy what its parameters need
+to be used without the run's sources: `sentencepiece.model`, or the tokenizer files of a published
+model; when it goes back to a published model, that model's config.json and generation_config.json;
+and when it starts from another run, start.json, the step of it: {"init_from": str, "step": int}.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +30,8 @@ from rft_jax.hub.raw_config import generation_config
 from rft_jax.io.jsonl import read_json
 from rft_jax.io.paths import Folder, folder_of, in_bucket, make, write_atomically
 
+logger = logging.getLogger(__name__)
+
 ComputeDtype = Literal["float32", "bfloat16"]
 
 MAX_NEW_TOKENS = 512
@@ -37,7 +41,9 @@ FOLDER = "policy"
 """In a run's folder, what is kept of its policy other than parameters."""
 
 _CONFIG, _GENERATION, _MODEL = "config.json", "generation_config.json", "sentencepiece.model"
+_START = "start.json"
 FINISHED = "finished.json"
+_UNFINISHED = ", which are not all made yet"
 _BEST = "best"
 _WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 
@@ -46,10 +52,10 @@ _WHICH = re.compile(rf"@(?:[0-9]+|{_BEST})$")
 class Policy:
     """A checkpoint and what the host knows of it.
 
-    name: as it was asked for; init_from: what a run that starts from it would say; folder: with
-    config.json; model: with its adapters, and vocab_size the rows of the embedding; raw:
-    config.json of the published model that it is or goes back to, if any; config: of the run, None
-    for a published model; step: of the checkpoint that was named, None for a run's last one.
+    name: as it was asked for, and for a run its step; init_from: what a run that starts from it
+    would say; folder: with config.json; model: with its adapters, and vocab_size the rows of the
+    embedding; raw: config.json of the published model that it is or goes back to, if any; config,
+    step: of the run and its checkpoint, None for a published model.
     """
 
     name: str
@@ -86,8 +92,9 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
     """The policy of a checkpoint. Downloads no weights.
 
     Args:
-        target: WORKDIR/RUN, a WORKDIR with a single run, either with @STEP or @best if it is not
-            the last step's, a folder in the Hugging Face format, or `hf:PATH_OR_REPO`.
+        target: WORKDIR/RUN or a WORKDIR with a single run, for its last step's checkpoint (of a run
+            that is not finished, the newest whole one), either with @STEP or @best for another, a
+            folder in the Hugging Face format, or `hf:PATH_OR_REPO`.
         compute_dtype: None for the run's, or for the type of a published model's weights.
 
     Raises UserError when there is no such policy, and what its parts raise when they are damaged.
@@ -95,14 +102,11 @@ def find(target: str, compute_dtype: ComputeDtype | None = None) -> Policy:
     if target.startswith("hf:"):
         folder = locate(target.removeprefix("hf:"), weights=False)
         return _published(target, target, folder, compute_dtype)
-    folder, which = folder_of(os.path.expanduser(target)), ""
-    if not folder.exists() and _WHICH.search(target):
-        start, _, which = target.rpartition("@")
-        folder = folder_of(os.path.expanduser(start))
+    folder, which = _split(folder_of(os.path.expanduser(target)))
     if not folder.is_dir():
         state = "a file" if folder.exists() else "missing"
         raise UserError(
-            f"{target}: the checkpoint is {state}: name the folder of a finished run "
+            f"{target}: the checkpoint is {state}: name the folder of a run "
             "(WORKDIR/RUN) or of a model in the Hugging Face format, or hf:ORG/NAME of the hub."
         )
     if not (folder / _CONFIG).is_file():
@@ -138,11 +142,6 @@ def _published(
 
 def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: str) -> Policy:
     config = load_config(folder)
-    if not (folder / FINISHED).is_file():
-        raise UserError(
-            f"{folder}: this run is not finished: carry it out first; the same `rft-jax run` "
-            "resumes it."
-        )
     if not (folder / FOLDER).is_dir():
         raise UserError(
             f"{folder}: the run has no folder {FOLDER} with its tokenizer: copy the whole folder "
@@ -156,21 +155,41 @@ def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: s
         compute_dtype=compute_dtype or config.model.compute_dtype,
     )
     raw = published_config(folder)
-    step = _step(folder / "checkpoints", which) if which else None
-    if which:  # what was the best may change
-        name = f"{name.removesuffix(which)}{step}"
-    return Policy(name, f"workdir:{folder}", folder, model, tokenizer, raw, config, step)
+    step = _step(folder, which)
+    name = f"{name.removesuffix(f'@{which}').rstrip('/')}@{step}"
+    finished = (folder / FINISHED).is_file()
+    logger.info("%s: step %d of %d%s", folder, step, config.steps, "" if finished else _UNFINISHED)
+    return Policy(name, f"workdir:{folder}@{step}", folder, model, tokenizer, raw, config, step)
 
 
-def _step(checkpoints: Folder, which: str) -> int:
-    """The step that @STEP or @best means; UserError when it has no checkpoint."""
+def _split(folder: Folder) -> tuple[Folder, str]:
+    """A run's folder, and what stands behind @, empty where nothing does."""
+    if not folder.exists() and _WHICH.search(folder.name):
+        name, _, which = folder.name.rpartition("@")
+        return folder.parent / name, which
+    return folder, ""
+
+
+def _step(run: Folder, which: str) -> int:
+    """The step that @STEP or @best means, or a run without them; UserError where it has none."""
+    checkpoints = run / "checkpoints"
     if which == _BEST:
         return integrity.best(checkpoints)
     steps = integrity.steps(checkpoints)
+    if not steps:
+        raise CheckpointError(
+            f"{integrity.absolute(checkpoints)}: no checkpoint here; finish the run that makes it."
+        )
+    if not which:
+        if (run / FINISHED).is_file():
+            return steps[-1]
+        newest = integrity.newest_whole(checkpoints).step
+        assert newest is not None, checkpoints
+        return newest
     if int(which) not in steps:
         raise UserError(
             f"{checkpoints}: no checkpoint of step {which} is kept here: name one of "
-            f"{', '.join(map(str, steps)) or 'none'}, or @{_BEST}."
+            f"{', '.join(map(str, steps))}, or @{_BEST}."
         )
     return int(which)
 
@@ -204,25 +223,50 @@ def _is_run(folder: Folder) -> bool:
 
 
 def start_folder(init_from: str, workdir: Folder) -> Folder | None:
-    """The folder of the run that `run:NAME` or `workdir:PATH` names; None for another start."""
+    """The folder of the run that `run:NAME` or `workdir:PATH` names, with @STEP, @best or without;
+    None for another start."""
     kind, _, target = init_from.partition(":")
     if kind not in ("run", "workdir"):
         return None
-    return workdir / target if kind == "run" else folder_of(target)
+    return _split(workdir / target if kind == "run" else folder_of(target))[0]
 
 
-def finished_run(init_from: str, workdir: Folder) -> Folder:
-    """The folder of `run:NAME` or `workdir:PATH`; ConfigError when that run is not finished."""
-    folder = start_folder(init_from, workdir)
-    assert folder is not None, init_from
-    if not (folder / FINISHED).is_file():
-        of_workdir = init_from.startswith("run:")
-        name = f"run {folder.name}" if of_workdir else str(folder)
+def start_of(init_from: str, workdir: Folder, run: Folder | None = None) -> tuple[Folder, int]:
+    """The folder and the step of the checkpoint that `run:NAME` or `workdir:PATH` names.
+
+    run: that starts from it; the step is then the one that it started from (`keep_start`),
+    whatever has become the best, or the last, of the other run since.
+
+    Raises ConfigError where neither a step is named nor the other run finished, and CheckpointError
+    where there is no such checkpoint.
+    """
+    kind, _, target = init_from.partition(":")
+    folder, which = _split(workdir / target if kind == "run" else folder_of(target))
+    kept = run / FOLDER / _START if run is not None else None
+    if kept is not None and kept.is_file():
+        content = read_json(kept)
+        if content.get("init_from") == init_from and isinstance(content.get("step"), int):
+            return folder, content["step"]
+    if not which and not (folder / FINISHED).is_file():
+        steps = integrity.steps(folder / "checkpoints")
+        saved = f", or start from {init_from}@STEP of {', '.join(map(str, steps))}" if steps else ""
         raise ConfigError(
-            f"init_from is {init_from}: {name} is not finished; carry it out first"
-            + (" (leave out --only)." if of_workdir else ".")
+            f"init_from is {init_from}: {f'run {target}' if kind == 'run' else target} is not "
+            f"finished; carry it out first{' (leave out --only)' if kind == 'run' else ''}"
+            f"{saved}."
         )
-    return folder
+    return folder, _step(folder, which)
+
+
+def keep_start(config: Config, workdir: Folder, run: Folder) -> None:
+    """Write to RUN/policy which step of another run this one starts from, to be resumed from it."""
+    if start_folder(config.init_from, workdir) is None:
+        return
+    _, step = start_of(config.init_from, workdir, run)
+    make(run / FOLDER)
+    content = {"init_from": config.init_from, "step": step}
+    write_atomically(run / FOLDER / _START, json.dumps(content) + "\n")
+    logger.info("%s: starts from step %d of %s", run.name, step, config.init_from)
 
 
 def is_finished(run: Folder, steps: int) -> bool:

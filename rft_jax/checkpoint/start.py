@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.inputs import of_weights
-from rft_jax.checkpoint.policy import Policy, finished_run
+from rft_jax.checkpoint.policy import Policy, start_of
 from rft_jax.checkpoint.provenance import inputs_of, load_config
 from rft_jax.config import Config, MeshConfig, ModelConfig
 from rft_jax.config.model import ADAPTER_FIELDS
@@ -40,7 +40,7 @@ class Start(NamedTuple):
     trained: Params
 
 
-def load_start(config: Config, workdir: Folder, layout: Layout) -> Start:
+def load_start(config: Config, workdir: Folder, layout: Layout, run: Folder | None = None) -> Start:
     """The policy that a run of these settings starts from, pi_sft, laid out.
 
     A run with adapters continues those of the run it starts from, on what they were trained on; one
@@ -48,6 +48,7 @@ def load_start(config: Config, workdir: Folder, layout: Layout) -> Start:
 
     Args:
         layout: of the run's arrays.
+        run: its folder, which says what step of another run it starts from.
 
     Raises ConfigError, CheckpointError or ModelError for a start that does not fit, before
     anything is put on a device.
@@ -55,7 +56,7 @@ def load_start(config: Config, workdir: Folder, layout: Layout) -> Start:
     model = config.model
     if config.init_from == "random":
         return Start({}, _random(config, layout, adapters_only=False))
-    base, trained = _load(config.init_from, model, workdir, layout.base)
+    base, trained = _load(config.init_from, model, workdir, layout.base, run)
     if not model.lora_rank:
         return Start({}, base)
     return Start(base, trained or _random(config, layout, adapters_only=True))
@@ -78,7 +79,7 @@ def to_sample_from(policy: Policy, mesh: Mesh) -> Params:
     cast = functools.partial(transformer.cast, dtype=model.compute_dtype)
     frozen, trained = adapters.split(abstract(jax.eval_shape(cast, shapes), where), model)
     like = frozen or trained
-    base, of_run = _load(policy.init_from, model, Path(), like, step=policy.step)
+    base, of_run = _load(policy.init_from, model, Path(), like)
     return rollout_params(adapters.join(base, of_run), where, dtype=model.compute_dtype)
 
 
@@ -88,7 +89,7 @@ def merged(policy: Policy) -> Params:
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     plain = policy.model.without_adapters()
     like = param_shapes(plain, mesh, plain.vocab_size)
-    return _load(policy.init_from, plain, Path(), like, step=policy.step)[0]
+    return _load(policy.init_from, plain, Path(), like)[0]
 
 
 def _load(
@@ -96,17 +97,17 @@ def _load(
     model: ModelConfig,
     workdir: Folder,
     like: Params,
-    step: int | None = None,
+    run: Folder | None = None,
 ) -> tuple[Params, Params]:
-    """(parameters, laid out as `like`; adapters on them) of a published model or a finished run.
+    """(parameters, laid out as `like`; adapters on them) of a published model or a run.
 
     Without `model.lora_rank` a run's adapters are merged into the parameters; there are none if
-    the policy never had any. step: of the run's checkpoint, None for the last.
+    the policy never had any. run: that starts from it.
     """
     kind, _, target = init_from.partition(":")
     if kind == "hf":
         return _published(target, model, like), {}
-    folder = finished_run(init_from, workdir)
+    folder, step = start_of(init_from, workdir, run)
     theirs = load_config(folder)
     _check_same_policy(init_from, model, theirs.model)
     if theirs.model.lora_rank:
@@ -115,7 +116,7 @@ def _load(
 
 
 def _with_adapters_of(
-    folder: Folder, theirs: Config, model: ModelConfig, like: Params, step: int | None
+    folder: Folder, theirs: Config, model: ModelConfig, like: Params, step: int
 ) -> tuple[Params, Params]:
     """From a run in `folder` that trained adapters, those of `step`."""
     base = _under_adapters(theirs, folder, model, like)
@@ -137,11 +138,11 @@ def _under_adapters(theirs: Config, run: Folder, model: ModelConfig, like: Param
     kind, _, target = theirs.init_from.partition(":")
     if kind == "hf":
         return _published(target, model, like, run)
-    folder = finished_run(theirs.init_from, run.parent)
+    folder, step = start_of(theirs.init_from, run.parent, run)
     before = load_config(folder)
     if before.model.lora_rank:
         return _under_adapters(before, folder, model, like)
-    return _restored(folder, like)
+    return _restored(folder, like, step)
 
 
 def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
@@ -156,8 +157,8 @@ def _random(config: Config, layout: Layout, *, adapters_only: bool) -> Params:
     return jax.jit(make, out_shardings=shardings(layout.trained))(key)
 
 
-def _restored(folder: Folder, like: Params, step: int | None = None) -> Params:
-    """The parameters of a run after `step`, None for the last, in the types of `like`."""
+def _restored(folder: Folder, like: Params, step: int) -> Params:
+    """The parameters of a run after `step`, in the types of `like`."""
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding), like
     )

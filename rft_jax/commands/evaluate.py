@@ -21,7 +21,7 @@ from rft_jax.config import EvaluationConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.evaluation.estimates import Estimate, estimates
-from rft_jax.evaluation.evaluate import Outputs, draw, measure, write_rows
+from rft_jax.evaluation.evaluate import Outputs, draw, measure, own_votes, write_rows
 from rft_jax.io.paths import write_atomically
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
@@ -77,8 +77,9 @@ def evaluate(
                 num_samples=num_samples,
                 on_part=showing(progress),
             )
-    metrics, rows = measure(asked.questions, outputs, spec.name)
-    rates = estimates(outputs, spec.name)
+        votes = own_votes(outputs, verifier)
+    metrics, rows = measure(asked.questions, outputs, votes)
+    rates = estimates(outputs, votes)
     metrics |= {name: one.value for name, one in rates.items()}
     if outputs.sampled is not None:
         metrics["sampled/undecided"] = _undecided(outputs.sampled.samples)
@@ -101,6 +102,7 @@ def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> E
     done = evaluate(policy, asked, measuring)
     content = {
         "checkpoint": policy.name,
+        "step": policy.step,
         "questions": asked.source,
         "num_questions": len(asked.questions),
         "metrics": done.metrics,

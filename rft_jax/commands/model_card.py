@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rft_jax.checkpoint.policy import Policy
+from rft_jax.checkpoint.policy import Policy, start_folder
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
 from rft_jax.config.method import Method
 from rft_jax.io.jsonl import read_json
-from rft_jax.io.paths import folder_of
 from rft_jax.observe import log
 from rft_jax.observe.tables import markdown
 from rft_jax.report import record
@@ -226,10 +225,9 @@ def _base_model(policy: Policy) -> str | None:
     """ORG/NAME of the hub that the policy is or goes back to; None where nothing says so."""
     start, folder = policy.init_from, policy.folder
     while not start.startswith("hf:"):
-        kind, _, target = start.partition(":")
-        if kind == "random":
+        if start == "random":
             return None
-        folder = folder.parent / target if kind == "run" else folder_of(target)
+        folder = start_folder(start, folder.parent) or folder
         if not (folder / FILE).is_file():
             return None
         start = load_config(folder).init_from

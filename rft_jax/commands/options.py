@@ -141,8 +141,9 @@ class Opening:
     """Which checkpoint is used, and its type."""
 
     checkpoint: Positional[str]
-    """The folder of a finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is
-    not the last), a folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub."""
+    """The folder of a run (WORKDIR/RUN, finished or not, for its newest checkpoint; with @STEP or
+    @best for another that is kept), a folder in the Hugging Face format, or
+    hf:ORG/NAME[@REVISION] of the hub."""
     compute_dtype: ComputeDtype | None = None
     """Type that weights and activations are computed in. Default: the run's; for a published
     model that of its weights, if it is one of these, else float32."""
@@ -292,7 +293,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Sample outputs of questions from a finished run or a published model. A row for each output,
+    """Sample outputs of questions from a run or a published model. A row for each output,
     in order: question_id, question, reference, sample_index, output, finished, num_tokens and
     log_prob (the sum over its tokens under the distribution it was drawn from, in nats; of greedy
     outputs at temperature 1). `rft-jax verify` scores the file."""
@@ -307,7 +308,7 @@ class SampleOptions:
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Measure greedy accuracy and, with samples, pass@k and maj@k for k = 1, 2, 4, ..., each with
-    a 95 % interval over questions, of a finished run or a published model. A table is printed, and
+    a 95 % interval over questions, of a run or a published model. A table is printed, and
     OUT gets metrics.json, questions.jsonl (a row for each question) and outputs.jsonl (a row for
     each output)."""
 
@@ -320,13 +321,14 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Write a finished run or a published model in the Hugging Face format, for transformers, vLLM
+    """Write a run or a published model in the Hugging Face format, for transformers, vLLM
     and others: config.json, safetensors, tokenizer, generation_config.json and a model card.
     Adapters are merged into the weights."""
 
     checkpoint: Positional[str]
-    """The folder of a finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint that is
-    not the last), a folder in the Hugging Face format, or hf:ORG/NAME[@REVISION] of the hub."""
+    """The folder of a run (WORKDIR/RUN, finished or not, for its newest checkpoint; with @STEP or
+    @best for another that is kept), a folder in the Hugging Face format, or
+    hf:ORG/NAME[@REVISION] of the hub."""
     out: Positional[Path]
     """The new folder for the model."""
     dtype: ComputeDtype | None = None

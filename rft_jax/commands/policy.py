@@ -27,8 +27,8 @@ def open_policy(target: str, compute_dtype: ComputeDtype | None = None) -> Opene
     """The policy of a checkpoint, to sample from and to evaluate.
 
     Args:
-        target: the folder of a finished run (WORKDIR/RUN, with @STEP or @best for a kept checkpoint
-            that is not the last), a folder in the Hugging Face format, or
+        target: the folder of a run (WORKDIR/RUN, finished or not, for its newest checkpoint; with
+            @STEP or @best for another that is kept), a folder in the Hugging Face format, or
             hf:ORG/NAME[@REVISION] of the hub.
         compute_dtype: type of weights and activations; None for the run's, or for that of a
             published model's weights.

@@ -217,7 +217,8 @@ def _check_name(name: object) -> None:
 def _check_starts(experiment: Experiment) -> None:
     earlier: dict[str, Config] = {}
     for name, config in experiment.items():
-        kind, _, start = config.init_from.partition(":")
+        kind, _, target = config.init_from.partition(":")
+        start, at, which = target.partition("@")
         if kind == "run":
             if start not in earlier:
                 raise ConfigError(
@@ -225,7 +226,22 @@ def _check_starts(experiment: Experiment) -> None:
                     f"{suggest(start, earlier)}"
                 )
             _check_same_policy(name, config, start, earlier[start])
+            if at:
+                _check_step(name, config.init_from, which, earlier[start])
         earlier[name] = config
+
+
+def _check_step(name: str, init_from: str, which: str, start_config: Config) -> None:
+    steps, evaluated = start_config.steps, start_config.evaluation.every_steps
+    if which == "best":
+        problem = "" if evaluated else "and that run evaluates no step (evaluation.every_steps)"
+    else:
+        problem = "" if which.isdecimal() and int(which) <= steps else f"and it has {steps} steps"
+    if problem:
+        raise ConfigError(
+            f"{name}: init_from is {init_from!r} {problem}: run:NAME, run:NAME@STEP or "
+            "run:NAME@best is expected."
+        )
 
 
 def _check_same_policy(name: str, config: Config, start: str, start_config: Config) -> None:

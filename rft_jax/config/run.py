@@ -36,7 +36,8 @@ class Config:
     """Fixes initialisation, order of questions and every sampled token."""
     init_from: str = "random"
     """`random`, `run:NAME` (the final checkpoint of an earlier run of this experiment),
-    `workdir:PATH` (the folder of a finished run elsewhere) or `hf:PATH_OR_REPO` (a published model
+    `workdir:PATH` (that of the folder of a finished run elsewhere), either with `@STEP` or `@best`
+    for a checkpoint that is kept of a run finished or not, or `hf:PATH_OR_REPO` (a published model
     in Hugging Face's format: a folder, or ORG/NAME[@REVISION] of the hub)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig, metadata=MAY_CHANGE)

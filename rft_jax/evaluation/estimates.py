@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-from rft_jax.evaluation.evaluate import Outputs, correct, votes
+from rft_jax.evaluation.evaluate import Outputs
+from rft_jax.evaluation.voting import Votes, correct
 from rft_jax.observe.majority import expected_majority
 from rft_jax.observe.statistics import (
     Values,
@@ -32,7 +34,7 @@ class Estimate(NamedTuple):
     questions: int
 
 
-def estimates(outputs: Outputs, rule: str) -> dict[str, Estimate]:
+def estimates(outputs: Outputs, votes: Sequence[Votes] | None) -> dict[str, Estimate]:
     """Greedy accuracy and, from the sampled outputs, pass@k and maj@k for k = 1, 2, 4, ..., G.
 
     Where every question has 0 or 1, as under greedy accuracy, the interval is Wilson's, which is
@@ -43,23 +45,25 @@ def estimates(outputs: Outputs, rule: str) -> dict[str, Estimate]:
 
     Args:
         outputs: of all questions.
-        rule: the verifier's name, by which outputs vote.
+        votes: of the sampled outputs of each question; None for no maj@k.
 
     Returns:
         Estimates by name, such as `pass_at/4`.
     """
     rates = {"greedy/accuracy": _estimate([correct(sample) for sample in outputs.greedy.samples])}
-    groups = [votes(group, rule) for group in outputs.groups]
+    groups = [[correct(sample) for sample in group] for group in outputs.groups]
     if not groups:
         return rates
-    ks = pass_ks(len(outputs.groups[0]))
-    decided = np.array([sum(verdict is not None for verdict in verdicts) for _, verdicts in groups])
-    right = np.array([sum(verdict is True for verdict in verdicts) for _, verdicts in groups])
+    ks = pass_ks(len(groups[0]))
+    decided = np.array([sum(verdict is not None for verdict in verdicts) for verdicts in groups])
+    right = np.array([sum(verdict is True for verdict in verdicts) for verdicts in groups])
     for k in ks:
         enough = decided >= k
         rates[f"pass_at/{k}"] = _estimate(pass_at_k(decided[enough], right[enough], k))
+    if votes is None:
+        return rates
     for k in ks:
-        won = [expected_majority(answers, verdicts, k) for answers, verdicts in groups]
+        won = [expected_majority(one.answers, one.correct, k) for one in votes]
         rates[f"maj_at/{k}"] = _estimate(won)
     return rates
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from rft_jax.config import EvaluationConfig
 from rft_jax.distributed.collectives import told_by_all
+from rft_jax.evaluation.voting import Votes, cast_votes, correct
 from rft_jax.io.paths import Folder, make, write_atomically
 from rft_jax.keys import Purpose
 from rft_jax.observe.statistics import majority_at_k, pass_at_k, pass_ks, standard_error
 from rft_jax.rollout.engine import Part, Rollout, Sampling, blocks, sample, verify
 from rft_jax.training.selection import distinct
 from rft_jax.types import Params, Question, Sample, Verdict
-from rft_jax.verification.rules import vote
+from rft_jax.verification.pool import VerifierPool
 
 
 class Evaluation(NamedTuple):
@@ -40,30 +41,19 @@ class Outputs(NamedTuple):
         return [samples[first : first + size] for first in range(0, len(samples), size or 1)]
 
 
-def correct(sample: Sample) -> bool | None:
-    """Whether an output is correct; None where that is undecided."""
-    return None if sample.verdict is Verdict.UNDECIDED else sample.accepted
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def votes(samples: Sequence[Sample], rule: str) -> tuple[list[Any], list[bool | None]]:
-    """(what each output votes for, its verdict), as maj@k takes them. rule: the verifier's name."""
-    answers = [vote(rule, sample.text) if sample.finished else None for sample in samples]
-    return answers, [correct(sample) for sample in samples]
-
-
-def _sampled_row(samples: Sequence[Sample], rule: str) -> dict[str, Any]:
+def _sampled_row(samples: Sequence[Sample], votes: Votes | None) -> dict[str, Any]:
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
     accepted = [sample for sample in decided if sample.accepted]
     return {
         "num_samples": len(decided),
         "num_correct": len(accepted),
         "num_distinct_correct": len(distinct(accepted, "equations")),
-        "majority_correct": majority_at_k(*votes(samples, rule)),
+        **({} if votes is None else {"majority_correct": majority_at_k(*votes)}),
     }
 
 
@@ -80,7 +70,8 @@ def _sampled_metrics(rows: Sequence[dict[str, Any]], num_samples: int) -> dict[s
         )
     decided = n > 0
     metrics["sampled/standard_error"] = standard_error(c[decided] / n[decided])
-    metrics[f"maj_at/{num_samples}"] = _mean([row["majority_correct"] for row in rows])
+    if all("majority_correct" in row for row in rows):
+        metrics[f"maj_at/{num_samples}"] = _mean([row["majority_correct"] for row in rows])
     metrics["questions/distinct_correct"] = _mean([row["num_distinct_correct"] for row in rows])
     return metrics
 
@@ -146,7 +137,9 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
     )
 
 
-def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[dict[str, Any]]:
+def _rows(
+    questions: Sequence[Question], outputs: Outputs, votes: Sequence[Votes] | None
+) -> list[dict[str, Any]]:
     """The facts of every question; each process makes the rows of those whose outputs it has."""
     own = {sample.question_id for sample in outputs.greedy.own}
     rows: list[dict[str, Any]] = []
@@ -161,21 +154,34 @@ def _rows(questions: Sequence[Question], outputs: Outputs, rule: str) -> list[di
             "greedy_correct": correct(greedy),
             "greedy_text": greedy.text,
         }
-        sampled = _sampled_row(groups[number], rule) if groups else {}
+        sampled = (
+            _sampled_row(groups[number], votes[number] if votes is not None else None)
+            if groups
+            else {}
+        )
         rows.append(row | sampled)
     told = {row["question_id"]: row for part in told_by_all(rows) for row in part}
     return [told[question.id] for question in questions]
 
 
-def measure(questions: Sequence[Question], outputs: Outputs, rule: str) -> Evaluation:
-    """The metrics and rows of an evaluation. rule: the verifier's name, by which outputs vote.
+def own_votes(outputs: Outputs, verifier: VerifierPool) -> list[Votes] | None:
+    """The votes of the sampled outputs of each question; none of those that another process has."""
+    own = {sample.question_id for sample in outputs.greedy.own}
+    groups = [group if group[0].question_id in own else [] for group in outputs.groups]
+    return cast_votes(groups, verifier)
+
+
+def measure(
+    questions: Sequence[Question], outputs: Outputs, votes: Sequence[Votes] | None
+) -> Evaluation:
+    """The metrics and rows of an evaluation; without maj@k where there are no votes (own_votes).
 
     Undecided outputs are left out of every rate. Policy entropy is that of the sampled outputs, in
     nats per token (of the greedy ones without).
     """
     greedy, sampled = outputs
     verdicts = [correct(sample) for sample in greedy.samples]
-    rows = _rows(questions, outputs, rule)
+    rows = _rows(questions, outputs, votes)
     metrics: dict[str, float | None] = {
         "greedy/accuracy": _mean(verdicts),
         "greedy/standard_error": standard_error(verdicts),
@@ -201,7 +207,7 @@ def evaluate(
     """Draw outputs for every question, and measure them; arguments as of `draw`."""
     assert sampling.verifier is not None, "an evaluation verifies"
     outputs = draw(params, questions, sampling, config, num_samples=num_samples)
-    return measure(questions, outputs, sampling.verifier.name)
+    return measure(questions, outputs, own_votes(outputs, sampling.verifier))
 
 
 def write_rows(path: Folder, rows: Sequence[dict[str, Any]]) -> None:

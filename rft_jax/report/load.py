@@ -19,10 +19,9 @@ _FILES = ("config.json", "metrics.jsonl")
 """Either tells that a folder is a run's."""
 
 _ROLLOUTS_READ = 40
-_QUESTION_FIELDS: Fields = {
-    "question_id": int, "greedy_correct": (bool, type(None)), "num_samples": int,
-    "num_correct": int,
-}  # fmt: skip
+_QUESTION_FIELDS: Fields = {"question_id": int, "greedy_correct": (bool, type(None))}
+_SAMPLED_FIELDS: Fields = {"num_samples": int, "num_correct": int}
+"""Of a question that was sampled beside its greedy output."""
 _OUTPUT_FIELDS: Fields = {
     "question_id": int, "sample_index": int, "step": int, "text": str, "tokens": list,
     "finished": bool, "verdict": str, "reason": str, "question": str, "answer": str,
@@ -211,6 +210,10 @@ def _load_questions(path: Folder) -> dict[int, Line]:
     lines = read_jsonl(path, _QUESTION_FIELDS)
     if not path.read_bytes().endswith(b"\n"):  # it is written whole or not at all
         raise DataError(f"{path} ends within a line: evaluate again (rft-jax evaluate).")
+    if any(name in line for line in lines for name in _SAMPLED_FIELDS):
+        lines = read_jsonl(path, {**_QUESTION_FIELDS, **_SAMPLED_FIELDS})
+    else:  # greedy outputs only
+        lines = [line | dict.fromkeys(_SAMPLED_FIELDS, 0) for line in lines]
     for line in lines:
         if not 0 <= line["num_correct"] <= line["num_samples"]:
             raise DataError(

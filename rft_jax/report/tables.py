@@ -124,7 +124,7 @@ def comparisons(runs: Sequence[LoggedRun]) -> list[Comparison]:
 
 
 def differences(runs: Sequence[LoggedRun]) -> Table:
-    """Paired differences with 95 % bootstrap intervals over questions, in percentage points."""
+    """Paired differences with 95 % intervals over questions, in percentage points."""
     header = ("paired difference", "greedy accuracy, points", "pass@1, points", "questions")
     rows, notes = [], []
     for comparison in comparisons(runs):

@@ -76,7 +76,7 @@ def run(
     recorded = provenance.inputs_of(folder)
     if from_main(f"{name} was finished", lambda: policies.is_finished(folder, config.steps)):
         if recorded is not None:
-            inputs = setup.inputs_of_finished(config, workdir, recorded)
+            inputs = setup.inputs_of_finished(config, workdir, folder, recorded)
             _check_inputs(folder, inputs, accept=accept_changed)
             if accept_changed:
                 by_main(
@@ -87,6 +87,7 @@ def run(
         return RunResult(0, True)
     at(f"start of {name}")
     by_main(f"{name} has a folder", lambda: setup.make_folder(folder))
+    by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     mesh = make_mesh(config.mesh)
     setup.check_devices(config, mesh)
     if is_main():
@@ -106,7 +107,7 @@ def run(
     first, with_kl = step or 0, config.objective.kl_coefficient > 0
     starts = step is None or with_kl or bool(config.model.lora_rank)
     inputs = questions.inputs | setup.inputs_beside_data(
-        config, workdir, recorded or {}, starts=starts
+        config, workdir, folder, recorded or {}, starts=starts
     )
     _check_inputs(folder, inputs, accept=accept_changed)
     if recorded is None and first and is_main():
@@ -132,7 +133,7 @@ def run(
         reference = fresh = None
         if starts:
             setup.check_same_tokenizer(config, workdir)
-            frozen, trained = load_start(config, workdir, layout)
+            frozen, trained = load_start(config, workdir, layout, folder)
             if saved is None:
                 # The state takes what the run starts from: the reference must be a copy.
                 reference = jax.tree.map(jnp.copy, trained) if with_kl else None

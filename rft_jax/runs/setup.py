@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rft_jax.checkpoint import inputs as digests
 from rft_jax.checkpoint import integrity
 from rft_jax.checkpoint.inputs import Input, Inputs
-from rft_jax.checkpoint.policy import start_folder
+from rft_jax.checkpoint.policy import start_folder, start_of
 from rft_jax.checkpoint.provenance import check_name, load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
 from rft_jax.data.prompts import ends_text, prompt_text, split_by_length
@@ -216,7 +216,9 @@ def _sources(config: Config) -> dict[str, str]:
     return {use: source for use, source in sources.items() if source}
 
 
-def inputs_of_finished(config: Config, workdir: Folder, known: Mapping[str, Input]) -> Inputs:
+def inputs_of_finished(
+    config: Config, workdir: Folder, run: Folder, known: Mapping[str, Input]
+) -> Inputs:
     """What a finished run rests on, as far as it is there; weights of the known size and time are
     not read."""
     inputs: Inputs = {}
@@ -224,19 +226,20 @@ def inputs_of_finished(config: Config, workdir: Folder, known: Mapping[str, Inpu
         with contextlib.suppress(UserError):  # what is gone is needed no more
             inputs[use] = digests.of_questions(source, load(source, config.data.data_dir))
     with contextlib.suppress(UserError):
-        inputs |= inputs_beside_data(config, workdir, known, starts=False)
+        inputs |= inputs_beside_data(config, workdir, run, known, starts=False)
     return {name: one for name, one in inputs.items() if one.sha256 is not None}
 
 
 def inputs_beside_data(
-    config: Config, workdir: Folder, known: Mapping[str, Input], *, starts: bool
+    config: Config, workdir: Folder, run: Folder, known: Mapping[str, Input], *, starts: bool
 ) -> Inputs:
     """Tokenizer, start and code that a run rests on.
 
     Args:
         config: of the run.
         workdir: of the experiment.
-        known: what was recorded of the run.
+        run: its folder.
+        known: what was recorded of it.
         starts: whether the parameters of the start are going to be loaded: published weights are
             downloaded for that only.
     """
@@ -247,10 +250,9 @@ def inputs_beside_data(
     elif folder := start_folder(config.init_from, workdir):
         if kind == "run":
             check_name(folder)
-        steps = integrity.steps(folder / "checkpoints")
-        # One that is gone is missed where it is loaded.
-        for step in steps[-1:]:
-            record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
+        _, step = start_of(config.init_from, workdir, run)
+        record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
+        if record.sha256:  # one that is gone is missed where it is loaded
             start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
     tokenizer = digests.of_tokenizer(tokenizer_path(config, workdir))
     return tokenizer | start | digests.of_code(config)

@@ -15,13 +15,11 @@ from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
 from rft_jax.verification.checks import CHECKS, Check
 from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
-from rft_jax.verification.exact.numbers import parse_number
 from rft_jax.verification.extract import (
     EXTRACTIONS,
     UNREAD,
     AnswerError,
     Extraction,
-    auto_answer,
     reference_answer,
 )
 
@@ -116,15 +114,6 @@ def _as_bool(result: object, what: str, expected: str) -> bool:
 def is_parsed(judgement: Judgement) -> bool:
     """Whether an answer was found in the output and judged, right or wrong."""
     return judgement.verdict is not Verdict.UNDECIDED and judgement.reason not in _UNPARSED
-
-
-def vote(verifier: str, output: str) -> Any:
-    """What an output votes for in maj@k: its stated answer under a rule (under `auto` for a
-    function of the user's), a number where it is one, or None."""
-    answer = EXTRACTIONS.get(verifier, auto_answer)(output).text
-    if answer is None:
-        return None
-    return parse_number(answer) or " ".join(answer.split())
 
 
 def load_verifier(spec: VerifierSpec) -> Verifier:

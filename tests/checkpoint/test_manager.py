@@ -234,7 +234,10 @@ def test_one_is_named_by_its_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[1].state.params["matrix"], params()["matrix"])
     with pytest.raises(CheckpointError) as error:
         checkpoint.restore_params(tmp_path, like().params, 3)
-    assert str(error.value) == f"{tmp_path}: no checkpoint of step 3 here, but of 2, 4."
+    assert str(error.value) == (
+        f"{tmp_path}: no checkpoint of step 3 is kept here, but 2, 4: name another, or have the "
+        "run keep more (checkpoint.keep, checkpoint.keep_best)."
+    )
 
 
 def test_no_other_checkpoint_is_started_from(tmp_path: Path) -> None:

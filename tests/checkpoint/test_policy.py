@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from rft_jax.checkpoint.policy import find
 from rft_jax.checkpoint.start import merged, to_sample_from
 from rft_jax.config import Config, MeshConfig
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.errors import ConfigError, ModelError, UserError
+from rft_jax.errors import CheckpointError, ConfigError, ModelError, UserError
 from rft_jax.hub.families import model_of
 from rft_jax.models import adapters, transformer
 from rft_jax.types import Params, TrainState
@@ -55,7 +56,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def test_a_run(found: Found) -> None:
     policy = find(str(found.workdir / "sft"))
     assert policy.config == found.config
-    assert policy.init_from == f"workdir:{found.workdir}/sft"
+    assert policy.init_from == f"workdir:{found.workdir}/sft@8"
     assert policy.folder == found.workdir / "sft"
     assert policy.model == replace(found.config.model, vocab_size=274)
     assert policy.tokenizer.vocab_size == 274
@@ -63,19 +64,19 @@ def test_a_run(found: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "step"), [("@8", 8), ("@3", 3), ("@03", 3), ("@best", 3), ("", None)]
+    ("which", "step"), [("@8", 8), ("@3", 3), ("@03", 3), ("@best", 3), ("", 8)]
 )
-def test_a_checkpoint_of_a_run(found: Found, tmp_path: Path, which: str, step: int | None) -> None:
+def test_a_checkpoint_of_a_run(found: Found, tmp_path: Path, which: str, step: int) -> None:
     run = shutil.copytree(found.workdir / "sft", tmp_path / "work" / "sft")
     shutil.copytree(run / "checkpoints/8", run / "checkpoints/3")
     checkpoint_health.write_record(run / "checkpoints/3", 0.5)
     for target in (run, tmp_path / "work"):
         policy = find(f"{target}{which}")
         assert policy.folder == run
-        assert policy.init_from == f"workdir:{run}"
+        assert policy.init_from == f"workdir:{run}@{step}"
         assert policy.step == step
-        # What was the best may change: the name that results keep does not say so.
-        assert policy.name == (f"{target}@{step}" if which else str(target))
+        # What was the best or the last may change: the name that results keep does not say so.
+        assert policy.name == f"{target}@{step}"
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_the_checkpoint_that_is_named_is_read(found: Found, tmp_path: Path) -> N
 def test_a_folder_may_be_called_so(found: Found, tmp_path: Path) -> None:
     folder = shutil.copytree(found.workdir / "sft", tmp_path / "run@8")
     policy = find(str(folder))
-    assert (policy.folder, policy.step, policy.name) == (folder, None, str(folder))
+    assert (policy.folder, policy.step, policy.name) == (folder, 8, f"{folder}@8")
 
 
 @pytest.mark.parametrize("prefix", ["", "hf:"])
@@ -145,18 +146,19 @@ def test_several_runs_are_named(found: Found) -> None:
         find(str(found.workdir))
 
 
-def not_finished(found: Found, folder: Path) -> tuple[Path, str]:
-    run = found.workdir / "half"
-    return run, f"{run}: this run is not finished: carry it out first; the same `rft-jax run` res"
+def not_saved_yet(found: Found, folder: Path) -> tuple[Path, str]:
+    run = shutil.copytree(found.workdir / "half", folder / "half")
+    (run / "checkpoints/8").rename(run / "checkpoints/8.orbax-checkpoint-tmp-1")
+    return run, f"{run}/checkpoints: no checkpoint here; finish the run that makes it."
 
 
 def missing(found: Found, folder: Path) -> tuple[Path, str]:
-    return folder / "none", f"{folder}/none: the checkpoint is missing: name the folder of a finis"
+    return folder / "none", f"{folder}/none: the checkpoint is missing: name the folder of a run ("
 
 
 def a_file(found: Found, folder: Path) -> tuple[Path, str]:
     (folder / "file").touch()
-    return folder / "file", f"{folder}/file: the checkpoint is a file: name the folder of a finish"
+    return folder / "file", f"{folder}/file: the checkpoint is a file: name the folder of a run (W"
 
 
 def neither(found: Found, folder: Path) -> tuple[Path, str]:
@@ -201,7 +203,7 @@ def of_a_step_of_nothing(found: Found, folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "case",
     [
-        not_finished, missing, a_file, neither, nothing, without_tokenizer, with_few_rows,
+        not_saved_yet, missing, a_file, neither, nothing, without_tokenizer, with_few_rows,
         of_a_step_that_is_not_kept, of_a_step_of_a_model, of_a_step_of_nothing,
     ],
 )  # fmt: skip
@@ -295,3 +297,82 @@ def test_float64_is_not_quietly_float32(found: Found, tmp_path: Path) -> None:
 def test_a_mesh_that_does_not_fit(found: Found) -> None:
     with pytest.raises(ConfigError, match=r"mesh\.tensor is 4: it must divide"):
         to_sample_from(find(str(found.workdir / "sft")), make_mesh(MeshConfig(-1, 1, 4)))
+
+
+# Runs that are not finished.
+
+
+def of_steps(run: Path, *steps: int) -> Path:
+    """Gives the run whose last step is 8 more checkpoints of the same parameters."""
+    for step in steps:
+        shutil.copytree(run / "checkpoints/8", run / f"checkpoints/{step}")
+        checkpoint_health.write_record(run / f"checkpoints/{step}", step / 10)
+    return run
+
+
+def test_the_newest_whole_checkpoint_of_a_run_that_is_not_finished(
+    found: Found, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = of_steps(shutil.copytree(found.workdir / "half", tmp_path / "half"), 4, 6)
+    assert find(str(run)).step == 8
+    next((run / "checkpoints/8/params").glob("d/*")).write_bytes(b"other")
+    (run / "checkpoints/12.orbax-checkpoint-tmp-7").mkdir()  # half written
+    policy = find(f"{run}/")
+    assert (policy.step, policy.name) == (6, f"{run}@6")
+    assert f"{run}: step 6 of 8, which are not all made yet" in caplog.text
+    assert find(f"{run}@4").step == 4
+    assert find(f"{run}@best").step == 6
+    # The last of a finished one is not quietly another.
+    (run / "finished.json").write_text("{}")
+    assert find(str(run)).step == 8
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(found: Found, tmp_path: Path) -> None:
+    run = of_steps(shutil.copytree(found.workdir / "half", tmp_path / "half"), 12)
+    policy = find(f"{run}@8")
+    next((run / "checkpoints/8/params").glob("d/*")).unlink()
+    deleting = threading.Timer(0.3, shutil.rmtree, (run / "checkpoints/8",))
+    deleting.start()
+    with pytest.raises(CheckpointError, match="no checkpoint of step 8 is kept here, but 12: name"):
+        merged(policy)
+    deleting.join()
+
+
+@pytest.mark.parametrize(("which", "step"), [("@4", 4), ("@best", 6)])
+def test_a_run_keeps_the_step_that_it_starts_from(
+    found: Found, tmp_path: Path, which: str, step: int
+) -> None:
+    other = of_steps(shutil.copytree(found.workdir / "half", tmp_path / "half"), 4, 6)
+    config = replace(found.config, init_from=f"run:half{which}")
+    run = tmp_path / "next"
+    policies.keep_start(config, tmp_path, run)
+    assert policies.start_of(config.init_from, tmp_path, run) == (other, step)
+    of_steps(other, 7)  # which is better
+    policies.keep_start(config, tmp_path, run)
+    assert policies.start_of(config.init_from, tmp_path, run) == (other, step)
+    elsewhere = f"workdir:{other}{which}"
+    assert policies.start_of(elsewhere, tmp_path / "none")[1] == (7 if which == "@best" else 4)
+    assert policies.start_folder(elsewhere, tmp_path) == other
+
+
+def test_a_start_that_is_not_finished_is_named_by_its_step(found: Found, tmp_path: Path) -> None:
+    said = (
+        "init_from is run:half: run half is not finished; carry it out first (leave out --only), "
+        "or start from run:half@STEP of 8."
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        policies.start_of("run:half", found.workdir)
+    with pytest.raises(UserError, match="no checkpoint of step 3 is kept here: name one of 8"):
+        policies.start_of("run:half@3", found.workdir)
+
+
+def test_adapters_stand_on_the_step_that_they_were_trained_on(found: Found, tmp_path: Path) -> None:
+    workdir = shutil.copytree(found.workdir, tmp_path / "work")
+    policies.keep_start(checkpoints.with_lora(found.config, "run:sft"), workdir, workdir / "lora")
+    expected = merged(find(str(workdir / "lora")))
+    with checkpoint.open_manager(workdir / "sft/checkpoints", found.config.checkpoint) as manager:
+        longer = TrainState(np.int32(9), jax.tree.map(np.zeros_like, found.sft), ())  # type: ignore[arg-type]
+        checkpoint.save(manager, 9, checkpoint.Saved(longer, {}))
+    assert same(merged(find(str(workdir / "lora"))), expected)

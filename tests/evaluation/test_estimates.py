@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rft_jax.evaluation.estimates import Estimate, estimates
-from rft_jax.evaluation.evaluate import Outputs, measure
+from rft_jax.evaluation.evaluate import Outputs, measure, own_votes
 from rft_jax.observe.statistics import standard_error, wilson_interval
 from rft_jax.rollout.engine import Rollout
 from rft_jax.types import Question, Sample, Verdict
+from rft_jax.verification.pool import VerifierPool
 
 RIGHT, WRONG, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNDECIDED
 
@@ -37,15 +38,21 @@ SAMPLED = rollout(
 """Questions with 4, 4, 2 and no decided outputs."""
 
 
+HASH = VerifierPool.__new__(VerifierPool)
+HASH.name = "hash"  # all that is asked of it where outputs state plain numbers
+
+
+def estimated(outputs: Outputs) -> dict[str, Estimate]:
+    return estimates(outputs, own_votes(outputs, HASH))
+
+
 def test_where_all_is_right_or_wrong_the_interval_is_wilsons() -> None:
     low, high = wilson_interval(2, 3)
-    assert estimates(Outputs(GREEDY, None), "hash") == {
-        "greedy/accuracy": Estimate(2 / 3, low, high, 3)
-    }
+    assert estimated(Outputs(GREEDY, None)) == {"greedy/accuracy": Estimate(2 / 3, low, high, 3)}
 
 
 def test_elsewhere_it_comes_from_the_standard_error() -> None:
-    found = estimates(Outputs(GREEDY, SAMPLED), "hash")
+    found = estimated(Outputs(GREEDY, SAMPLED))
     assert list(found) == ["greedy/accuracy"] + [
         f"{name}/{k}" for name in ("pass_at", "maj_at") for k in (1, 2, 4)
     ]
@@ -71,9 +78,10 @@ def test_elsewhere_it_comes_from_the_standard_error() -> None:
 
 
 def test_they_are_what_an_evaluation_logs() -> None:
+    outputs = Outputs(GREEDY, SAMPLED)
     questions = [Question(i, "?", "1") for i in range(4)]
-    metrics, _ = measure(questions, Outputs(GREEDY, SAMPLED), "hash")
-    found = estimates(Outputs(GREEDY, SAMPLED), "hash")
+    metrics, _ = measure(questions, outputs, own_votes(outputs, HASH))
+    found = estimated(Outputs(GREEDY, SAMPLED))
     for name in set(metrics) & set(found):
         assert metrics[name] == pytest.approx(found[name].value), name
     assert {"greedy/accuracy", "pass_at/1", "pass_at/2", "pass_at/4", "maj_at/4"} <= set(metrics)
@@ -81,9 +89,9 @@ def test_they_are_what_an_evaluation_logs() -> None:
 
 def test_nothing_is_decided_and_a_single_question_is() -> None:
     unknown = [[(UNKNOWN, "1"), (UNKNOWN, "1")]]
-    nothing = estimates(Outputs(rollout([[(UNKNOWN, "1")]]), rollout(unknown)), "hash")
+    nothing = estimated(Outputs(rollout([[(UNKNOWN, "1")]]), rollout(unknown)))
     assert set(nothing.values()) == {Estimate(None, None, None, 0)}
     pair = [[(RIGHT, "1"), (WRONG, "2")]]
-    one = estimates(Outputs(rollout([[(RIGHT, "1")]]), rollout(pair)), "hash")
+    one = estimated(Outputs(rollout([[(RIGHT, "1")]]), rollout(pair)))
     assert one["pass_at/1"] == Estimate(0.5, None, None, 1)
     assert one["greedy/accuracy"] == Estimate(1.0, *wilson_interval(1, 1), 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -67,7 +66,9 @@ def evaluated(
     monkeypatch.setattr(evaluation, "verify", lambda outputs: outputs)
     settings = EvaluationConfig(temperature=0.7, questions_per_batch=2)
     sampling = Sampling.__new__(Sampling)  # not looked into but for the rule that votes
-    object.__setattr__(sampling, "verifier", SimpleNamespace(name="hash"))
+    verifier = VerifierPool.__new__(VerifierPool)
+    verifier.name = "hash"
+    object.__setattr__(sampling, "verifier", verifier)
     found = evaluate(
         {}, QUESTIONS, sampling, settings, num_samples=len(sampled[0]) if sampled else 0
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from rft_jax.errors import UserError
 from rft_jax.observe.statistics import (
@@ -169,13 +170,52 @@ def test_paired_interval_is_reproducible_and_drops_undecided_pairs() -> None:
     assert result.low <= 0.5 <= result.high
 
 
-def test_paired_interval_matches_the_exact_bootstrap() -> None:
-    differences = [0.0, 1.0, 1.0, -1.0, 1.0]
-    result = paired_interval(np.zeros(5), np.array(differences), seed=0, confidence=0.8)
-    means = [np.mean(draw) for draw in itertools.product(differences, repeat=5)]
-    low, high = np.quantile(means, [0.1, 0.9])
-    assert result.low == pytest.approx(low, abs=0.01)
-    assert result.high == pytest.approx(high, abs=0.01)
+@pytest.mark.parametrize("pairs", [12, 200])
+@pytest.mark.parametrize(
+    ("gained", "lost"), [(1, 0), (4, 0), (5, 0), (6, 0), (0, 6), (7, 1), (8, 1), (2, 9), (1, 9)]
+)
+def test_an_interval_of_zeros_and_ones_agrees_with_mcnemars_exact_test(
+    gained: int, lost: int, pairs: int
+) -> None:
+    a = np.array([0] * gained + [1] * lost + [0] * (pairs - gained - lost))
+    b = np.array([1] * gained + [0] * (pairs - gained))
+    result = paired_interval(a, b, seed=0)
+    assert result.excludes_zero == (binomtest(gained, gained + lost).pvalue < 0.05)
+    assert -1 <= result.low < result.difference < result.high <= 1
+
+
+def test_an_interval_of_rates_agrees_with_the_sign_flip_test() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        differences = generator.choice([-0.5, 0.25, 0.5, 0.75], size=8)
+        flipped = [np.dot(signs, differences) for signs in itertools.product((-1, 1), repeat=8)]
+        p = np.mean(np.abs(flipped) >= abs(differences.sum()) - 1e-9)
+        a, b = np.full(20, 0.5), np.full(20, 0.5)
+        a[:8], b[:8] = np.maximum(-differences, 0), np.maximum(differences, 0)
+        assert paired_interval(a, b, seed=0).excludes_zero == (p < 0.05)
+
+
+def test_a_single_question_says_next_to_nothing() -> None:
+    for a, b in ((0, 1), (0.25, 0.75)):
+        result = paired_interval([a], [b], seed=0)
+        assert not result.excludes_zero
+        assert result.low < -0.9
+        assert result.high == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [True, False])
+def test_intervals_hold_the_difference_as_often_as_they_say(binary: bool) -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        if binary:
+            a, b = np.zeros(40), generator.choice([1, -1, 0], p=[0.15, 0.05, 0.8], size=40)
+        else:
+            a, b = generator.binomial(4, [[0.3], [0.4]], (2, 40)) / 4
+        result = paired_interval(a, b, seed=0)
+        held += result.low <= 0.1 <= result.high
+    assert held >= 93
 
 
 def test_paired_interval_has_the_width_of_the_normal_one_in_large_samples() -> None:
@@ -191,9 +231,11 @@ def test_paired_interval_has_the_width_of_the_normal_one_in_large_samples() -> N
 
 
 @given(values, st.integers(0, 5))
-def test_no_difference_is_an_interval_of_zero(numbers: list[float], seed: int) -> None:
+def test_no_difference_is_an_interval_around_zero(numbers: list[float], seed: int) -> None:
     result = paired_interval(numbers, numbers, seed=seed)
-    assert result[:3] == (0, 0, 0)
+    # Of a share of questions that differ, none of n being seen.
+    share = 1 - 0.025 ** (1 / len(numbers))
+    assert result[:3] == (0, pytest.approx(-share, rel=0.01), pytest.approx(share, rel=0.01))
     assert not result.excludes_zero
 
 

@@ -450,6 +450,22 @@ def test_a_run_without_evaluation(tmp_path: Path) -> None:
     assert names == {"lengths_by_verdict", "funnel", "pass_rates", "time"}
 
 
+def test_evaluations_of_greedy_outputs_are_compared(tmp_path: Path) -> None:
+    for name, correct in (("a", [False, False, True]), ("b", [True, None, True])):
+        folder = make_run(tmp_path, name, "sft", 0.1, 0.2)
+        rows = [
+            {"question_id": i, "greedy_correct": one, "greedy_text": "1"}
+            for i, one in enumerate(correct)
+        ]
+        write_lines(folder / "evaluation" / "test.jsonl", rows)
+    runs = load_runs(tmp_path)
+    assert [run.gaps for run in runs] == [(), ()]
+    ((_, greedy, sampled, questions),) = differences(runs).rows
+    assert greedy.startswith("+50.0 [")
+    assert (sampled, questions) == ("-", "3")
+    assert "b - a" in summary_table(tmp_path)
+
+
 def test_more_correct_than_sampled_is_stated(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "a", "sft", 0.1, 0.2)
     line = {"question_id": 4, "greedy_correct": True, "num_samples": 2, "num_correct": 3}

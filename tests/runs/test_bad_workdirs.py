@@ -231,7 +231,8 @@ def test_start_is_not_finished(refusal: Refusal) -> None:
     args = from_there()
     Path("w/sft/finished.json").unlink()
     assert refusal(*args) == (
-        "init_from is run:sft: run sft is not finished; carry it out first (leave out --only)."
+        "init_from is run:sft: run sft is not finished; carry it out first (leave out --only), "
+        "or start from run:sft@STEP of 4."
     )
 
 

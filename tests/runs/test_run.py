@@ -156,9 +156,9 @@ def test_names_of_metrics(study: Study) -> None:
             if line["step"]:
                 assert set(line) == base | ALWAYS | more, (name, line["step"])
         for line in study.lines(name, "validation"):
-            assert set(line) == base | EVALUATION | {"maj_at/2"}
+            assert set(line) == base | EVALUATION
         for line in study.lines(name, "test"):
-            assert set(line) == base | EVALUATION | {"maj_at/4", "pass_at/4"}
+            assert set(line) == base | EVALUATION | {"pass_at/4"}
     costs = {name for name in ALWAYS if name.startswith("cost/")} | {"seconds/elapsed"}
     assert set(study.lines("rft", "train")[0]) == base | FUNNEL | costs
 
