@@ -11,6 +11,11 @@ class UserError(ValueError):
     """The work cannot be done as asked; the command line prints the message and ends with 2."""
 
 
+class TemporaryError(UserError):
+    """The machine cannot do now what is right as asked: a disk is full, or another process is at
+    work here. The command line ends with 75, after which launchers start again."""
+
+
 class ConfigError(UserError):
     """A setting, an option or an experiment file is wrong."""
 

@@ -4,9 +4,10 @@ job of several. jax is imported once there is something to compute.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,17 @@ from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import Steps
 from rft_jax.distributed.watchdog import Limits
 from rft_jax.errors import ConfigError
-from rft_jax.io.paths import Folder, folder_of, make, write_atomically, writing
+from rft_jax.io.drafts import remove_dead
+from rft_jax.io.lock import held
+from rft_jax.io.paths import (
+    Folder,
+    folder_of,
+    in_bucket,
+    make,
+    storing,
+    write_atomically,
+    writing,
+)
 
 if TYPE_CHECKING:
     from rft_jax.runs.run import RunResult
@@ -96,10 +107,15 @@ def carry_out(
         [experiment[each].update.rows_per_microbatch for each in chosen],
     )
     results: dict[str, RunResult] = {}
-    with joined(limits or Limits()) as at:
+    with (
+        joined(limits or Limits()) as at,
+        storing(workdir),
+        contextlib.ExitStack() as stack,
+    ):
         for each in chosen:  # before the first of them takes its hours
             if not (workdir / each / FINISHED).is_file():
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
+        by_main("the workdir", lambda: stack.enter_context(_own(workdir, chosen)))
         by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
         for each in chosen:
             results[each] = runs.run(each, experiment, workdir, profile, at)
@@ -158,9 +174,24 @@ def _claim(workdir: Folder, name: str) -> None:
         raise ConfigError(f"{workdir} holds experiment {held}, not {name}: use another --workdir.")
 
 
+@contextlib.contextmanager
+def _own(workdir: Folder, chosen: Sequence[str]) -> Iterator[None]:
+    """Hold the runs that are not finished, and remove what killed processes left. What all runs
+    share appears whole, so jobs with other runs may work beside this one."""
+    with writing(workdir):
+        make(workdir)
+    open_runs = [each for each in chosen if not (workdir / each / FINISHED).is_file()]
+    with held([workdir / f"{each}.lock" for each in open_runs], logger.warning):
+        if not in_bucket(workdir):
+            for folder in (workdir, workdir / "plots"):
+                remove_dead(Path(folder))
+            for each in chosen:
+                remove_dead(Path(workdir / each), "**/*.tmp")
+        yield
+
+
 def _save_experiment(workdir: Folder, name: str, experiment: Experiment) -> None:
     """WORKDIR/experiment.json: the experiment's name and the runs in order."""
     content = {"experiment": name, "runs": list(experiment)}
     with writing(workdir):
-        make(workdir)
         write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")

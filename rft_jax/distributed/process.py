@@ -19,7 +19,7 @@ from rft_jax.config import MeshConfig
 from rft_jax.distributed.collectives import is_main, join, meet, store
 from rft_jax.distributed.mesh import cpu_device_count
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits, Watch
-from rft_jax.errors import UserError
+from rft_jax.errors import TemporaryError, UserError
 
 EXIT_USER = 2
 """Exit status of an error that the user can fix."""
@@ -69,7 +69,8 @@ def _end(watch: Watch, error: BaseException) -> None:
         traceback.print_exception(error)
     sys.stderr.flush()
     sys.stdout.flush()
-    status = EXIT_USER if isinstance(error, UserError) else EXIT_LOST
+    again = isinstance(error, TemporaryError) or not isinstance(error, UserError)
+    status = EXIT_LOST if again else EXIT_USER
     watch.failed(_first_line(error), status)
     # Not by sys.exit: devices and atexit handlers would wait for processes that come no more.
     os._exit(status)
@@ -82,7 +83,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int]]:
-    """Has Ctrl-C and SIGTERM ask the loop to stop at the next step; a second Ctrl-C does not ask.
+    """Has Ctrl-C, SIGTERM and SIGHUP (its terminal is closed) ask the loop to stop at the next step;
+    a second Ctrl-C does not ask. Under nohup, which ignores SIGHUP, that stays so.
 
     Yields a function that gives the signal received so far, 0 for none. The earlier handlers come
     back at the end. Outside the main thread, where Python takes no handlers, signals keep their
@@ -99,7 +101,11 @@ def stop_on_signals() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: received
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield lambda: received
     finally:
