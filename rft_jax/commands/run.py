@@ -5,6 +5,7 @@ job of several. jax is imported once there is something to compute.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,8 +96,9 @@ def carry_out(
     for each in chosen:
         check_same_config(workdir / each, experiment[each])
 
+    import_jax()
     from rft_jax.distributed.collectives import by_main
-    from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.distributed.mesh import found_devices, make_mesh
     from rft_jax.distributed.process import joined, keep_programs, split_cpu
     from rft_jax.runs import run as runs
     from rft_jax.runs import setup
@@ -112,6 +114,7 @@ def carry_out(
         storing(workdir),
         contextlib.ExitStack() as stack,
     ):
+        found_devices()
         for each in chosen:  # before the first of them takes its hours
             if not (workdir / each / FINISHED).is_file():
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
@@ -127,13 +130,21 @@ def carry_out(
     return results
 
 
+def import_jax() -> None:
+    """ConfigError when jax refuses a variable of the environment."""
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:
+        raise ConfigError(f"a variable of the environment is wrong: {error}.") from error
+
+
 def train_tokenizer(path: Path, experiment: Experiment, workdir: Folder) -> int:
     """Train WORKDIR/tokenizer.model, unless it is there; returns its number of pieces."""
     training = [config for config in experiment.values() if not config.tokenizer.path]
     if not training:
         raise ConfigError(f"{path}: every run loads its tokenizer.path: there is none to train.")
     _claim(workdir, path.name)
-
+    import_jax()
     from rft_jax.runs.setup import ensure_tokenizer
 
     return ensure_tokenizer(training[0], workdir).vocab_size
@@ -143,7 +154,10 @@ def select(experiment: Mapping[str, Config], only: Sequence[str]) -> list[str]:
     """The runs that `only` names, or all, in the experiment's order."""
     for name in only:
         if name not in experiment:
-            raise ConfigError(f"only names {name!r}, which is no run{suggest(name, experiment)}")
+            raise ConfigError(
+                f"only names {name!r}, which is no run: there are {', '.join(experiment)}"
+                f"{suggest(name, experiment)}"
+            )
     return [name for name in experiment if not only or name in only]
 
 

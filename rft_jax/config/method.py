@@ -99,7 +99,7 @@ def _named(method: str) -> Method:
         return table[method]
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"method is {method!r}, which cannot be imported ({text}): name a module beside the "

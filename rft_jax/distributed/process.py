@@ -29,6 +29,9 @@ CACHE_MIN_SECONDS = 0.5
 """Shortest compilation that is kept; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets another."""
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextlib.contextmanager
 def joined(limits: Limits) -> Iterator[Callable[[str], None]]:
     """Within it this process is part of the job it was started in, if there is one. Yields what is
@@ -40,8 +43,7 @@ def joined(limits: Limits) -> Iterator[Callable[[str], None]]:
     try:
         several = join(limits.lost_after)
     except RuntimeError as error:  # others that came too late, or not at all
-        print(f"rft-jax: error: the job was not joined ({_first_line(error)})", file=sys.stderr)
-        raise SystemExit(EXIT_LOST) from error
+        raise TemporaryError(f"the job was not joined ({_first_line(error)})") from error
     if not several:
         yield lambda _: None
         return
@@ -83,8 +85,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int]]:
-    """Has Ctrl-C, SIGTERM and SIGHUP (its terminal is closed) ask the loop to stop at the next step;
-    a second Ctrl-C does not ask. Under nohup, which ignores SIGHUP, that stays so.
+    """Has Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) ask the loop to stop at the next
+    step; a second Ctrl-C does not ask. Under nohup, which ignores SIGHUP, that stays so.
 
     Yields a function that gives the signal received so far, 0 for none. The earlier handlers come
     back at the end. Outside the main thread, where Python takes no handlers, signals keep their
@@ -115,13 +117,25 @@ def stop_on_signals() -> Iterator[Callable[[], int]]:
 
 def keep_programs() -> None:
     """Keep compiled programs between starts, unless the environment says otherwise."""
+    folder = Path(os.path.expanduser(CACHE_DIR))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _is_writable(folder):
+        logger.warning("%s cannot be written: each start compiles all programs", folder)
+        return
     settings: dict[str, str | float] = {
-        "jax_compilation_cache_dir": str(Path(CACHE_DIR).expanduser()),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": CACHE_MIN_SECONDS,
     }
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return folder.is_absolute() and os.access(folder, os.W_OK)  # no user, no home: ~ stays
 
 
 def split_cpu(meshes: Sequence[MeshConfig], rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""One process, or job, writes a run's files: a lock that works on disks, NFS and in buckets. No jax.
+"""One process, or job, writes a run's files: a lock for disks, NFS and buckets. Imports no jax.
 
 A lock is a file that names its holder and is refreshed every few seconds. It appears by an
 operation that succeeds for one process only. Whether its holder lives is seen directly where it is

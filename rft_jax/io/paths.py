@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import importlib.util
 import os
 import shutil
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from etils import epath
 
@@ -113,8 +114,11 @@ def _of_storage(error: BaseException | None) -> tuple[int, str] | None:
 
 
 @contextlib.contextmanager
-def writing(folder: Folder) -> Iterator[None]:
-    """Turns errors of many types, in writing below a folder, into one UserError."""
+def writing(folder: Folder, option: str = "") -> Iterator[None]:
+    """Turns errors of many types, in writing below a folder, into one UserError.
+
+    option: how the command line was given that place, if not by --workdir.
+    """
     try:
         with storing(folder):
             yield
@@ -124,8 +128,77 @@ def writing(folder: Folder) -> Iterator[None]:
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split())[:300] or type(error).__name__
         raise UserError(
-            f"{folder}: cannot write here ({reason}): use another --workdir."
+            f"{option}: cannot write here ({reason})."
+            if option
+            else f"{folder}: cannot write here ({reason}): use another --workdir."
         ) from error
+
+
+def check_new(path: Path) -> None:
+    """UserError when `new_file` would not write there: a file exists, or its folder does not."""
+    if _is_stream(path):
+        return
+    if path.exists():
+        raise UserError(f"--out {path} exists, and nothing is overwritten: name another file.")
+    check_file(path)
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """UserError when no file can be written there, new or in place of another."""
+    parent = path.resolve().parent
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file.")
+    if not parent.is_dir():
+        raise UserError(f"{option} {path}: cannot write here (there is no folder {parent}).")
+    if not _is_stream(path) and not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {path}: cannot write here (no permission in {parent}).")
+
+
+@contextlib.contextmanager
+def new_file(path: Path, option: str = "--out") -> Iterator[TextIO]:
+    """A file beside `path` to write into, which takes its place in the end or vanishes. A symlink
+    stays one, and what is no regular file (a device, a pipe, this process's stdout) is written
+    through."""
+    check_file(path, option)
+    if _is_stream(path):
+        number = _own_stream(path)
+        with (
+            writing(path, f"{option} {path}"),
+            (
+                path.open("w", encoding="utf-8")
+                if number is None
+                else os.fdopen(os.dup(number), "w", encoding="utf-8")
+            ) as file,
+        ):
+            yield file
+        return
+    target = path.resolve()
+    remove_dead(target.parent, f"{glob.escape(target.name)}.*.tmp")
+    draft = draft_of(target)
+    with writing(path, f"{option} {path}"):
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                yield file
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether what is there is neither a file nor a folder, or is this process's own stdout."""
+    if not path.exists() or path.is_dir():
+        return False
+    return not path.is_file() or _own_stream(path) is not None
+
+
+def _own_stream(path: Path) -> int | None:
+    """1 or 2 where that stream goes into what is there."""
+    there = path.stat()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(there, os.fstat(number)):
+                return number
+    return None
 
 
 def write_atomically(path: Folder, content: str | bytes) -> None:

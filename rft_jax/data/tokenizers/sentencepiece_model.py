@@ -95,8 +95,7 @@ def load_model(path: Folder) -> SentencePiece:
 
 
 def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> SentencePiece:
-    """Train a tokenizer on texts, write it to `path` atomically, and return what is there then: that
-    of another process, where one was first.
+    """Train a tokenizer on texts, write it to `path` unless another process has, and return it.
 
     Byte-pair merges within words, digits apart, no normalisation, byte fallback. The same texts
     give the same file.
