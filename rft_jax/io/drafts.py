@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 _NAME = re.compile(r"\.(?:(?P<place>[0-9a-f]{8})-)?(?P<pid>\d+)(?:-(?P<started>\d+))?\.tmp$")
 """Of a draft; earlier versions named only the process id."""
+_NUMBER = itertools.count()
+"""Keeps the threads of a process off each other's."""
 _FOREIGN_SECONDS = 30.0
 """Age of a draft from elsewhere that counts as left behind: a write takes less."""
 
@@ -58,7 +61,7 @@ def this_process() -> Process:
 
 def draft_of(path: Path) -> Path:
     """Where this process writes what is to take the place of `path`."""
-    return path.with_name(f"{path.name}.{this_process()}.tmp")
+    return path.with_name(f"{path.name}.{next(_NUMBER)}.{this_process()}.tmp")
 
 
 def remove_dead(folder: Path, pattern: str = "*.tmp") -> None:

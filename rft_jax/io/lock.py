@@ -18,10 +18,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rft_jax.errors import TemporaryError
-from rft_jax.io.drafts import Process, this_process
+from rft_jax.io.drafts import Process, draft_of, this_process
 from rft_jax.io.paths import Folder, in_bucket, write_atomically, write_new
 
 REFRESH_SECONDS = 10.0
@@ -74,13 +75,26 @@ def _take(path: Folder, content: str, show: Show) -> None:
                 f"here since {holder.get('since', '?')}: wait for its end, stop it, or use another "
                 "--workdir."
             )
-        # Others may have seen the same: each removes what it saw, and the last to write has it.
-        if _read(path) == found:
-            path.unlink(missing_ok=True)
+        _remove(path, found)
+        # Others may have seen the same dead holder, and removed what is written now.
         if write_new(path, content):
             time.sleep(_SETTLE_SECONDS)
             if _read(path) == content:
                 return
+
+
+def _remove(path: Folder, found: str) -> None:
+    """Remove a dead lock, and not the one that another process has put there meanwhile."""
+    if in_bucket(path):
+        if _read(path) == found:
+            path.unlink(missing_ok=True)
+        return
+    taken = draft_of(Path(path))
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        os.rename(path, taken)
+        if _read(taken) != found:
+            os.link(taken, path)
+    taken.unlink(missing_ok=True)
 
 
 def _lives(path: Folder, found: str, show: Show) -> bool:

@@ -160,28 +160,29 @@ def new_file(path: Path, option: str = "--out") -> Iterator[TextIO]:
     stays one, and what is no regular file (a device, a pipe, this process's stdout) is written
     through."""
     check_file(path, option)
-    if _is_stream(path):
-        number = _own_stream(path)
-        with (
-            writing(path, f"{option} {path}"),
-            (
-                path.open("w", encoding="utf-8")
-                if number is None
-                else os.fdopen(os.dup(number), "w", encoding="utf-8")
-            ) as file,
-        ):
-            yield file
-        return
-    target = path.resolve()
-    remove_dead(target.parent, f"{glob.escape(target.name)}.*.tmp")
-    draft = draft_of(target)
-    with writing(path, f"{option} {path}"):
+    target, number = path.resolve(), _own_stream(path)
+    with storing(path):
         try:
-            with draft.open("w", encoding="utf-8") as file:
-                yield file
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+            if number is not None:
+                # Opened by its name, a file that stdout goes into would be emptied.
+                with os.fdopen(os.dup(number), "w", encoding="utf-8") as file:
+                    yield file
+            elif _is_stream(path):
+                with path.open("w", encoding="utf-8") as file:
+                    yield file
+            else:
+                remove_dead(target.parent, f"{glob.escape(target.name)}.*.tmp")
+                draft = draft_of(target)
+                try:
+                    with draft.open("w", encoding="utf-8") as file:
+                        yield file
+                    draft.replace(target)
+                finally:
+                    draft.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in _OF_STORAGE or (number and error.errno == errno.EPIPE):
+                raise
+            raise UserError(f"{option} {path}: cannot write here ({error.strerror}).") from error
 
 
 def _is_stream(path: Path) -> bool:
@@ -193,6 +194,8 @@ def _is_stream(path: Path) -> bool:
 
 def _own_stream(path: Path) -> int | None:
     """1 or 2 where that stream goes into what is there."""
+    if not path.exists():
+        return None
     there = path.stat()
     for number in (1, 2):
         with contextlib.suppress(OSError):
