@@ -40,3 +40,10 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """The end of a message: `; did you mean NEAREST?`, or a full stop when no name is near."""
     nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]}?" if nearest else "."
+
+
+def suggest_or_list(name: str, names: Iterable[str]) -> str:
+    """The end of a message: `suggest`, and where no name is near, all of them."""
+    known = list(names)
+    near = suggest(name, known)
+    return near if near != "." or not known else f": there are {', '.join(known)}."

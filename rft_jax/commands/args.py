@@ -27,7 +27,7 @@ from rft_jax.config import Config
 from rft_jax.config.experiment import ALL, locate, override
 from rft_jax.config.run import Experiment
 from rft_jax.config.serialize import field_types, section_types, suggest
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
 from rft_jax.io.paths import on_disk
 
 Options = TypeVar("Options")
@@ -168,10 +168,8 @@ def print_help_of_runs(kind: type, command: str, experiment: Experiment, section
     """
     sections = section_types()
     if section and section not in sections:
-        raise ConfigError(
-            f"--help {section}: there is no such section, but {', '.join(sections)}"
-            f"{suggest(section, sections)}"
-        )
+        end = suggest_or_list(section, sections)
+        raise ConfigError(f"--help {section}: there is no such section{end}")
     fields = {
         f"RUN.{name}": Declared(text_type(hint), _values(experiment, name), doc, False, "")
         for name, hint, doc in _fields(section)

@@ -19,10 +19,9 @@ from rft_jax.commands import report as reports
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.config.run import Experiment
-from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import Steps
 from rft_jax.distributed.watchdog import Limits
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
 from rft_jax.io.drafts import remove_dead
 from rft_jax.io.lock import held
 from rft_jax.io.paths import (
@@ -154,10 +153,8 @@ def select(experiment: Mapping[str, Config], only: Sequence[str]) -> list[str]:
     """The runs that `only` names, or all, in the experiment's order."""
     for name in only:
         if name not in experiment:
-            raise ConfigError(
-                f"only names {name!r}, which is no run: there are {', '.join(experiment)}"
-                f"{suggest(name, experiment)}"
-            )
+            end = suggest_or_list(name, experiment)
+            raise ConfigError(f"only names {name!r}, which is no run{end}")
     return [name for name in experiment if not only or name in only]
 
 

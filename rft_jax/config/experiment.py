@@ -29,7 +29,7 @@ from rft_jax.config.serialize import (
     section_types,
     suggest,
 )
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
 
 _LONGEST_NAME = 100
 """Of a run, in bytes: file systems take 255, and names of files have it within them."""
@@ -224,8 +224,8 @@ def _check_starts(experiment: Experiment) -> None:
         if kind == "run":
             if start not in earlier:
                 raise ConfigError(
-                    f"{name}: init_from is {config.init_from!r}, which names no earlier run: "
-                    f"{', '.join(earlier) or 'it is the first'}{suggest(start, earlier)}"
+                    f"{name}: init_from is {config.init_from!r}, which names no earlier run"
+                    f"{suggest_or_list(start, earlier)}"
                 )
             _check_same_policy(name, config, start, earlier[start])
         earlier[name] = config

@@ -138,7 +138,7 @@ def check_new(path: Path) -> None:
     """UserError when `new_file` would not write there: a file exists, or its folder does not."""
     if _is_stream(path):
         return
-    if path.exists():
+    if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} exists, and nothing is overwritten: name another file.")
     check_file(path)
 
@@ -149,9 +149,9 @@ def check_file(path: Path, option: str = "--out") -> None:
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file.")
     if not parent.is_dir():
-        raise UserError(f"{option} {path}: cannot write here (there is no folder {parent}).")
+        raise UserError(f"{option} {path}: cannot write here ({os.strerror(errno.ENOENT)}).")
     if not _is_stream(path) and not os.access(parent, os.W_OK):
-        raise UserError(f"{option} {path}: cannot write here (no permission in {parent}).")
+        raise UserError(f"{option} {path}: cannot write here ({os.strerror(errno.EACCES)}).")
 
 
 @contextlib.contextmanager

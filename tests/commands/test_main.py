@@ -498,12 +498,15 @@ def test_code_of_a_user_that_leaves_amid_a_run_is_an_error(
     ("args", "message"),
     [
         (["run", "study.py", "--workdir", "w" * 300], f"{'w' * 300}: File name too long."),
-        (["run", "study.py", "--only", "x"], "only names 'x', which is no run: there are sft, rft"),
+        (["run", "study.py", "--only", "x"], "only names 'x', which is no run: there are sft, "),
         (
             ["run", "study.py", "--steps", "2"],
             "unknown option --steps: it is a field of runs, --al",
         ),
-        (["run", "study.py", "--help", "bogus"], "--help bogus: there is no such section, but mod"),
+        (
+            ["run", "study.py", "--help", "bogus"],
+            "--help bogus: there is no such section: there are ",
+        ),
         (
             ["sample", "c", "--questions", "jsonl:q", "--out", "."],
             "--out . is a folder: name a file",

@@ -98,11 +98,14 @@ def test_a_mirror_of_a_folder_on_the_disk_is_the_folder(tmp_path: Path) -> None:
     ],
 )
 def test_storage_that_fails_is_one_line_to_start_again_from(error: Exception) -> None:
-    with pytest.raises(TemporaryError) as raised, storing(Path("/work")):
+    def save() -> None:
         try:
             raise error
         except Exception as inner:  # as a library would
             raise RuntimeError("the checkpoint failed") from inner
+
+    with pytest.raises(TemporaryError) as raised, storing(Path("/work")):
+        save()
     text = str(raised.value)
     assert text.startswith("/work: cannot write here (")
     assert "the same command starts from it" in text
@@ -116,14 +119,16 @@ def test_other_errors_are_no_fault_of_the_storage() -> None:
 
 
 def test_a_limit_on_files_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TemporaryError, match=r"work/a: .*File too large.*raise the limit"):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        try:
-            with storing(Path("work/a")):
-                write_atomically(tmp_path / "a", "x" * 2000)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with (
+            pytest.raises(TemporaryError, match=r"work/a: .*File too large.*raise the limit"),
+            storing(Path("work/a")),
+        ):
+            write_atomically(tmp_path / "a", "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,7 +186,7 @@ def test_what_is_no_file_is_written_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [(".", "--out . is a folder: name a file."), ("no/out", "--out no/out: cannot write here (t")],
+    [(".", "--out . is a folder: name a file."), ("no/out", "--out no/out: cannot write here (N")],
 )
 def test_a_place_for_no_output_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
