@@ -20,6 +20,11 @@ class UserError(ValueError):
         return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
+class TemporaryError(UserError):
+    """The machine cannot do now what is right as asked: a disk is full, or another process is at
+    work here. The command line ends with 75, after which launchers start again."""
+
+
 class ConfigError(UserError):
     """A setting, an option or an experiment file is wrong."""
 
@@ -52,3 +57,10 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """The end of a message: `; did you mean NEAREST?`, or a full stop when no name is near."""
     nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]}?" if nearest else "."
+
+
+def suggest_or_list(name: str, names: Iterable[str]) -> str:
+    """The end of a message: `suggest`, and where no name is near, all of them."""
+    known = list(names)
+    near = suggest(name, known)
+    return near if near != "." or not known else f": there are {', '.join(known)}."

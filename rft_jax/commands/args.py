@@ -27,7 +27,7 @@ from rft_jax.config import Config
 from rft_jax.config.experiment import ALL, locate, override
 from rft_jax.config.run import Experiment
 from rft_jax.config.serialize import field_types, section_types, suggest
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
 from rft_jax.io.paths import on_disk
 
 Options = TypeVar("Options")
@@ -82,6 +82,11 @@ def read(kind: type[Options], args: Sequence[str], command: str) -> tuple[Option
         if "." in name:
             continue
         if name not in named:
+            if name in field_types() and "experiment" in known:
+                raise ConfigError(
+                    f"unknown option --{name}: it is a field of runs, --{ALL}.{name} of all or "
+                    f"--RUN.{name} of one."
+                )
             longer = [f"--{one}" for one in named if one.startswith(name)]
             near = suggest(f"--{name}", longer or [f"--{one}" for one in named])
             raise ConfigError(f"unknown option --{name}{near}")
@@ -163,7 +168,8 @@ def print_help_of_runs(kind: type, command: str, experiment: Experiment, section
     """
     sections = section_types()
     if section and section not in sections:
-        raise ConfigError(f"--help {section}: there is no such section{suggest(section, sections)}")
+        end = suggest_or_list(section, sections)
+        raise ConfigError(f"--help {section}: there is no such section{end}")
     fields = {
         f"RUN.{name}": Declared(text_type(hint), _values(experiment, name), doc, False, "")
         for name, hint, doc in _fields(section)

@@ -22,7 +22,7 @@ from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.evaluation.estimates import Estimate, estimates
 from rft_jax.evaluation.evaluate import Outputs, draw, measure, own_votes, write_rows
-from rft_jax.io.paths import write_atomically
+from rft_jax.io.paths import write_atomically, writing
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
 from rft_jax.types import Params, Question, Sample, Verdict
@@ -98,7 +98,9 @@ def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> E
     Raises UserError for a folder that holds results or cannot be written, and what `evaluate`
     raises.
     """
-    _claim(folder)
+    claim(folder)
+    with writing(folder, f"--out {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
     done = evaluate(policy, asked, measuring)
     content = {
         "checkpoint": policy.name,
@@ -110,12 +112,10 @@ def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> E
         "settings": done.settings,
         **_origin(make_mesh(asked.mesh).size),
     }
-    try:
+    with writing(folder, f"--out {folder}"):
         write_rows(folder / OUTPUTS, done.outputs)
         write_rows(folder / QUESTIONS, done.questions)
         write_atomically(folder / METRICS, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
     return done
 
 
@@ -138,21 +138,15 @@ def _table(rates: Mapping[str, Estimate], metrics: Mapping[str, float | None]) -
     )
 
 
-def _claim(folder: Path) -> None:
-    """UserError for a folder that holds results or cannot be made."""
+def claim(folder: Path) -> None:
+    """UserError for a folder that holds results, and for what is no folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is no folder: name a new one.")
     for name in (METRICS, QUESTIONS, OUTPUTS):
         if (folder / name).exists():
             raise UserError(
                 f"--out {folder} holds {name}, and nothing is overwritten: name another folder."
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-
-
-def _cannot_write(folder: Path, error: OSError) -> UserError:
-    return UserError(f"--out {folder}: cannot write here ({error.strerror}).")
 
 
 def _drawing(policy: Policy, asked: Asked, measuring: Measuring) -> EvaluationConfig:

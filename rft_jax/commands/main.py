@@ -5,15 +5,17 @@ jax is imported only once there is something to compute, so that help and errors
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import select
 import signal
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rft_jax.commands import args, report, verify
 from rft_jax.commands import run as running
@@ -30,9 +32,9 @@ from rft_jax.commands.options import (
 from rft_jax.config import experiment as experiments
 from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import parse_steps
-from rft_jax.distributed.watchdog import Limits
-from rft_jax.errors import ConfigError, UserError, out_of_memory
-from rft_jax.io.paths import Folder, folder_of
+from rft_jax.distributed.watchdog import EXIT_LOST, Limits
+from rft_jax.errors import ConfigError, TemporaryError, UserError, out_of_memory
+from rft_jax.io.paths import Folder, check_new, folder_of, storing
 
 _HELP = ("-h", "--help")
 
@@ -48,22 +50,39 @@ class _StderrHandler(logging.Handler):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command. Returns the exit status: 0; 1 for a plan that does not fit; 2 for an
-    error that the user can fix; 128 + the signal that stopped a run, or SIGPIPE where a reader such
-    as head had enough."""
+    error that the user can fix; 75 for one of the machine, after which it may be tried again; 128 +
+    the signal that stopped a run, or SIGPIPE where a reader such as head had enough."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _configure_logging()
+    _replace_closed_streams()
+    with contextlib.redirect_stderr(typing.cast(TextIO, _Stderr(sys.stderr))):
+        _configure_logging()
+        return _carry_out(words)
+
+
+def _carry_out(words: list[str]) -> int:
     try:
         status = _dispatch(words)
-        sys.stdout.flush()
+        _flush()
         return status
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        # What is not written yet would be an error again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"rft-jax: error: {error}", file=sys.stderr)
+        return EXIT_LOST if isinstance(error, TemporaryError) else 2
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"rft-jax: error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 2
+    except SystemExit as error:
+        print(
+            f"rft-jax: error: a module or function of yours called sys.exit({error.code!r}): have "
+            "it raise an error that says what is wrong.",
+            file=sys.stderr,
+        )
         return 2
     except Exception as error:
         if not out_of_memory(error):
@@ -78,6 +97,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         then = "the same command resumes it" if words[0] == "run" else "nothing is written"
         print(f"rft-jax: interrupted; {then}.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+class _Stderr:
+    """A stream to stderr. When nothing reads it any more, since its terminal is closed, its reader
+    ended or its disk is full, that stops no work."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def _replace_closed_streams() -> None:
+    """Have /dev/null stand in for standard streams that are closed: the next file opened would be
+    one of them, and get what is printed."""
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number free
+        if getattr(sys, name) is None:
+            # Of that number: a new one would take that of the next stream that is closed.
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _flush() -> None:
+    """Write out stdout. Raises TemporaryError where that fails, but for a reader that is gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_stdout()
+        raise TemporaryError(
+            f"stdout cannot be written ({error.strerror}): the command itself is done; send its "
+            "output elsewhere."
+        ) from error
+
+
+def _drop_stdout() -> None:
+    # What is not written yet would be an error again when the process ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _nobody_reads() -> bool:
@@ -102,7 +173,10 @@ def _dispatch(words: Sequence[str]) -> int:
     kind, carry_out = _COMMANDS[command]
     asked = next((place for place, word in enumerate(rest) if word in _HELP), None)
     if asked is None:
-        return carry_out(*args.read(kind, rest, command))
+        options: Any
+        options, fields = args.read(kind, rest, command)
+        with storing(getattr(options, "out", Path())):
+            return carry_out(options, fields)
     if command in ("run", "plan") and not rest[0].startswith("-"):
         section = rest[asked + 1] if asked + 1 < len(rest) else ""
         experiment = experiments.load(Path(rest[0]))
@@ -141,6 +215,7 @@ def _plan(options: PlanCommand, fields: Sequence[args.Option]) -> int:
     experiment = args.apply(experiments.load(options.experiment), fields)
     planning = options.planning
     selected = {name: experiment[name] for name in running.select(experiment, planning.only)}
+    running.import_jax()
     from rft_jax.commands.plan import keep_to_the_cpu, plan_all
     from rft_jax.distributed.process import split_cpu
 
@@ -180,6 +255,8 @@ def _verify(options: VerifyOptions, fields: Sequence[args.Option]) -> int:
 
 def _sample(options: SampleOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
+    check_new(options.out)
+    running.import_jax()
     from rft_jax.commands.policy import open_policy, prepare
 
     policy = open_policy(options.opening.checkpoint, options.opening.compute_dtype).policy
@@ -196,12 +273,14 @@ def _sample(options: SampleOptions, fields: Sequence[args.Option]) -> int:
 
 def _evaluate(options: EvaluateOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
+    running.import_jax()
+    from rft_jax.commands.evaluate import claim, write
+
+    claim(options.out)
     from rft_jax.commands.policy import open_policy, prepare
 
     policy = open_policy(options.opening.checkpoint, options.opening.compute_dtype).policy
     asked = prepare(options.asking, policy)
-    from rft_jax.commands.evaluate import write
-
     print(write(policy, asked, options.measuring, options.out))
     print(f"results: {options.out}")
     return 0
@@ -209,6 +288,10 @@ def _evaluate(options: EvaluateOptions, fields: Sequence[args.Option]) -> int:
 
 def _convert(options: ConvertOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
+    running.import_jax()
+    from rft_jax.hub.save import require_fresh
+
+    require_fresh(options.out)
     from rft_jax.commands.policy import open_policy
 
     policy = open_policy(options.checkpoint).policy

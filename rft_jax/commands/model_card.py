@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -233,4 +234,4 @@ def _base_model(policy: Policy) -> str | None:
         start = load_config(folder).init_from
     target = start.removeprefix("hf:")
     repository = _REPOSITORY.fullmatch(target)
-    return repository[1] if repository and not Path(target).expanduser().exists() else None
+    return repository[1] if repository and not Path(os.path.expanduser(target)).exists() else None

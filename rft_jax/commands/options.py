@@ -229,20 +229,21 @@ class Judging:
     """The verifier. What is not given is None: the command has its own default."""
 
     verifier: str | None = None
-    """auto, hash, boxed, tagged, lenient_last_number or module:function. Default: auto, or that of
-    the run's evaluations."""
+    """auto, hash, boxed, tagged, lenient_last_number or module:function. Default: auto; to
+    evaluate a run, its own."""
     comparison: Literal["exact", "math"] | None = None
-    """How answers are compared. Default: math where math-verify is installed, else exact; of a run
-    its own."""
+    """How answers are compared. Default: math where math-verify is installed, else exact; to
+    evaluate a run, its own."""
     checks: tuple[str, ...] | None = None
     """What a correct output must also pass: equations, ends_with_answer or module:function.
-    Default: nothing, or that of the run's evaluations."""
+    Default: nothing; to evaluate a run, its own."""
     tolerance: Fraction | None = None
     """Largest relative difference of two numbers, such as 0.001. Default: 0."""
     workers: int | None = None
-    """Verifier processes. Default: one a core, or the run's."""
+    """Verifier processes. Default: one a core; to evaluate a run, its own."""
     timeout_seconds: float | None = None
-    """Time one output may take; past it the verdict is undecided. Default: 10, or the run's."""
+    """Time one output may take; past it the verdict is undecided. Default: 10; to evaluate a run,
+    its own."""
 
     @classmethod
     def of(cls, **values: Any) -> Judging:
@@ -300,7 +301,7 @@ class SampleOptions:
 
     opening: Opening
     out: Path
-    """The new JSONL file for the outputs."""
+    """The new JSONL file for the outputs, or a pipe."""
     asking: Asking
     drawing: Drawing
 
@@ -351,7 +352,8 @@ class VerifyOptions:
     file: Positional[Path]
     """The JSONL file of rows."""
     out: Path
-    """The file that the verdicts are written to."""
+    """The file that the verdicts are written to; it appears whole, in place of one there is. A pipe
+    or device is written through."""
     judging: Judging
     skip_bad: bool = False
     """Leave malformed rows out instead of stopping at the first."""

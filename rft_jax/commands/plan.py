@@ -15,7 +15,7 @@ import jax
 from rft_jax.commands.options import PlanOptions
 from rft_jax.config import Config
 from rft_jax.errors import ConfigError
-from rft_jax.io.paths import write_atomically
+from rft_jax.io.paths import check_file, new_file
 from rft_jax.planning import search, tables, targets
 from rft_jax.planning.plan import Record, plan
 from rft_jax.planning.roofline import Supposed
@@ -71,8 +71,8 @@ def supposed(config: Config, options: PlanOptions) -> Supposed:
 def plan_all(experiment: Mapping[str, Config], options: PlanOptions) -> list[Record]:
     """The plans of an experiment's runs, each printed once it is made; of a search its ranking and
     the plans of the best. Writes options.json. Raises ConfigError."""
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {options.json}: there is no such folder.")
+    if options.json is not None:
+        check_file(options.json, "--json")
     target = target_of(options)
     rankings: dict[str, list[Record]] = {}
     plans: list[Record] = []
@@ -119,7 +119,5 @@ def _plan(name: str, config: Config, target: Target, options: PlanOptions) -> Re
 def _write(path: Path, content: Record) -> None:
     installed = filter(importlib.util.find_spec, ("rft_jax", "jax", "jaxlib", "libtpu"))
     versions = {"versions": {name: importlib.metadata.version(name) for name in installed}}
-    try:
-        write_atomically(path, json.dumps(content | versions, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--json {path}: cannot write there ({error.strerror}).") from error
+    with new_file(path, "--json") as file:
+        file.write(json.dumps(content | versions, indent=1) + "\n")

@@ -4,9 +4,11 @@ job of several. jax is imported once there is something to compute.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,21 @@ from rft_jax.commands import report as reports
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.config.run import Experiment
-from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import Steps
 from rft_jax.distributed.watchdog import Limits
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
+from rft_jax.io.drafts import remove_dead
 from rft_jax.io.jsonl import parse
-from rft_jax.io.paths import Folder, folder_of, make, write_atomically, writing
+from rft_jax.io.lock import held
+from rft_jax.io.paths import (
+    Folder,
+    folder_of,
+    in_bucket,
+    make,
+    storing,
+    write_atomically,
+    writing,
+)
 
 if TYPE_CHECKING:
     from rft_jax.runs.run import RunResult
@@ -91,8 +102,9 @@ def carry_out(
     for each in chosen:
         check_same_config(workdir / each, experiment[each])
 
+    import_jax()
     from rft_jax.distributed.collectives import by_main
-    from rft_jax.distributed.mesh import make_mesh
+    from rft_jax.distributed.mesh import found_devices, make_mesh
     from rft_jax.distributed.process import joined, keep_programs, split_cpu
     from rft_jax.runs import run as runs
     from rft_jax.runs import setup
@@ -103,10 +115,16 @@ def carry_out(
         [experiment[each].update.rows_per_microbatch for each in chosen],
     )
     results: dict[str, RunResult] = {}
-    with joined(limits or Limits()) as at:
+    with (
+        joined(limits or Limits()) as at,
+        storing(workdir),
+        contextlib.ExitStack() as stack,
+    ):
+        found_devices()
         for each in chosen:  # before the first of them takes its hours
             if not is_finished(workdir / each, experiment[each].steps):
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
+        by_main("the workdir", lambda: stack.enter_context(_own(workdir, experiment, chosen)))
         by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
         for each in chosen:
             results[each] = runs.run(
@@ -120,13 +138,21 @@ def carry_out(
     return results
 
 
+def import_jax() -> None:
+    """ConfigError when jax refuses a variable of the environment."""
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:
+        raise ConfigError(f"a variable of the environment is wrong: {error}.") from error
+
+
 def train_tokenizer(path: Path, experiment: Experiment, workdir: Folder) -> int:
     """Train WORKDIR/tokenizer.model, unless it is there; returns its number of pieces."""
     training = [config for config in experiment.values() if not config.tokenizer.path]
     if not training:
         raise ConfigError(f"{path}: every run loads its tokenizer.path: there is none to train.")
     _claim(workdir, path.name)
-
+    import_jax()
     from rft_jax.runs.setup import ensure_tokenizer
 
     return ensure_tokenizer(training[0], workdir).vocab_size
@@ -136,7 +162,8 @@ def select(experiment: Mapping[str, Config], only: Sequence[str]) -> list[str]:
     """The runs that `only` names, or all, in the experiment's order."""
     for name in only:
         if name not in experiment:
-            raise ConfigError(f"only names {name!r}, which is no run{suggest(name, experiment)}")
+            end = suggest_or_list(name, experiment)
+            raise ConfigError(f"only names {name!r}, which is no run{end}")
     return [name for name in experiment if not only or name in only]
 
 
@@ -167,9 +194,24 @@ def _claim(workdir: Folder, name: str) -> None:
         raise ConfigError(f"{workdir} holds experiment {held}, not {name}: use another --workdir.")
 
 
+@contextlib.contextmanager
+def _own(workdir: Folder, experiment: Experiment, chosen: Sequence[str]) -> Iterator[None]:
+    """Hold the runs that are not finished, and remove what killed processes left. What all runs
+    share appears whole, so jobs with other runs may work beside this one."""
+    with writing(workdir):
+        make(workdir)
+    open_runs = [run for run in chosen if not is_finished(workdir / run, experiment[run].steps)]
+    with held([workdir / f"{each}.lock" for each in open_runs], logger.warning):
+        if not in_bucket(workdir):
+            for folder in (workdir, workdir / "plots"):
+                remove_dead(Path(folder))
+            for each in chosen:
+                remove_dead(Path(workdir / each), "**/*.tmp")
+        yield
+
+
 def _save_experiment(workdir: Folder, name: str, experiment: Experiment) -> None:
     """WORKDIR/experiment.json: the experiment's name and the runs in order."""
     content = {"experiment": name, "runs": list(experiment)}
     with writing(workdir):
-        make(workdir)
         write_atomically(workdir / "experiment.json", json.dumps(content, indent=2) + "\n")

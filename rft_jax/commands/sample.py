@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.start import to_sample_from
 from rft_jax.commands.ask import Asked
 from rft_jax.commands.options import Drawing
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.errors import UserError
+from rft_jax.io.paths import check_new, new_file
 from rft_jax.keys import Purpose
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Draft, Sampling, blocks, output_row, sample_outputs, showing
@@ -35,7 +33,8 @@ def sample(policy: Policy, asked: Asked, drawing: Drawing, out: Path) -> Sampled
     Raises UserError for a file that cannot be written or exists.
     """
     total = tokens = truncated = 0
-    with _new_file(out) as file:
+    check_new(out)
+    with new_file(out) as file:
         for question, draft in outputs(policy, asked, drawing):
             row = output_row(question, draft)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -80,21 +79,3 @@ def outputs(
                 on_part(part)
             for number in range(len(drafts)):
                 yield block.questions[number // samples], drafts[number]
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[TextIO]:
-    """A file beside `path` to write into, which takes its name in the end or vanishes."""
-    if path.exists():
-        raise UserError(f"--out {path} exists, and nothing is overwritten: name another file.")
-    part = path.with_name(path.name + ".part")
-    try:
-        file = part.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot write here ({error.strerror}).") from error
-    try:
-        with file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

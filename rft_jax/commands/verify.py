@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from rft_jax.commands.options import Judging
 from rft_jax.errors import DataError
 from rft_jax.io.jsonl import data_rows
+from rft_jax.io.paths import check_file, new_file
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
@@ -48,27 +49,21 @@ def score_file(
     """
     if out.exists() and path.exists() and out.samefile(path):
         raise DataError(f"--out is {out}, the file that is read: name another.")
+    check_file(out)
     total, skipped = _checked(path, skip_bad)
     counts: Counter[tuple[str, str]] = Counter()
-    part = out.with_name(out.name + ".part")
-    try:
-        with (
-            part.open("w", encoding="utf-8") as file,
-            VerifierPool(spec, limits) as pool,
-            Progress(total, 0, f"verify {path.name}", unit="row") as progress,
-        ):
-            for row, judgement in _judged(path, pool):
-                row |= {"verdict": judgement.verdict.value, "reason": judgement.reason}
-                file.write(json.dumps(row) + "\n")
-                counts[row["verdict"], row["reason"]] += 1
-                done = counts.total()
-                if done % ROWS_AT_ONCE == 0 or done == total:
-                    progress.update(done)
-        os.replace(part, out)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot write here ({error.strerror}).") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        new_file(out) as file,
+        VerifierPool(spec, limits) as pool,
+        Progress(total, 0, f"verify {path.name}", unit="row") as progress,
+    ):
+        for row, judgement in _judged(path, pool):
+            row |= {"verdict": judgement.verdict.value, "reason": judgement.reason}
+            file.write(json.dumps(row) + "\n")
+            counts[row["verdict"], row["reason"]] += 1
+            done = counts.total()
+            if done % ROWS_AT_ONCE == 0 or done == total:
+                progress.update(done)
     return Scores(counts, skipped)
 
 

@@ -29,8 +29,10 @@ from rft_jax.config.serialize import (
     section_types,
     suggest,
 )
-from rft_jax.errors import ConfigError
+from rft_jax.errors import ConfigError, suggest_or_list
 
+_LONGEST_NAME = 100
+"""Of a run, in bytes: file systems take 255, and names of files have it within them."""
 ALL = "all"
 """Stands for every run in the names of options."""
 
@@ -188,14 +190,14 @@ def _call(path: Path) -> Any:
         function = getattr(module, "experiment", None)
         if callable(function):
             return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file may also call sys.exit
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         text = " ".join(str(error).split())
         raise ConfigError(f"{_last_line(path, error)}: {kind}{text}") from error
     raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")
 
 
-def _last_line(path: Path, error: Exception) -> str:
+def _last_line(path: Path, error: BaseException) -> str:
     """`FILE:LINE` of the last line of `path` that led to the error, or `FILE`."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -207,6 +209,11 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(
             f"run name {name!r} is not an identifier: letters, digits and _ are expected."
+        )
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ConfigError(
+            f"run name {name[:20]}... has {len(name)} letters: it names files, so at most "
+            f"{_LONGEST_NAME} are expected."
         )
     if name == "plots":
         raise ConfigError("run name plots is the report's folder of figures: choose another.")
@@ -223,7 +230,7 @@ def _check_starts(experiment: Experiment) -> None:
             if start not in earlier:
                 raise ConfigError(
                     f"{name}: init_from is {config.init_from!r}, which names no earlier run"
-                    f"{suggest(start, earlier)}"
+                    f"{suggest_or_list(start, earlier)}"
                 )
             _check_same_policy(name, config, start, earlier[start])
             if at:

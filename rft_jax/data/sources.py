@@ -41,7 +41,7 @@ def load(source: str, data_dir: str = "") -> tuple[Question, ...]:
             "slice such as [:7000] if wanted."
         )
     if named["kind"] == "jsonl":
-        questions = _jsonl_questions(Path(named["target"]).expanduser())
+        questions = _jsonl_questions(Path(os.path.expanduser(named["target"])))
         return tuple(questions[row] for row in _rows(source, named["slice"], len(questions)))
     name, _, split = named["target"].rpartition("/")
     if not name or not split:

@@ -49,7 +49,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
     Raises ConfigError when the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = found_devices() if devices is None else devices
     sizes, count = (config.data, config.fsdp, config.tensor), len(devices)
     if not _fits(config, count):
         there_are = "device there is" if count == 1 else "devices there are"
@@ -64,6 +64,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(
         arranged(devices, (data, fsdp, tensor)), AXES, axis_types=(AxisType.Auto,) * len(AXES)
     )
+
+
+def found_devices() -> Sequence[jax.Device]:
+    """The devices of the job. ConfigError when jax has none of the kind that it is to use."""
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise ConfigError(f"jax finds no devices: {' '.join(str(error).split())[:300]}") from error
 
 
 def arranged(devices: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:

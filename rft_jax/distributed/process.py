@@ -19,7 +19,7 @@ from rft_jax.config import MeshConfig
 from rft_jax.distributed.collectives import is_main, join, meet, store
 from rft_jax.distributed.mesh import cpu_device_count
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits, Watch
-from rft_jax.errors import UserError
+from rft_jax.errors import TemporaryError, UserError
 
 EXIT_USER = 2
 """Exit status of an error that the user can fix."""
@@ -27,6 +27,9 @@ CACHE_DIR = "~/.cache/rft_jax/xla"
 """Compiled programs, kept between starts; JAX_COMPILATION_CACHE_DIR names another folder."""
 CACHE_MIN_SECONDS = 0.5
 """Shortest compilation that is kept; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS sets another."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -40,8 +43,7 @@ def joined(limits: Limits) -> Iterator[Callable[[str], None]]:
     try:
         several = join(limits.lost_after)
     except RuntimeError as error:  # others that came too late, or not at all
-        print(f"rft-jax: error: the job was not joined ({_first_line(error)})", file=sys.stderr)
-        raise SystemExit(EXIT_LOST) from error
+        raise TemporaryError(f"the job was not joined ({_first_line(error)})") from error
     if not several:
         yield lambda _: None
         return
@@ -69,7 +71,8 @@ def _end(watch: Watch, error: BaseException) -> None:
         traceback.print_exception(error)
     sys.stderr.flush()
     sys.stdout.flush()
-    status = EXIT_USER if isinstance(error, UserError) else EXIT_LOST
+    again = isinstance(error, TemporaryError) or not isinstance(error, UserError)
+    status = EXIT_LOST if again else EXIT_USER
     watch.failed(_first_line(error), status)
     # Not by sys.exit: devices and atexit handlers would wait for processes that come no more.
     os._exit(status)
@@ -82,7 +85,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int]]:
-    """Has Ctrl-C and SIGTERM ask the loop to stop at the next step; a second Ctrl-C does not ask.
+    """Has Ctrl-C, SIGTERM and SIGHUP (the terminal is closed) ask the loop to stop at the next
+    step; a second Ctrl-C does not ask. Under nohup, which ignores SIGHUP, that stays so.
 
     Yields a function that gives the signal received so far, 0 for none. The earlier handlers come
     back at the end. Outside the main thread, where Python takes no handlers, signals keep their
@@ -99,7 +103,11 @@ def stop_on_signals() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: received
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, ask)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield lambda: received
     finally:
@@ -109,13 +117,25 @@ def stop_on_signals() -> Iterator[Callable[[], int]]:
 
 def keep_programs() -> None:
     """Keep compiled programs between starts, unless the environment says otherwise."""
+    folder = Path(os.path.expanduser(CACHE_DIR))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _is_writable(folder):
+        logger.warning("%s cannot be written: each start compiles all programs", folder)
+        return
     settings: dict[str, str | float] = {
-        "jax_compilation_cache_dir": str(Path(CACHE_DIR).expanduser()),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": CACHE_MIN_SECONDS,
     }
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return folder.is_absolute() and os.access(folder, os.W_OK)  # no user, no home: ~ stays
 
 
 def split_cpu(meshes: Sequence[MeshConfig], rows: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def locate(target: str, *, weights: bool = True) -> Path:
 
     Raises ModelError when there is no such folder or repository.
     """
-    folder = Path(target).expanduser()
+    folder = Path(os.path.expanduser(target))
     if target and folder.is_dir():
         return folder
     match = _REPOSITORY.fullmatch(target)

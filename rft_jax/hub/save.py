@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import glob
 import itertools
 import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from rft_jax.errors import ModelError
 from rft_jax.hub.names import Tensor, tensors
 from rft_jax.hub.raw_config import check_same
 from rft_jax.hub.tensors import INDEX, require_finite
+from rft_jax.io.drafts import draft_of, remove_dead
 from rft_jax.types import Params
 
 Dtype = Literal["float32", "bfloat16"]
@@ -143,7 +144,7 @@ def _with_dtype(raw: Mapping[str, Any], dtype: Dtype) -> dict[str, Any]:
 
 def require_fresh(folder: Path) -> None:
     """Raise ModelError for a file, and for a folder that holds something."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(
             f"{folder}: it is no empty folder, and nothing is written over: name a new one."
         )
@@ -154,11 +155,12 @@ def _fresh(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; it takes its name in the end, or vanishes."""
     require_fresh(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    inside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    hidden = folder.with_name(f".{folder.name}")
+    remove_dead(folder.parent, f"{glob.escape(hidden.name)}.*.tmp")
+    inside = draft_of(hidden)
+    inside.mkdir()
     try:
         yield inside
-        # Only its owner may look into a temporary folder.
-        inside.chmod(0o755)
         os.replace(inside, folder)
     except BaseException:
         shutil.rmtree(inside)

@@ -8,6 +8,8 @@ once; but nothing can be appended to. So a log that grows is kept on this machin
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import importlib.util
 import os
 import shutil
@@ -16,11 +18,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 from etils import epath
 
-from rft_jax.errors import UserError
+from rft_jax.errors import TemporaryError, UserError
+from rft_jax.io.drafts import draft_of, remove_dead, this_process
 
 Folder: TypeAlias = Path | epath.Path
 """Or a file, on a disk or in a bucket."""
@@ -33,7 +36,7 @@ def folder_of(text: str | os.PathLike[str]) -> Folder:
         return Path(name)
     if not name.startswith("gs://"):
         raise UserError(f"{name}: a folder on a disk or gs://BUCKET/FOLDER is expected.")
-    if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+    if not importlib.util.find_spec("gcsfs"):
         raise UserError(f'{name}: a bucket needs gcsfs: pip install "rft_jax[gcs]".')
     import fsspec
 
@@ -64,38 +67,200 @@ def make(folder: Folder) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+_OF_STORAGE = {
+    errno.ENOSPC: "free some space, or files where their number is limited",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of a file",
+    errno.EROFS: "have it mounted for writing",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "have it mounted again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit on open files",
+}
+"""Errors of a place that was good before, each with its remedy."""
+
+
 @contextlib.contextmanager
-def writing(folder: Folder) -> Iterator[None]:
-    """Turns errors of many types, in writing below a folder, into one UserError."""
+def storing(folder: Folder) -> Iterator[None]:
+    """Turns errors of the storage itself, such as a full disk, into one TemporaryError; what was
+    kept before is good. folder: where writing goes, unless the error names a file."""
     try:
         yield
+    except UserError:
+        raise
+    except Exception as error:
+        found = _of_storage(error)
+        if found is None:
+            raise
+        number, name = found
+        place = name or (tempfile.gettempdir() if in_bucket(folder) else folder)
+        raise TemporaryError(
+            f"{place}: cannot write here ({os.strerror(number)}): {_OF_STORAGE[number]}; what was "
+            "saved before is whole, and the same command starts from it."
+        ) from error
+
+
+def _of_storage(error: BaseException | None) -> tuple[int, str] | None:
+    """(errno, name of the file or nothing) of the storage's error that led to this one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _OF_STORAGE:
+            return error.errno, os.fsdecode(error.filename or "")
+        if not isinstance(error, OSError):
+            for number in _OF_STORAGE:  # tensorstore, which writes arrays, has only the text
+                if os.strerror(number) in str(error):
+                    return number, ""
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(folder: Folder, option: str = "") -> Iterator[None]:
+    """Turns errors of many types, in writing below a folder, into one UserError.
+
+    option: how the command line was given that place, if not by --workdir.
+    """
+    try:
+        with storing(folder):
+            yield
     except UserError:
         raise
     except Exception as error:  # clients of buckets have types of their own
         text = getattr(error, "strerror", None) or str(error)
         reason = " ".join(text.split())[:300] or type(error).__name__
         raise UserError(
-            f"{folder}: cannot write here ({reason}): use another --workdir."
+            f"{option}: cannot write here ({reason})."
+            if option
+            else f"{folder}: cannot write here ({reason}): use another --workdir."
         ) from error
+
+
+def check_new(path: Path) -> None:
+    """UserError when `new_file` would not write there: a file exists, or its folder does not."""
+    if _is_stream(path):
+        return
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} exists, and nothing is overwritten: name another file.")
+    check_file(path)
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """UserError when no file can be written there, new or in place of another."""
+    parent = path.resolve().parent
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file.")
+    if not parent.is_dir():
+        raise UserError(f"{option} {path}: cannot write here ({os.strerror(errno.ENOENT)}).")
+    if not _is_stream(path) and not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {path}: cannot write here ({os.strerror(errno.EACCES)}).")
+
+
+@contextlib.contextmanager
+def new_file(path: Path, option: str = "--out") -> Iterator[TextIO]:
+    """A file beside `path` to write into, which takes its place in the end or vanishes. A symlink
+    stays one, and what is no regular file (a device, a pipe, this process's stdout) is written
+    through."""
+    check_file(path, option)
+    target, number = path.resolve(), _own_stream(path)
+    with storing(path):
+        try:
+            if number is not None:
+                # Opened by its name, a file that stdout goes into would be emptied.
+                with os.fdopen(os.dup(number), "w", encoding="utf-8") as file:
+                    yield file
+            elif _is_stream(path):
+                with path.open("w", encoding="utf-8") as file:
+                    yield file
+            else:
+                remove_dead(target.parent, f"{glob.escape(target.name)}.*.tmp")
+                draft = draft_of(target)
+                try:
+                    with draft.open("w", encoding="utf-8") as file:
+                        yield file
+                    draft.replace(target)
+                finally:
+                    draft.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in _OF_STORAGE or (number and error.errno == errno.EPIPE):
+                raise
+            raise UserError(f"{option} {path}: cannot write here ({error.strerror}).") from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether what is there is neither a file nor a folder, or is this process's own stdout."""
+    if not path.exists() or path.is_dir():
+        return False
+    return not path.is_file() or _own_stream(path) is not None
+
+
+def _own_stream(path: Path) -> int | None:
+    """1 or 2 where that stream goes into what is there."""
+    if not path.exists():
+        return None
+    there = path.stat()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(there, os.fstat(number)):
+                return number
+    return None
 
 
 def write_atomically(path: Folder, content: str | bytes) -> None:
     """Write a file so that a kill at any instant leaves the old one or the new one whole."""
-    data = content.encode() if isinstance(content, str) else content
-    if isinstance(path, epath.Path) and in_bucket(path):
-        path.write_bytes(data)
+    if in_bucket(path):
+        path.write_bytes(_bytes(content))
         return
-    # The process id keeps the processes of a job off each other's file.
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _drafted(Path(path), _bytes(content)) as draft:
+        draft.replace(path)
+
+
+def write_new(path: Folder, content: str | bytes) -> bool:
+    """Write a file whole unless there is one of that name; whether it was written. Of several
+    processes at once it is true in one."""
+    if in_bucket(path):
+        import fsspec
+
+        client = fsspec.filesystem("gs")
+        try:
+            client.pipe_file(str(path), _bytes(content), mode="create")
+        except Exception:  # of several types
+            if not path.exists():
+                raise
+            return False
+        return True
+    with _drafted(Path(path), _bytes(content)) as draft:
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            # NFS may say so to one whose first request succeeded and whose answer was lost.
+            return draft.samefile(path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # A file system without hard links.
+            try:
+                with path.open("xb") as file:
+                    file.write(_bytes(content))
+            except FileExistsError:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def _drafted(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside `path` with what is to be there, safe on the disk; it is gone afterwards."""
+    draft = draft_of(path)
     try:
         with draft.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
+        yield draft
+    finally:
         draft.unlink(missing_ok=True)
-        raise
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 class Mirror:
@@ -108,7 +273,7 @@ class Mirror:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._remote = in_bucket(folder)
-        self.local = Path(tempfile.mkdtemp(prefix="rft_jax-")) if self._remote else Path(folder)
+        self.local = _own_folder() if self._remote else Path(folder)
         self._copied: dict[str, tuple[int, int]] = {}
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(1)
@@ -153,3 +318,9 @@ class Mirror:
         finally:
             if self._remote:
                 shutil.rmtree(self.local)
+
+
+def _own_folder() -> Path:
+    """An empty folder on this machine's disk; those that killed processes left are removed."""
+    remove_dead(Path(tempfile.gettempdir()), "rft_jax-*.tmp")
+    return Path(tempfile.mkdtemp(prefix="rft_jax-", suffix=f".{this_process()}.tmp"))

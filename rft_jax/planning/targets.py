@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from rft_jax.distributed.mesh import found_devices
 from rft_jax.errors import ConfigError
 from rft_jax.observe.flops import Speeds
 from rft_jax.observe.hardware import (
@@ -117,7 +118,7 @@ def counted(name: str) -> Target:
 
 def at_hand() -> Target:
     """The devices of this machine."""
-    devices = tuple(jax.devices())
+    devices = tuple(found_devices())
     kind, chip = devices[0].device_kind, of_kind(devices[0].device_kind)
     stats = devices[0].memory_stats() or {}
     memory = float(stats.get("bytes_limit", chip.memory if chip else 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from rft_jax.commands import main as cli
 from rft_jax.config.steps import Steps
 from rft_jax.distributed import process as local_devices
 from rft_jax.errors import ConfigError
+from rft_jax.io.lock import held
 from rft_jax.runs import run as loop
 from rft_jax.runs import setup
 
@@ -455,3 +457,104 @@ def test_python_m_rft_jax_is_the_command() -> None:
 def test_memory_that_runs_out_is_one_line(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.results["sft"] = MemoryError("of 3 GiB")
     assert refusal(capsys, "run", "study.py").startswith("out of memory (of 3 GiB): lower ")
+
+
+def test_a_run_at_work_elsewhere_is_refused_and_others_are_not(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("w").mkdir()
+    with held([Path("w/rft.lock")]):
+        assert cli.main(["run", "study.py", "--workdir", "w"]) == 75
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"rft-jax: error: w/rft.lock: process {os.getpid()} on ")
+        assert runs.calls == []
+        assert cli.main(["run", "study.py", "--workdir", "w", "--only", "sft"]) == 0
+    assert cli.main(["run", "study.py", "--workdir", "w"]) == 0
+    assert not list(Path("w").glob("*.lock"))
+
+
+def test_drafts_of_killed_processes_are_removed(runs: Runs) -> None:
+    for folder in ("w/plots", "w/sft/rollouts"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "a.json.4194305.tmp").write_text("half")
+    assert cli.main(["run", "study.py", "--workdir", "w"]) == 0
+    assert not list(Path("w").rglob("*.tmp"))
+
+
+def test_a_full_disk_is_one_line_to_start_again_from(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.results["sft"] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert cli.main(["run", "study.py", "--workdir", "w"]) == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rft-jax: error: w: cannot write here (No space left on device): free")
+
+
+@pytest.mark.parametrize("leaves", ["sys.exit(0)", "raise SystemExit", "sys.exit('enough')"])
+def test_an_experiment_that_leaves_is_an_error(
+    capsys: pytest.CaptureFixture[str], leaves: str
+) -> None:
+    Path("study.py").write_text(f"import sys\n{leaves}\n", encoding="utf-8")
+    assert refusal(capsys, "run", "study.py").startswith("study.py:2: SystemExit:")
+
+
+def test_code_of_a_user_that_leaves_amid_a_run_is_an_error(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.results["sft"] = SystemExit(0)
+    assert "called sys.exit(0)" in refusal(capsys, "run", "study.py")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "study.py", "--workdir", "w" * 300], f"{'w' * 300}: File name too long."),
+        (["run", "study.py", "--only", "x"], "only names 'x', which is no run: there are sft, "),
+        (
+            ["run", "study.py", "--steps", "2"],
+            "unknown option --steps: it is a field of runs, --al",
+        ),
+        (
+            ["run", "study.py", "--help", "bogus"],
+            "--help bogus: there is no such section: there are ",
+        ),
+        (
+            ["sample", "c", "--questions", "jsonl:q", "--out", "."],
+            "--out . is a folder: name a file",
+        ),
+        (["evaluate", "c", "--questions", "q", "--out", "study.py"], "--out study.py is no folder"),
+    ],
+)
+def test_dead_ends_say_where_to_go(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert refusal(capsys, *args).startswith(message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", "2>&1 | head -c 0"])
+def test_closed_streams_stop_nothing(closed: str) -> None:
+    command = (
+        f"set -o pipefail; {sys.executable} -m rft_jax verify in.jsonl --out out.jsonl {closed}"
+    )
+    Path("in.jsonl").write_text('{"reference": "1", "output": "#### 1"}\n', encoding="utf-8")
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "PYTHONPATH": TESTS}, check=False
+    )
+    assert done.returncode in ((0, 141) if "head" in closed else (0,))
+    assert json.loads(Path("out.jsonl").read_text(encoding="utf-8"))["verdict"] == "correct"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", ["JAX_NUM_CPU_DEVICES=x", "JAX_ENABLE_X64=maybe"])
+def test_a_malformed_variable_is_one_line(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "rft_jax", "run", "study.py"],
+        env={**os.environ, "PYTHONPATH": TESTS, name: value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rft-jax: error: ")
+    assert name.lower() in line.lower()

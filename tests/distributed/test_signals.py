@@ -25,6 +25,19 @@ def test_a_signal_is_told_and_does_nothing_else(number: int) -> None:
     assert handlers() == before
 
 
+def test_a_closed_terminal_asks_but_not_under_nohup() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, told in ((signal.SIG_DFL, signal.SIGHUP), (signal.SIG_IGN, 0)):
+            signal.signal(signal.SIGHUP, handler)
+            with stop_on_signals() as stopped:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stopped() == told
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_ctrl_c_does_not_ask() -> None:
     before = handlers()
     with stop_on_signals() as stopped:

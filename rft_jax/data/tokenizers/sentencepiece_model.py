@@ -13,7 +13,7 @@ import sentencepiece
 from rft_jax.data.tokenizers.base import Tokenizer, check_round_trip, check_utf8
 from rft_jax.data.tokenizers.from_sentencepiece import SPACE_MARK, any_of, convert, no_model
 from rft_jax.errors import ModelError
-from rft_jax.io.paths import Folder, folder_of, make, write_atomically
+from rft_jax.io.paths import Folder, folder_of, make, write_new
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 """Special ids of the models trained here."""
@@ -95,7 +95,7 @@ def load_model(path: Folder) -> SentencePiece:
 
 
 def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> SentencePiece:
-    """Train a tokenizer on texts, write it to `path` atomically, and return it.
+    """Train a tokenizer on texts, write it to `path` unless another process has, and return it.
 
     Byte-pair merges within words, digits apart, no normalisation, byte fallback. The same texts
     give the same file.
@@ -135,7 +135,7 @@ def train(texts: Iterable[str], path: str | Folder, vocab_size: int) -> Sentence
         raise ModelError(f"{path}: {_training_failure(str(error), vocab_size)}") from None
     tokenizer = _tokenizer(path, model.getvalue())
     make(path.parent)
-    write_atomically(path, model.getvalue())
+    write_new(path, model.getvalue())  # another job beside this one may have been first
     return tokenizer
 
 

@@ -1,0 +1,178 @@
+"""One process, or job, writes a run's files: a lock for disks, NFS and buckets. Imports no jax.
+
+A lock is a file that names its holder and is refreshed every few seconds. It appears by an
+operation that succeeds for one process only. Whether its holder lives is seen directly where it is
+a process of this machine (and container); elsewhere by whether the file is refreshed, which needs
+no clocks that agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rft_jax.errors import TemporaryError
+from rft_jax.io.drafts import Process, draft_of, this_process
+from rft_jax.io.paths import Folder, in_bucket, write_atomically, write_new
+
+REFRESH_SECONDS = 10.0
+"""Time between two signs of life."""
+STALE_SECONDS = 45.0
+"""Without one, the holder of a lock is dead."""
+_SETTLE_SECONDS = 0.5
+"""Longer than it takes to remove a dead lock once it was seen: who takes one over looks again."""
+
+Show = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def held(paths: Sequence[Folder], show: Show = lambda _: None) -> Iterator[None]:
+    """Hold the locks of these names, in this process, or raise TemporaryError that says who does.
+
+    show: told of a wait for a holder that cannot be seen from here.
+    """
+    content = json.dumps(
+        {
+            "host": platform.node(),
+            **this_process()._asdict(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "token": uuid.uuid4().hex,
+        }
+    )
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(paths, content, over), daemon=True)
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            _take(path, content, show)
+            stack.callback(_release, path, content)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+
+
+def _take(path: Folder, content: str, show: Show) -> None:
+    while not write_new(path, content):
+        found = _read(path)
+        if found is None:  # given back meanwhile
+            continue
+        if _lives(path, found, show):
+            holder = _facts(found)
+            raise TemporaryError(
+                f"{path}: process {holder.get('pid', '?')} on {holder.get('host', '?')} is at work "
+                f"here since {holder.get('since', '?')}: wait for its end, stop it, or use another "
+                "--workdir."
+            )
+        _remove(path, found)
+        # Others may have seen the same dead holder, and removed what is written now.
+        if write_new(path, content):
+            time.sleep(_SETTLE_SECONDS)
+            if _read(path) == content:
+                return
+
+
+def _remove(path: Folder, found: str) -> None:
+    """Remove a dead lock, and not the one that another process has put there meanwhile."""
+    if in_bucket(path):
+        if _read(path) == found:
+            path.unlink(missing_ok=True)
+        return
+    taken = draft_of(Path(path))
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        os.rename(path, taken)
+        if _read(taken) != found:
+            os.link(taken, path)
+    taken.unlink(missing_ok=True)
+
+
+def _lives(path: Folder, found: str, show: Show) -> bool:
+    facts = _facts(found)
+    try:
+        process = Process(facts["place"], facts["pid"], facts["started"])
+        lives = process.lives()
+    except (KeyError, TypeError):  # half written, or of another version
+        lives = None
+    if lives is not None:
+        return lives
+    sign, until = _sign(path), time.monotonic() + STALE_SECONDS
+    show(
+        f"{path} is of process {facts.get('pid', '?')} on {facts.get('host', '?')}: watching for "
+        f"{STALE_SECONDS:.0f} seconds whether it is still at work"
+    )
+    while time.monotonic() < until:
+        time.sleep(min(1.0, STALE_SECONDS / 10))
+        if _sign(path) != sign:
+            return _read(path) is not None
+    return False
+
+
+def _facts(found: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        facts = json.loads(found)
+        if isinstance(facts, dict):
+            return facts
+    return {}
+
+
+def _read(path: Folder) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _sign(path: Folder) -> object:
+    """What a sign of life changes."""
+    if in_bucket(path):
+        return path.stat().mtime if path.exists() else None  # type: ignore[union-attr]
+    try:
+        # Opened: NFS asks the server only then.
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _keep(paths: Sequence[Folder], content: str, over: threading.Event) -> None:
+    while not over.wait(REFRESH_SECONDS):
+        for path in paths:
+            # What fails may succeed the next time; a full disk still takes a new time.
+            with contextlib.suppress(Exception):
+                found = _read(path)
+                if found not in (None, content):
+                    _lost(path)
+                if found is None:  # removed by hand
+                    write_new(path, content)
+                elif in_bucket(path):
+                    write_atomically(path, content)
+                else:
+                    os.utime(path)
+
+
+def _lost(path: Folder) -> None:
+    """This process stood still for so long that another one took its place: it must not write."""
+    print(
+        f"rft-jax: error: {path}: another process has taken over, since this one gave no sign of "
+        "life: it ends here.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _release(path: Folder, content: str) -> None:
+    with contextlib.suppress(OSError):
+        if _read(path) == content:
+            path.unlink()
