@@ -28,12 +28,11 @@ pytestmark = pytest.mark.slow
 
 DONE, STEPS = 6, 8
 OPTIONS = (
-    *jobs.of_all("steps=2", "evaluation.every_steps=0", runs=("sft", "rft")),
-    *jobs.of_all("data.test=", runs=("sft", "rft")),
+    *jobs.of_all("evaluation.every_steps=0", "data.test=", runs=("sft", "rft")),
+    "--sft.steps=2",
     "--sft.optimizer.warmup_steps=0",
     "--rft.pool.rollout_steps=1",
     "--rft.verification.verifier=tiny_experiment:everything",
-    "--only", "sft", "rft",
 )  # fmt: skip
 
 
@@ -299,15 +298,16 @@ def test_processes_that_read_other_data_are_refused(tmp_path: Path) -> None:
     def started(*options: str, **environments: dict[int, dict[str, str]]) -> jobs.Job:
         return job_study.start(workdir, 2, 2, *options, file=file, **environments)
 
-    with started(environments={1: {"HERE": str(other)}}) as job:
+    first = ("--only", "sft", "rft", "--rft.steps=2")
+    with started(*first, environments={1: {"HERE": str(other)}}) as job:
         assert job.statuses() == [2, 2], job.told()
         assert (
             "data.train (jsonl:questions.jsonl): process 1 reads other content than process 0"
         ) in job.errors(1)
     assert not (workdir / "sft" / "config.json").exists()
-    with started() as job:
+    with started(*first) as job:
         job.finish()
-    longer = ("--only", "rft", "--rft.steps", "4")
+    longer = ("--only", "rft", "--rft.steps=4")
     everywhere = {number: {"HERE": str(other)} for number in range(2)}
     with started(*longer, environments=everywhere) as job:
         assert job.statuses() == [2, 2], job.told()
