@@ -54,7 +54,7 @@ def test_what_is_not_given_is_left_to_the_command() -> None:
     )
     assert read(ConvertOptions) == ConvertOptions("w", Path("o"), None, 4.0)
     assert read(EvaluateOptions, *NEEDED).measuring == Measuring(Judging())
-    assert read(RunOptions) == RunOptions(Path("w"), None, (), (), 60.0, 3600.0)
+    assert read(RunOptions) == RunOptions(Path("w"), None, (), (), False, 60.0, 3600.0)
 
 
 def test_every_kind_of_value() -> None:

@@ -200,6 +200,6 @@ def test_a_refusal_comes_before_any_work(
     )
     assert (out / "questions.jsonl").read_text() == "kept"
     file = str(out / "questions.jsonl")
-    assert f"--out {file}: cannot write here (File exists)" in refusal(
+    assert f"--out {file} is no folder: name a new one." in refusal(
         capsys, "evaluate", found.run, "--questions", found.source, "--out", file
     )

@@ -360,14 +360,15 @@ def test_compilations_are_kept_where_the_user_says(
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
-    monkeypatch.setattr(local_devices, "CACHE_DIR", "here")
+    here = str(Path("here").absolute())
+    monkeypatch.setattr(local_devices, "CACHE_DIR", here)
     assert cli.main(["run", "study.py", "--only", "sft"]) == 0
-    assert jax.config.values["jax_compilation_cache_dir"] == "here"
+    assert jax.config.values["jax_compilation_cache_dir"] == here
     assert jax.config.values["jax_persistent_cache_min_compile_time_secs"] == 0.5
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "there")
     monkeypatch.setattr(local_devices, "CACHE_DIR", "elsewhere")
     assert cli.main(["run", "study.py", "--only", "sft"]) == 0
-    assert jax.config.values["jax_compilation_cache_dir"] == "here"
+    assert jax.config.values["jax_compilation_cache_dir"] == here
 
 
 def test_absl_speaks_from_warning() -> None:
@@ -474,7 +475,7 @@ def test_a_run_at_work_elsewhere_is_refused_and_others_are_not(
 
 
 def test_drafts_of_killed_processes_are_removed(runs: Runs) -> None:
-    for folder in ("w/plots", "w/sft/rollouts"):
+    for folder in ("w/plots", "w/sft/policy"):
         Path(folder).mkdir(parents=True)
         Path(folder, "a.json.4194305.tmp").write_text("half")
     assert cli.main(["run", "study.py", "--workdir", "w"]) == 0

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "compute_dtype": "bfloat16",
     "attention": "xla",
     "remat": "full",
+    "layer_types": "sf",
 }
 """Fields that cannot be just one more, or the opposite."""
 

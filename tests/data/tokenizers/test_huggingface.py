@@ -255,7 +255,7 @@ BROKEN = {
     ),
     "a tokenizer of brackets": (
         lambda folder: (folder / "tokenizer.json").write_text("[" * 200_000),
-        "{folder}/tokenizer.json: no tokenizer (invalid type: sequence",
+        "{folder}/tokenizer.json: no tokenizer (nested more than 100 deep): copy",
     ),
     "no tokenizer": (
         without_tokenizer,
@@ -264,8 +264,8 @@ BROKEN = {
     ),
     "damaged": (
         lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0", "mod'),
-        "{folder}/tokenizer.json: no tokenizer (EOF while parsing a string at line 1 column 23): "
-        "copy or download it again.",
+        "{folder}/tokenizer.json: no tokenizer (Unterminated string starting at: line 1 column 20 "
+        "(char 19)): copy or download it again.",
     ),
     "another's": (
         lambda folder: (folder / "tokenizer.json").write_text("[]"),
