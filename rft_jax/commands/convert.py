@@ -15,9 +15,9 @@ from rft_jax.commands.options import ConvertOptions
 from rft_jax.data.prompts import with_ends
 from rft_jax.data.tokenizers.sentencepiece_model import SentencePiece
 from rft_jax.errors import UserError
-from rft_jax.hub.folder import PROMPTING
+from rft_jax.hub.folder import PROMPTING, require_fresh
 from rft_jax.hub.raw_config import raw_config_of
-from rft_jax.hub.save import Dtype, require_fresh, save_pretrained
+from rft_jax.hub.save import Dtype, save_pretrained
 
 
 class Converted(NamedTuple):

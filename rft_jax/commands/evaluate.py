@@ -16,13 +16,13 @@ from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.checkpoint.start import to_sample_from
 from rft_jax.commands import verify as scoring
 from rft_jax.commands.ask import Asked
-from rft_jax.commands.options import Judging, Measuring
+from rft_jax.commands.options import RESULTS, Judging, Measuring
 from rft_jax.config import EvaluationConfig
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.errors import ConfigError, UserError
+from rft_jax.errors import ConfigError
 from rft_jax.evaluation.estimates import Estimate, estimates
 from rft_jax.evaluation.evaluate import Outputs, draw, measure, own_votes, write_rows
-from rft_jax.io.paths import write_atomically, writing
+from rft_jax.io.paths import check_folder, write_atomically, writing
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
 from rft_jax.types import Params, Question, Sample, Verdict
@@ -30,7 +30,7 @@ from rft_jax.verification.canary import evaluation_spec, limits_of, training_spe
 from rft_jax.verification.pool import VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
 
-METRICS, QUESTIONS, OUTPUTS = "metrics.json", "questions.jsonl", "outputs.jsonl"
+METRICS, QUESTIONS, OUTPUTS = RESULTS
 """What the folder gets. The first is written last."""
 
 
@@ -98,7 +98,7 @@ def write(policy: Policy, asked: Asked, measuring: Measuring, folder: Path) -> E
     Raises UserError for a folder that holds results or cannot be written, and what `evaluate`
     raises.
     """
-    claim(folder)
+    check_folder(folder, RESULTS)
     with writing(folder, f"--out {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     done = evaluate(policy, asked, measuring)
@@ -136,17 +136,6 @@ def _table(rates: Mapping[str, Estimate], metrics: Mapping[str, float | None]) -
             f"truncated: {known['lengths/truncated']:.1%}; undecided: {undecided:.1%}",
         ]
     )
-
-
-def claim(folder: Path) -> None:
-    """UserError for a folder that holds results, and for what is no folder."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is no folder: name a new one.")
-    for name in (METRICS, QUESTIONS, OUTPUTS):
-        if (folder / name).exists():
-            raise UserError(
-                f"--out {folder} holds {name}, and nothing is overwritten: name another folder."
-            )
 
 
 def _drawing(policy: Policy, asked: Asked, measuring: Measuring) -> EvaluationConfig:

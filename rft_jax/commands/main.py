@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from rft_jax.commands import args, report, verify
 from rft_jax.commands import run as running
 from rft_jax.commands.options import (
+    RESULTS,
     ConvertOptions,
     EvaluateOptions,
     PlanCommand,
@@ -34,7 +35,8 @@ from rft_jax.config.serialize import suggest
 from rft_jax.config.steps import parse_steps
 from rft_jax.distributed.watchdog import EXIT_LOST, Limits
 from rft_jax.errors import ConfigError, TemporaryError, UserError, out_of_memory
-from rft_jax.io.paths import Folder, check_new, folder_of, storing
+from rft_jax.hub.folder import require_fresh
+from rft_jax.io.paths import Folder, check_folder, check_new, folder_of, storing
 
 _HELP = ("-h", "--help")
 
@@ -256,11 +258,11 @@ def _verify(options: VerifyOptions, fields: Sequence[args.Option]) -> int:
 def _sample(options: SampleOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
     check_new(options.out)
-    running.import_jax()
     from rft_jax.commands.policy import open_policy, prepare
 
     policy = open_policy(options.opening.checkpoint, options.opening.compute_dtype).policy
     asked = prepare(options.asking, policy)
+    running.import_jax()
     from rft_jax.commands.sample import sample
 
     done = sample(policy, asked, options.drawing, options.out)
@@ -273,14 +275,14 @@ def _sample(options: SampleOptions, fields: Sequence[args.Option]) -> int:
 
 def _evaluate(options: EvaluateOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
-    running.import_jax()
-    from rft_jax.commands.evaluate import claim, write
-
-    claim(options.out)
+    check_folder(options.out, RESULTS)
     from rft_jax.commands.policy import open_policy, prepare
 
     policy = open_policy(options.opening.checkpoint, options.opening.compute_dtype).policy
     asked = prepare(options.asking, policy)
+    running.import_jax()
+    from rft_jax.commands.evaluate import write
+
     print(write(policy, asked, options.measuring, options.out))
     print(f"results: {options.out}")
     return 0
@@ -288,13 +290,11 @@ def _evaluate(options: EvaluateOptions, fields: Sequence[args.Option]) -> int:
 
 def _convert(options: ConvertOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
-    running.import_jax()
-    from rft_jax.hub.save import require_fresh
-
     require_fresh(options.out)
     from rft_jax.commands.policy import open_policy
 
     policy = open_policy(options.checkpoint).policy
+    running.import_jax()
     from rft_jax.commands.convert import convert
 
     done = convert(policy, options)

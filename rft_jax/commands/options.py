@@ -19,6 +19,8 @@ from rft_jax.errors import ConfigError
 from rft_jax.verification.rules import BUILT_IN, RANDOM
 
 ComputeDtype = Literal["float32", "bfloat16"]
+RESULTS = ("metrics.json", "questions.jsonl", "outputs.jsonl")
+"""Files of an evaluation."""
 
 
 def _at_least(least: int, **values: int | None) -> None:

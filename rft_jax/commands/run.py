@@ -198,10 +198,12 @@ def _claim(workdir: Folder, name: str) -> None:
 def _own(workdir: Folder, experiment: Experiment, chosen: Sequence[str]) -> Iterator[None]:
     """Hold the runs that are not finished, and remove what killed processes left. What all runs
     share appears whole, so jobs with other runs may work beside this one."""
-    with writing(workdir):
-        make(workdir)
     open_runs = [run for run in chosen if not is_finished(workdir / run, experiment[run].steps)]
-    with held([workdir / f"{each}.lock" for each in open_runs], logger.warning):
+    with contextlib.ExitStack() as stack:
+        with writing(workdir):
+            make(workdir)
+            locks = [workdir / f"{run}.lock" for run in open_runs]
+            stack.enter_context(held(locks, logger.warning))
         if not in_bucket(workdir):
             for folder in (workdir, workdir / "plots"):
                 remove_dead(Path(folder))

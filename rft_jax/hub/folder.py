@@ -147,3 +147,11 @@ def prompting_of(start: str) -> dict[str, Any]:
             f"{path}: it does not say how a question is put ({error}): convert the run again, or "
             "delete the file."
         ) from error
+
+
+def require_fresh(folder: Path) -> None:
+    """Raise ModelError for a file, and for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(
+            f"{folder}: it is no empty folder, and nothing is written over: name a new one."
+        )

@@ -23,6 +23,7 @@ from jaxtyping import Array, Int
 from rft_jax.config import ModelConfig
 from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import ModelError
+from rft_jax.hub.folder import require_fresh
 from rft_jax.hub.names import Tensor, tensors
 from rft_jax.hub.raw_config import check_same
 from rft_jax.hub.tensors import INDEX, require_finite
@@ -140,14 +141,6 @@ def _with_dtype(raw: Mapping[str, Any], dtype: Dtype) -> dict[str, Any]:
     transformers write dtype, and all read torch_dtype."""
     keys = [key for key in ("dtype", "torch_dtype") if key in raw]
     return {**raw, **dict.fromkeys(keys or ["torch_dtype"], dtype)}
-
-
-def require_fresh(folder: Path) -> None:
-    """Raise ModelError for a file, and for a folder that holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(
-            f"{folder}: it is no empty folder, and nothing is written over: name a new one."
-        )
 
 
 @contextmanager

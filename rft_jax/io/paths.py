@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO, TypeAlias
@@ -141,6 +141,17 @@ def check_new(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} exists, and nothing is overwritten: name another file.")
     check_file(path)
+
+
+def check_folder(path: Path, names: Sequence[str]) -> None:
+    """UserError for what is no folder, and for a folder that holds files of these names."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is no folder: name a new one.")
+    for name in names:
+        if (path / name).exists():
+            raise UserError(
+                f"--out {path} holds {name}, and nothing is overwritten: name another folder."
+            )
 
 
 def check_file(path: Path, option: str = "--out") -> None:

@@ -87,7 +87,6 @@ def run(
         return RunResult(0, True)
     at(f"start of {name}")
     by_main(f"{name} has a folder", lambda: setup.make_folder(folder))
-    by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     mesh = make_mesh(config.mesh)
     setup.check_devices(config, mesh)
     if is_main():
@@ -102,6 +101,7 @@ def run(
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
+    by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     saved_in = folder / "checkpoints"
     step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
     first, with_kl = step or 0, config.objective.kl_coefficient > 0

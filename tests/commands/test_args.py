@@ -115,7 +115,9 @@ def test_a_field_of_several_types_is_read_as_text() -> None:
         (SampleOptions, NEEDED[:2],
          "--questions is missing: give the source of the questions: jsonl:PATH or "
          "tfds:NAME/SPLIT, with a slice such as [:100] if wanted."),
-        (VerifyOptions, [], "--out is missing: give the file that the verdicts are written to."),
+        (VerifyOptions, [],
+         "--out is missing: give the file that the verdicts are written to; it appears whole, in "
+         "place of one there is."),
         (SampleOptions, [*NEEDED, "--sample", "2"],
          "unknown option --sample; did you mean --samples_per_question?"),
         (ConvertOptions, ["--quiet"], "unknown option --quiet."),

@@ -252,7 +252,7 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
         (["convert", "w/sft", "--dtype", "float32"],
          "rft-jax convert w/sft is followed by --dtype: OUT is expected; see --help."),
         (["convert", "w/sft", "out"],
-         "w/sft: the checkpoint is missing: name the folder of a finished run (WORKDIR/RUN) or of "
+         "w/sft: the checkpoint is missing: name the folder of a run (WORKDIR/RUN) or of "
          "a model in the Hugging Face format, or hf:ORG/NAME of the hub."),
         (["verify", "--out", "o"],
          "rft-jax verify is followed by --out: FILE is expected; see --help."),

@@ -214,7 +214,7 @@ def test_a_search_continues_where_the_compiler_needs_more_than_the_count(
         (["--device", "t4", "--compile", "0"], "--compile is 0: it must be at least 1"),
         (["--device", "t4", "--serch"], "unknown option --serch; did you mean --search?"),
         (["--device", "t4", "--mean_output_tokens", "9999"], "--mean_output_tokens is 9999, and"),
-        (["--device", "t4", "--json", "nowhere/plan.json"], "--json nowhere/plan.json: there is"),
+        (["--device", "t4", "--json", "nowhere/plan.json"], "--json nowhere/plan.json: cannot w"),
     ],
 )
 def test_mistakes_are_one_line(

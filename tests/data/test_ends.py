@@ -12,11 +12,11 @@ import reference_tokenizers as reference
 
 from rft_jax.config import DataConfig
 from rft_jax.data.prompts import (
-    check_lengths,
     completion_tokens,
     ends_text,
     prompt_text,
     prompt_tokens,
+    split_by_length,
     with_ends,
 )
 from rft_jax.data.tokenizers.load import load
@@ -158,7 +158,7 @@ def test_an_end_that_is_added_and_not_special(tmp_path: Path) -> None:
         prompt_tokens("a</tool>", CHAT, tokenizer)
     row = Question(id=3, text="a", answer="", solution="b</tool>c")
     with pytest.raises(DataError) as error:
-        check_lengths([row], source="s", data=CHAT, tokenizer=tokenizer, demonstrations=True)
+        split_by_length([row], source="s", data=CHAT, tokenizer=tokenizer, demonstrations=True)
     assert str(error.value) == (
         "s: the solution of question 3 holds '</tool>', a token that ends an output: leave the "
         "question out, or choose other data.stop_tokens."

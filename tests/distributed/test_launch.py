@@ -39,7 +39,7 @@ OF_OTHERS = {
 """Options in the docs that are not this package's."""
 
 AGAIN = {EXIT_LOST, 128 + signal.SIGABRT, 128 + signal.SIGKILL, 128 + signal.SIGSEGV}
-AGAIN |= {128 + signal.SIGTERM}
+AGAIN |= {128 + signal.SIGTERM, 128 + signal.SIGHUP}
 """Exit statuses that are worth another start."""
 
 
@@ -319,7 +319,11 @@ def test_kubernetes_starts_again() -> None:
             assert rule["onExitCodes"]["operator"] == "In"
             ends |= dict.fromkeys(rule["onExitCodes"]["values"], rule["action"])
     # Anything else is counted, and the pod made again.
-    assert ends == {EXIT_USER: "FailJob", 128 + signal.SIGTERM: "Ignore"}
+    assert ends == {
+        EXIT_USER: "FailJob",
+        128 + signal.SIGHUP: "Ignore",
+        128 + signal.SIGTERM: "Ignore",
+    }
 
 
 def test_kubernetes_waits_for_the_others_to_notice() -> None:
@@ -349,5 +353,5 @@ def test_skypilot() -> None:
     assert is_bash(task["run"])
     recovery = task["resources"]["job_recovery"]
     # Without a limit only for what no error to mend can show as.
-    assert recovery["recover_on_exit_codes"] == [128 + signal.SIGTERM]
+    assert recovery["recover_on_exit_codes"] == [128 + signal.SIGHUP, 128 + signal.SIGTERM]
     assert recovery["max_restarts_on_errors"] > 0

@@ -163,7 +163,7 @@ def test_keys_of_families(raw: dict[str, Any], expected: dict[str, Any]) -> None
         (LLAMA | {"vocab_size": 0}, "vocab_size is 0, and a positive number"),
         (LLAMA | {"num_hidden_layers": 10**9}, "model.num_layers is 1000000000: it must be at "),
         (QWEN2 | {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and at most"),
-        (LLAMA | {"hidden_size": 2**40}, "model.d_model is 1099511627776, and the largest"),
+        (LLAMA | {"hidden_size": 2**40}, "model.d_model is 1099511627776: it must be at most"),
         (LLAMA | {"rms_norm_eps": 0}, "model.norm_eps is 0.0: it must be at least"),
         (LLAMA | {"model_type": "mixtral"}, "model_type is 'mixtral', and these can be served: "),
         (LLAMA | {"model_type": ["llama"]}, "model_type is ['llama'], and these can be served: "),

@@ -39,7 +39,6 @@ OTHER: dict[str, Any] = {
     "compute_dtype": "bfloat16",
     "attention": "xla",
     "remat": "full",
-    "layer_types": "sf",
 }
 """Fields that cannot be just one more, or the opposite."""
 
@@ -53,7 +52,7 @@ NAMES = [field.name for field in fields(ModelConfig)]
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in {"rope_scaling", *ADAPTERS}]
+    "name", [name for name in NAMES if name not in {"rope_scaling", "layer_types", *ADAPTERS}]
 )
 def test_every_field_counts_or_is_free(name: str) -> None:
     value = getattr(BASE, name)
@@ -87,6 +86,12 @@ def test_the_scaling_counts() -> None:
 )
 def test_two_spellings_of_one_function(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert ModelConfig(**one).differences(ModelConfig(**other)) == ()
+
+
+def test_the_order_of_layers_counts() -> None:
+    assert BASE.differences(replace(BASE, global_every=0, layer_types="sfsf")) == ()
+    other = replace(BASE, global_every=0, layer_types="ssff")
+    assert BASE.differences(other) == ("global_every", "layer_types")
 
 
 def test_a_model_is_its_own_config_json() -> None:

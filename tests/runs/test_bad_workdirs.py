@@ -232,7 +232,7 @@ def test_start_is_not_finished(refusal: Refusal) -> None:
     Path("w/sft/finished.json").unlink()
     assert refusal(*args) == (
         "init_from is run:sft: run sft is not finished; carry it out first (leave out --only), "
-        "or start from run:sft@STEP of 4."
+        "or start from run:sft@STEP of 8."
     )
 
 
@@ -406,8 +406,7 @@ def test_log_of_other_lengths(refusal: Refusal, count: int) -> None:
 def test_log_of_longer_prompts(refusal: Refusal) -> None:
     logged("a", questions="1+1+1+1+1+1+1+1?")
     found = refusal(*from_logs("a"))
-    assert found.startswith("a: the prompt of question 5 has ")
-    assert " tokens and data.max_prompt_tokens is 12: set it to " in found
+    assert found.startswith("a: 1 of 1 prompts have more tokens than data.max_prompt_tokens, 12 (")
 
 
 def test_log_without_a_correct_output(refusal: Refusal) -> None:
