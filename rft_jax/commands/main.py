@@ -87,14 +87,21 @@ def _carry_out(words: list[str]) -> int:
         )
         return 2
     except Exception as error:
-        if not out_of_memory(error):
+        module = type(error).__module__.partition(".")[0]
+        if module in ("aiohttp", "gcsfs", "google"):
+            told = TemporaryError(
+                f"the bucket cannot be reached ({type(error).__name__}: {error}): check its name, "
+                "the network and the credentials."
+            )
+        elif out_of_memory(error):
+            told = UserError(
+                f"out of memory ({str(error) or type(error).__name__}): lower what is computed at "
+                "a time or split it over more devices; `rft-jax plan` counts what a run needs."
+            )
+        else:
             raise
-        told = UserError(
-            f"out of memory ({str(error) or type(error).__name__}): lower what is computed at a "
-            "time or split it over more devices; `rft-jax plan` counts what a run needs."
-        )
         print(f"rft-jax: error: {told}", file=sys.stderr)
-        return 2
+        return EXIT_LOST if isinstance(told, TemporaryError) else 2
     except KeyboardInterrupt:
         then = "the same command resumes it" if words[0] == "run" else "nothing is written"
         print(f"rft-jax: interrupted; {then}.", file=sys.stderr)

@@ -192,8 +192,7 @@ def _call(path: Path) -> Any:
             return function()
     except (Exception, SystemExit) as error:  # a file may also call sys.exit
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{_last_line(path, error)}: {kind}{text}") from error
+        raise ConfigError(f"{_last_line(path, error)}: {kind}{_text(error)}") from error
     raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")
 
 
@@ -280,10 +279,15 @@ def _check_tokenizers(experiment: Experiment) -> None:
             )
 
 
-def _told(error: Exception) -> str:
-    """The error's type and what it says, if it says anything without an error of its own."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
+def _told(error: BaseException) -> str:
+    """The error's type and what it says, if anything."""
+    text = _text(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _text(error: BaseException) -> str:
+    """What an error says, nothing where that is an error of its own."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""

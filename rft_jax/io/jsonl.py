@@ -16,6 +16,9 @@ from rft_jax.errors import DataError, ModelError, UserError
 from rft_jax.io.paths import Folder
 
 _EXPECTED = "every line must hold one JSON object"
+_LONGEST = (
+    2**26
+)  # bytes of a line that a user has made: more is no row, or a device that never ends
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
@@ -92,7 +95,11 @@ def data_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """
     blank = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), start=1):
+            if len(line) == _LONGEST:
+                raise DataError(
+                    f"{path}:{number}: the line has {_LONGEST:,} bytes or more: {_EXPECTED}."
+                )
             text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip()
             if not text:
                 blank += 1

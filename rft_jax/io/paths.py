@@ -34,7 +34,7 @@ def folder_of(text: str | os.PathLike[str]) -> Folder:
     name = os.fspath(text)
     if _is_plain(name):
         return Path(name)
-    if not name.startswith("gs://"):
+    if not name.startswith("gs://") or not name.removeprefix("gs://").strip("/"):
         raise UserError(f"{name}: a folder on a disk or gs://BUCKET/FOLDER is expected.")
     if not importlib.util.find_spec("gcsfs"):
         raise UserError(f'{name}: a bucket needs gcsfs: pip install "rft_jax[gcs]".')
