@@ -80,6 +80,7 @@ def test_contenders_take_turns(worker: str, capsys: pytest.CaptureFixture[str]) 
     assert said == ["a", "b", "b", "a"]
 
 
+@pytest.mark.slow
 def test_who_fails_drops_out_and_is_named(worker: str) -> None:
     contenders = [
         Contender("fails", worker, options={"fails_at": 1}),

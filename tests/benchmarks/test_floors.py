@@ -57,6 +57,7 @@ def full_forward_flops(work: Work) -> float:
     return work.sequences * inputs * floors.model(work.size).token(inputs)
 
 
+@pytest.mark.slow
 def test_forward_and_backward_are_those_of_the_model() -> None:
     loss, arguments = forward(WORK)
     counted = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)

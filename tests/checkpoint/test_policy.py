@@ -253,6 +253,7 @@ def test_a_runs_parameters_as_a_rollout_reads_them(
     assert "fsdp" not in jax.tree.leaves(tuple(params["embedding"].sharding.spec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_are_joined_as_they_are_trained(found: Found, dtype: Any) -> None:
     params = to_sample_from(find(str(found.workdir / "lora"), dtype), make_mesh(MESHES[1]))

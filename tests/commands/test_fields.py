@@ -114,12 +114,14 @@ def test_bad_override_is_refused_in_one_line(args: list[str], message: str) -> N
     assert refusal(*args) == message
 
 
+@pytest.mark.slow
 @given(value=st.floats(min_value=1e-12, max_value=1e3))
 def test_every_learning_rate_survives_its_text(value: float) -> None:
     rate = changed(f"--sft.optimizer.learning_rate={value!r}")["sft"].optimizer.learning_rate
     assert rate == value
 
 
+@pytest.mark.slow
 def test_every_field_can_be_overridden_by_its_own_text() -> None:
     experiment = {"sft": tiny.sft(), "rft": tiny.rft()}
     for run, config in experiment.items():

@@ -61,6 +61,7 @@ def test_many_rows_keep_their_order(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_math_is_compared_in_the_workers(tmp_path: Path) -> None:
     row: object = {"reference": r"\sin^2 x + \cos^2 x", "output": r"\boxed{1}"}
     path, out = write(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl"
@@ -93,6 +94,7 @@ def test_a_malformed_row(
     assert "1 malformed rows skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n", b"\r\n \r\n"])
 def test_a_byte_order_mark_and_blank_lines_at_the_end_are_no_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], end: bytes

@@ -75,6 +75,7 @@ def test_splits_are_pieces_of_one_stream(published):
     assert list(problems(SEED, 2100)) == published["demonstrations"] + published["train"][:100]
 
 
+@pytest.mark.slow
 def test_splits_are_alike(published):
     """Pieces of one stream: the same share of problems of each length in each."""
     for rows in published.values():

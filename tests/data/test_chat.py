@@ -192,6 +192,7 @@ def test_time_is_bounded(text):
     assert render(template("{{ messages[0].content }}"), system="", user="a") == "a"
 
 
+@pytest.mark.slow
 def test_the_process_that_renders_ends_with_this_one():
     script = (
         "from pathlib import Path; from rft_jax.data import chat; "

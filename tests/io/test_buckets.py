@@ -99,6 +99,7 @@ def test_objects_are_there_whole_and_replaced() -> None:
     assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
 
 
+@pytest.mark.slow
 def test_what_another_process_writes_is_seen(study: Study) -> None:
     """Nobody's list of a folder is an old one."""
     folder = folder_of(f"{BUCKET}/seen")

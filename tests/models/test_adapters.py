@@ -68,6 +68,7 @@ def logits_of(params: Params, config: ModelConfig) -> jax.Array:
     return transformer.logits(params, hidden, config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [("key", "value"), LORA_TARGETS])
 def test_the_merged_policy_computes_the_same(targets: tuple[str, ...]) -> None:
     config = with_lora(*targets)

@@ -31,6 +31,7 @@ def test_all_factorisations_are_meshes() -> None:
     assert all(math.prod(mesh) == 8 for mesh in search.meshes(8))
 
 
+@pytest.mark.slow
 def test_only_meshes_that_split_the_model_are_ranked() -> None:
     """Two kv heads, a width of 24, 64 rows of the vocabulary."""
     found = search.search(config(), EIGHT, SUPPOSED)
@@ -41,6 +42,7 @@ def test_only_meshes_that_split_the_model_are_ranked() -> None:
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_a_microbatch_has_rows_for_all_of_the_mesh() -> None:
     """And more, where weights are gathered less often then; as many logits at once on a device."""
     narrow = replace_fields(config(), {"update.rows_per_microbatch": 2})

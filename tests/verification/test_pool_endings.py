@@ -65,6 +65,7 @@ def test_what_detached_itself_ends_with_its_worker(
         assert not is_running(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
 def test_what_detached_itself_outlives_neither_the_deadline_nor_the_pool(tmp_path: Path) -> None:
     with VerifierPool(VerifierSpec("misbehaving:act"), Limits(1, 0.5)) as pool:
