@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -195,8 +196,9 @@ def _good_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number from 1, the row or what is wrong with it)."""
     try:
-        for number, row in data_rows(path):
-            yield number, row if isinstance(row, str) else _problem(row) or row
+        with contextlib.closing(data_rows(path)) as rows:
+            for number, row in rows:
+                yield number, row if isinstance(row, str) else _problem(row) or row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 

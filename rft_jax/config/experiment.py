@@ -190,7 +190,9 @@ def _call(path: Path) -> Any:
         function = getattr(module, "experiment", None)
         if callable(function):
             return function()
-    except (Exception, SystemExit) as error:  # a file may also call sys.exit
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file may also call sys.exit
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(f"{_last_line(path, error)}: {kind}{_text(error)}") from error
     raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")

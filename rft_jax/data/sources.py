@@ -127,10 +127,11 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
 def _jsonl_questions(path: Path) -> list[Question]:
     """Every row of a file, so that a bad row is found wherever the slice lies."""
     try:
-        return [
-            _question(row, _object(content, f"{path}:{number}"), f"{path}:{number}")
-            for row, (number, content) in enumerate(data_rows(path))
-        ]
+        with contextlib.closing(data_rows(path)) as rows:
+            return [
+                _question(row, _object(content, f"{path}:{number}"), f"{path}:{number}")
+                for row, (number, content) in enumerate(rows)
+            ]
     except OSError as error:
         raise DataError(
             f"{path}: cannot read the questions ({error.strerror}): give the path of a JSONL file, "

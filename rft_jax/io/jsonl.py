@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def read_json(path: Folder, kind: type[UserError] = ModelError) -> dict[str, Any
     return content
 
 
-def data_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def data_rows(path: Path) -> Generator[tuple[int, dict[str, Any] | str], None, None]:
     """(line number from 1, the row or what is wrong with it) of a file that a user has made.
 
     A byte order mark in front and blank lines at the end are no rows. Raises OSError.

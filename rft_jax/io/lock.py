@@ -128,7 +128,7 @@ def _facts(found: str) -> dict[str, Any]:
 
 def _read(path: Folder) -> str | None:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
 
