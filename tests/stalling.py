@@ -12,7 +12,8 @@ VARIABLE = "RFT_JAX_TEST_STALLS"
 
 
 def even_length_or_never(reference: str, output: str) -> bool:
-    """tiny_experiment's verifier, that blocks for an hour where the variable is set."""
-    if os.environ.get(VARIABLE):
+    """tiny_experiment's verifier, that blocks for an hour where the variable is set; not on the
+    solutions that it is tried on before the first step."""
+    if os.environ.get(VARIABLE) and "####" not in output:
         time.sleep(3600)
     return even_length(reference, output)

@@ -89,7 +89,7 @@ def _carry_out(words: list[str]) -> int:
     except Exception as error:
         module = type(error).__module__.partition(".")[0]
         if module in ("aiohttp", "gcsfs", "google"):
-            told = TemporaryError(
+            told: UserError = TemporaryError(
                 f"the bucket cannot be reached ({type(error).__name__}: {error}): check its name, "
                 "the network and the credentials."
             )
