@@ -140,6 +140,11 @@ def inputs_of(folder: Folder) -> Inputs | None:
     content = _read(folder)
     if content is None or "inputs" in content:
         return _inputs(content) if content else None
+    if "id" in content:  # which came with them
+        raise ConfigError(
+            f"{folder / FILE} is damaged (it has no inputs): bring it back, or use another "
+            "--workdir."
+        )
     older = folder / "policy" / "weights.json"
     if not older.is_file():
         return None
