@@ -243,7 +243,9 @@ def write_new(path: Folder, content: str | bytes) -> bool:
             os.link(draft, path)
         except FileExistsError:
             # NFS may say so to one whose first request succeeded and whose answer was lost.
-            return draft.samefile(path)
+            with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+                return draft.samefile(path)
+            return False
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
