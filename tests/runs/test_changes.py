@@ -170,9 +170,10 @@ def test_other_files_are_refused(study: Study, name: str, file: str, what: str) 
     assert found.startswith(f"{study.workdir}/{name}: the run rests on other content now: {what} (")
 
 
-def test_a_start_that_has_moved_on_is_another_start(study: Study) -> None:
+def test_a_start_that_has_moved_on_is_kept_as_it_was(study: Study) -> None:
     study.run("sft")
-    assert f"init_from (run:sft, step {STEPS}, was run:sft, step {DONE})" in study.refusal("rft")
+    start = json.loads((study.workdir / "rft/policy/start.json").read_text())
+    assert start == {"init_from": "run:sft", "step": DONE}
 
 
 def test_more_steps_are_those_of_a_longer_run(study: Study, tmp_path: Path) -> None:
