@@ -252,7 +252,7 @@ def _misplaced(path: epath.Path, record: Record) -> str | None:
 def _run_of(path: epath.Path) -> str | None:
     """The id of the run that a folder of a checkpoint lies in, where config.json has one."""
     try:
-        run = json.loads((path.parent.parent / "config.json").read_text(encoding="utf-8")).get("id")
+        run = parse((path.parent.parent / "config.json").read_bytes()).get("id")
     except (OSError, ValueError, AttributeError):
         return None
     return run if isinstance(run, str) else None

@@ -28,7 +28,7 @@ from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.config import Config
 from rft_jax.config.serialize import build, changeable_fields, differences, plain
 from rft_jax.errors import CheckpointError, ConfigError
-from rft_jax.io.jsonl import parse
+from rft_jax.io.jsonl import parse, read_json
 from rft_jax.io.paths import Folder, make, write_atomically
 
 FILE = "config.json"
@@ -148,7 +148,7 @@ def inputs_of(folder: Folder) -> Inputs | None:
     older = folder / "policy" / "weights.json"
     if not older.is_file():
         return None
-    hashes = json.loads(older.read_text(encoding="utf-8"))
+    hashes = read_json(older, CheckpointError)
     return {f"init_from/{name}": Input(name, sha256) for name, sha256 in hashes.items()}
 
 

@@ -90,7 +90,7 @@ _turn = threading.Lock()
 
 
 def _ask(**request: Any) -> dict[str, Any]:
-    """The reply of the process that renders; one that a template brings down is started anew."""
+    """The reply of the process that renders; one that a template brings down is started again."""
     with _turn:
         process = _renderer()
         assert process.stdin is not None

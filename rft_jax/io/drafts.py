@@ -45,11 +45,10 @@ class Process(NamedTuple):
         if self.place != _place():
             return None
         try:
-            os.kill(self.pid, 0)
+            with contextlib.suppress(PermissionError):  # of another user, and there
+                os.kill(self.pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            pass  # of another user, and there
         return self.started == 0 or _started(self.pid) in (0, self.started)
 
 

@@ -95,6 +95,7 @@ def described(topology: str) -> Target:
     bounds = {"chips_per_host_bounds": [1, 1, 1]} if wanted.count == 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
+    # Each of them for some name that is none, by jax and libtpu.
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         said = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"{_no_slice(topology)} ({said}).") from error

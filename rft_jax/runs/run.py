@@ -101,11 +101,12 @@ def run(
     optimizer = make_optimizer(config.optimizer, config.steps)
     vocab_size = setup.vocab_size(config.model, tokenizer)
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
-    by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     saved_in = folder / "checkpoints"
     step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
     first, with_kl = step or 0, config.objective.kl_coefficient > 0
     starts = step is None or with_kl or bool(config.model.lora_rank)
+    if starts:
+        by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     inputs = questions.inputs | setup.inputs_beside_data(
         config, workdir, folder, recorded or {}, starts=starts
     )

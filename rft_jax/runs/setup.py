@@ -250,10 +250,12 @@ def inputs_beside_data(
     elif folder := start_folder(config.init_from, workdir):
         if kind == "run":
             check_name(folder)
-        _, step = start_of(config.init_from, workdir, run)
-        record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
-        if record.sha256:  # one that is gone is missed where it is loaded
-            start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
+        # What is gone is missed only where it is loaded.
+        with contextlib.nullcontext() if starts else contextlib.suppress(UserError):
+            _, step = start_of(config.init_from, workdir, run)
+            record = digests.of_file(folder / "checkpoints" / str(step) / integrity.RECORD)
+            if record.sha256:
+                start = {"init_from": record._replace(where=f"{config.init_from}, step {step}")}
     tokenizer = digests.of_tokenizer(tokenizer_path(config, workdir))
     return tokenizer | start | digests.of_code(config)
 

@@ -108,7 +108,7 @@ def parsed(model: bytes, path: Folder) -> Any:
 
 
 def no_model(content: bytes, remedy: str) -> str:
-    """The end of a message on a file that is no SentencePiece model, and that no tool can mend by
+    """The end of a message on a file that is no SentencePiece model, and that no tool can fix by
     `remedy` if it is a vocabulary of tiktoken."""
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
         return (
