@@ -77,17 +77,29 @@ def is_whole(folder: Folder, step: int, outputs: int) -> bool:
     outputs: how many it has.
     """
     files = _files(folder, f"step-{step:06d}*.jsonl").get(step, [])
-    # Without parsing them: each line is written whole, with the newline that ends it.
-    held = sum(file.read_bytes().count(b"\n") for file in files)
-    if files and held != outputs:
-        logger.warning("%s: sampled again, as it is damaged: %s", *_damage(files, held, outputs))
-    return held == outputs
+    if not files:
+        return False
+    try:
+        damage = _damage(files, [one for file in files for one in _read(file)], outputs)
+    except DataError as error:
+        damage = str(error)
+    if damage:
+        where = ", ".join(map(str, files))
+        logger.warning("%s: sampled again, as it is damaged: %s", where, damage)
+    return not damage
 
 
-def _damage(files: Sequence[Folder], held: int, outputs: int | None) -> tuple[str, str]:
-    """(the files of a rollout, what is wrong with them)."""
-    expected = "" if outputs is None else f" instead of {outputs}"
-    return ", ".join(map(str, files)), f"{held} outputs are there{expected}"
+def _damage(files: Sequence[Folder], drawn: Sequence[_Drawn], outputs: int | None) -> str:
+    """What is wrong with the files of a rollout, by what they hold; empty for nothing."""
+    if not drawn or (outputs is not None and len(drawn) != outputs):
+        expected = "" if outputs is None else f" instead of {outputs}"
+        return f"{len(drawn)} outputs are there{expected}"
+    named = _NAME.fullmatch(files[0].name)
+    assert named is not None, files
+    if others := {one.sample.step for one in drawn} - {int(named[1])}:
+        return f"outputs of step {max(others)} are there"
+    places = {(one.sample.question_id, one.sample.sample_index) for one in drawn}
+    return "an output is there twice" if len(places) < len(drawn) else ""
 
 
 def write(
@@ -152,8 +164,8 @@ def _whole(files: Sequence[Folder], outputs: int | None = None) -> list[_Drawn]:
     """
     drawn = [one for file in files for one in _read(file)]
     expected = outputs or max((one.outputs for one in drawn if one.outputs), default=None)
-    if not drawn or (expected is not None and len(drawn) != expected):
-        where, reason = _damage(files, len(drawn), expected)
+    if reason := _damage(files, drawn, expected):
+        where = ", ".join(map(str, files))
         raise DataError(f"{where}: {reason}: copy the file again, or sample in a new --workdir.")
     return drawn
 

@@ -36,6 +36,14 @@ def sample(question_id: int = 3, index: int = 0, **changes: Any) -> Sample:
     return Sample(**facts | changes)
 
 
+def write(
+    folder: Path, step: int, samples: list[Sample], questions: list[Question], **facts: Any
+) -> None:
+    """A rollout's file, with samples of its step."""
+    mine = [replace(one, step=step) for one in samples]
+    rollout_log.write(folder, step, mine, questions, **facts)
+
+
 def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     samples = [
         sample(),
@@ -73,7 +81,7 @@ def test_texts_and_log_probs_lose_nothing(
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path, 1, [sample(), sample(7)], QUESTIONS, seed=0)
+    write(tmp_path, 1, [sample(), sample(7)], QUESTIONS, seed=0)
     path = rollout_log.path_of(tmp_path, 1)
     before = path.read_bytes()
 
@@ -85,7 +93,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         rollout_log.write(tmp_path, 1, failing(), QUESTIONS, seed=0)
     assert path.read_bytes() == before
     # What the failed attempt left is neither read nor in the way.
-    rollout_log.write(tmp_path, 1, [sample(7)], QUESTIONS, seed=0)
+    write(tmp_path, 1, [sample(7)], QUESTIONS, seed=0)
     assert [one.question_id for _, one in rollout_log.read(path)] == [7]
     assert [file.name for file in tmp_path.iterdir()] == ["step-000001.jsonl"]
 
@@ -140,7 +148,7 @@ def test_logs_of_the_same_keys_are_united_with_a_warning(
 
 
 def test_a_log_of_an_earlier_version_was_sampled_as_rollouts(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path, 0, [sample()], QUESTIONS, seed=0, purpose=Purpose.POOL)
+    write(tmp_path, 0, [sample()], QUESTIONS, seed=0, purpose=Purpose.POOL)
     assert rollout_log.purpose_of(tmp_path, 0) is Purpose.POOL
     path = rollout_log.path_of(tmp_path, 0)
     row = json.loads(path.read_text(encoding="utf-8"))
@@ -150,8 +158,8 @@ def test_a_log_of_an_earlier_version_was_sampled_as_rollouts(tmp_path: Path) -> 
 
 
 def test_logs_of_different_sources_are_not_united(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path / "a", 0, [sample()], QUESTIONS, seed=0)
-    rollout_log.write(tmp_path / "b", 0, [sample()], [Question(3, "2 and 4?", "6")], seed=0)
+    write(tmp_path / "a", 0, [sample()], QUESTIONS, seed=0)
+    write(tmp_path / "b", 0, [sample()], [Question(3, "2 and 4?", "6")], seed=0)
     with pytest.raises(
         DataError,
         match=r"a, .*b: question 3 stands for two different questions; unite only logs of runs "
@@ -195,7 +203,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_line_is_named(tmp_path: Path, name: str) -> None:
     damage, text = DAMAGES[name]
-    rollout_log.write(tmp_path, 0, [sample(), sample(7)], QUESTIONS, seed=0)
+    write(tmp_path, 0, [sample(), sample(7)], QUESTIONS, seed=0)
     path = rollout_log.path_of(tmp_path, 0)
     first, second, _ = path.read_text(encoding="utf-8").split("\n")
     bad = damage(json.loads(second))
@@ -209,7 +217,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, name: str) -> None:
 def by(process: int, *question_ids: int, processes: int = 2, outputs: int = 2) -> dict[str, Any]:
     """What `write` is given for the part that a process has. outputs: of all parts."""
     return {
-        "samples": [sample(question_id, text=f"{process}") for question_id in question_ids],
+        "samples": [sample(one, process, text=f"{process}") for one in question_ids],
         "questions": QUESTIONS,
         "seed": 0,
         "writer": Writer(process, processes),
@@ -218,9 +226,9 @@ def by(process: int, *question_ids: int, processes: int = 2, outputs: int = 2) -
 
 
 def test_each_process_writes_its_own_part(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path, 4, **by(1, 3, outputs=3))
+    write(tmp_path, 4, **by(1, 3, outputs=3))
     assert not rollout_log.is_whole(tmp_path, 4, 3)
-    rollout_log.write(tmp_path, 4, **by(0, 7, 3, outputs=3))
+    write(tmp_path, 4, **by(0, 7, 3, outputs=3))
     assert rollout_log.is_whole(tmp_path, 4, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000004.000-of-002.jsonl",
@@ -233,8 +241,8 @@ def test_each_process_writes_its_own_part(tmp_path: Path) -> None:
 
 def test_a_part_may_be_empty(tmp_path: Path) -> None:
     """Where the devices of a process hold rows that another one owns."""
-    rollout_log.write(tmp_path, 4, **by(0, 7, outputs=1))
-    rollout_log.write(tmp_path, 4, **by(1, outputs=1))
+    write(tmp_path, 4, **by(0, 7, outputs=1))
+    write(tmp_path, 4, **by(1, outputs=1))
     assert rollout_log.is_whole(tmp_path, 4, 1)
     assert [one.text for _, one in rollout_log.read_step(tmp_path, 4, 1)] == ["0"]
     assert [one.text for _, one in rollout_log.read_folders([str(tmp_path)])] == ["0"]
@@ -244,7 +252,7 @@ def test_a_rollout_that_lacks_parts_is_not_read(tmp_path: Path) -> None:
     for step in (1, 2):
         for process in range(3):
             if (step, process) != (2, 1):
-                rollout_log.write(tmp_path, step, **by(process, 7, processes=3, outputs=3))
+                write(tmp_path, step, **by(process, 7, processes=3, outputs=3))
     (tmp_path / "step-000002.001-of-003.part").touch()
     assert [rollout_log.is_whole(tmp_path, step, 3) for step in (0, 1, 2)] == [False, True, False]
     assert len(rollout_log.read_folders([str(tmp_path)])) == 3
@@ -268,7 +276,7 @@ def test_a_rollout_counts_only_with_all_of_its_outputs(
 ) -> None:
     for process in range(processes):
         part = by(process, 7, 3, processes=processes, outputs=2 * processes)
-        rollout_log.write(tmp_path, 4, **part)
+        write(tmp_path, 4, **part)
     assert rollout_log.is_whole(tmp_path, 4, 2 * processes)
     assert not caplog.messages
     path = rollout_log.path_of(tmp_path, 4, Writer(processes - 1, processes))
@@ -293,8 +301,31 @@ def test_a_rollout_counts_only_with_all_of_its_outputs(
         assert f"{left} outputs are there" in found[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("another step's", "outputs of step 3 are there"), ("doubled", "an output is there twice")],
+)
+def test_a_rollout_counts_only_with_outputs_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, reason: str
+) -> None:
+    for step in (3, 4):
+        write(tmp_path, step, [sample(), sample(7)], QUESTIONS, seed=0)
+    path = rollout_log.path_of(tmp_path, 4)
+    first = path.read_text().splitlines(keepends=True)[0]
+    other = rollout_log.path_of(tmp_path, 3).read_text()
+    path.write_text(first * 2 if name == "doubled" else other)
+    assert not rollout_log.is_whole(tmp_path, 4, 2)
+    assert caplog.messages == [f"{path}: sampled again, as it is damaged: {reason}"]
+    for read in (
+        lambda: rollout_log.read_step(tmp_path, 4, 2),
+        lambda: rollout_log.read_folders([str(tmp_path)]),
+    ):
+        with pytest.raises(DataError, match=f"{reason}: copy the file again"):
+            read()
+
+
 def test_a_log_of_an_older_version_does_not_say_how_many_outputs_it_has(tmp_path: Path) -> None:
-    rollout_log.write(tmp_path, 4, [sample(), sample(7)], QUESTIONS, seed=0)
+    write(tmp_path, 4, [sample(), sample(7)], QUESTIONS, seed=0)
     path = rollout_log.path_of(tmp_path, 4)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({**line, "outputs": 0}) + "\n" for line in lines))
@@ -308,10 +339,10 @@ def test_a_log_of_an_older_version_does_not_say_how_many_outputs_it_has(tmp_path
 def test_another_number_of_processes_writes_a_rollout_anew(tmp_path: Path, processes: int) -> None:
     for process in range(2):
         for step in (1, 2):
-            rollout_log.write(tmp_path, step, **by(process, 7))
+            write(tmp_path, step, **by(process, 7))
     for process in reversed(range(processes)):
         part = by(process, 3, processes=processes, outputs=processes)
-        rollout_log.write(tmp_path, 2, **part)
+        write(tmp_path, 2, **part)
     found = rollout_log.read_step(tmp_path, 2, processes)
     assert [one.question_id for _, one in found] == [3] * processes
     assert len(list(tmp_path.glob("step-000002*"))) == processes
@@ -323,7 +354,7 @@ def test_of_two_whole_sets_one_is_read(tmp_path: Path) -> None:
         for process in reversed(range(processes)):
             path = rollout_log.path_of(tmp_path, 1, Writer(process, processes))
             part = by(process, 7, processes=processes, outputs=processes)
-            rollout_log.write(tmp_path / "apart", 1, **part)
+            write(tmp_path / "apart", 1, **part)
             (tmp_path / "apart" / path.name).rename(path)
     assert len(rollout_log.read_step(tmp_path, 1, 1)) == 1
     rollout_log.path_of(tmp_path, 1).unlink()

@@ -174,7 +174,7 @@ class Drawn:
         self.steps.append(settings["step"])
         right = next(o for o in OUTPUTS if sample(QUESTIONS[0], o).accepted)
         samples = [
-            replace(sample(QUESTIONS[0], output, n), question_id=question.id)
+            replace(sample(QUESTIONS[0], output, n), question_id=question.id, step=settings["step"])
             for question in questions
             for n, output in enumerate((right, WRONG))
         ]
