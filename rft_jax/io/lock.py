@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from rft_jax.errors import TemporaryError
-from rft_jax.io.drafts import Process, draft_of, this_process
+from rft_jax.io.drafts import Process, this_process
 from rft_jax.io.paths import Folder, in_bucket, write_atomically, write_new
 
 REFRESH_SECONDS = 10.0
 """Time between two signs of life."""
 STALE_SECONDS = 45.0
 """Without one, the holder of a lock is dead."""
-_SETTLE_SECONDS = 0.5
-"""Longer than it takes to remove a dead lock once it was seen: who takes one over looks again."""
 
 Show = Callable[[str], None]
 
@@ -75,26 +73,16 @@ def _take(path: Folder, content: str, show: Show) -> None:
                 f"here since {holder.get('since', '?')}: wait for its end, stop it, or use another "
                 "--workdir."
             )
-        _remove(path, found)
-        # Others may have seen the same dead holder, and removed what is written now.
-        if write_new(path, content):
-            time.sleep(_SETTLE_SECONDS)
-            if _read(path) == content:
+        # Many may see the same dead holder. Its lock is replaced, not removed, by the one of them
+        # that holds the lock of doing so: at no time is there none to be taken.
+        claim = path.with_name(f"{path.name}.claim")
+        _take(claim, content, show)
+        try:
+            if _read(path) == found:
+                write_atomically(path, content)
                 return
-
-
-def _remove(path: Folder, found: str) -> None:
-    """Remove a dead lock, and not the one that another process has put there meanwhile."""
-    if in_bucket(path):
-        if _read(path) == found:
-            path.unlink(missing_ok=True)
-        return
-    taken = draft_of(Path(path))
-    with contextlib.suppress(FileNotFoundError, FileExistsError):
-        os.rename(path, taken)
-        if _read(taken) != found:
-            os.link(taken, path)
-    taken.unlink(missing_ok=True)
+        finally:
+            _release(claim, content)
 
 
 def _lives(path: Folder, found: str, show: Show) -> bool:

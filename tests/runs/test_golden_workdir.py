@@ -35,6 +35,7 @@ def test_a_workdir_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     (tmp_path / "workdir" / "rft" / "rollouts").mkdir(parents=True)
     half = tmp_path / "workdir" / "rft" / "rollouts" / "step-000000.jsonl"
     shutil.copy(GOLDEN / "pool-step-000000.jsonl", half)
+    shutil.copy(GOLDEN / "rft-config.json", tmp_path / "workdir" / "rft" / "config.json")
     command = [sys.executable, "-m", "rft_jax", "run", "study.py", "--workdir", "workdir"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

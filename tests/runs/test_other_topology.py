@@ -41,7 +41,9 @@ def test_another_mesh_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     moved = replace(config, mesh=MeshConfig(2, 2, 2))
     with caplog.at_level(logging.WARNING, "rft_jax"):
         assert run("x", {"x": moved}, tmp_path / "again") == RunResult(4, True)
-    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+    # The parts of this data share questions, which is warned of too.
+    told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [message for message in told if "share" not in message] == [
         "x: resumes with mesh data=2 x fsdp=2 x tensor=2 on 8 x cpu; it was mesh data=-1 x fsdp=1 "
         "x tensor=1 on 8 x cpu before: sums are computed in another order, so results agree with "
         "those of an undisturbed run within rounding, not bit for bit"
