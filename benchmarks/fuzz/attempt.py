@@ -184,4 +184,6 @@ def _last_frame(text: str) -> str:
         r"^[\w.]*?(\w+(?:Error|Exception|Exit|Interrupt|Warning|Group))\b", text, re.M
     )
     kind = named[-1] if named else "an exception"
-    return f"{kind} in {':'.join(frames[-1])}" if frames else f"{kind} outside of rft_jax"
+    if frames:
+        return f"{kind} in {':'.join(frames[-1])}"
+    return f"{kind} outside of rft_jax: {text.strip().splitlines()[-1][:80]}"
