@@ -152,7 +152,7 @@ def test_an_empty_file(jsonl):
 
 @pytest.mark.parametrize("source", ["", "q.jsonl", "csv:q", "jsonl:", "tfds:", "[:]"])
 def test_a_source_not_understood(source):
-    with pytest.raises(DataError, match=r"is not understood: write tfds:NAME/SPLIT or jsonl:PATH"):
+    with pytest.raises(DataError, match=r"is not understood: write tfds:NAME/SPLIT, jsonl:PATH or"):
         load(source)
 
 
