@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import DataError
-from rft_jax.io.jsonl import Fields, numbered_lines, parse_line
+from rft_jax.io.jsonl import JSON, Fields, numbered_lines, parse_line
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
 from rft_jax.keys import Purpose
 from rft_jax.types import Question, Sample, Verdict
@@ -33,7 +33,7 @@ _FIELDS: Fields = {
     "verdict": str,
     "reason": str,
     "question": str,
-    "answer": (str, int, float, bool, list, dict, type(None)),
+    "answer": JSON,
     "seed": int,
 }
 
