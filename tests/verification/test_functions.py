@@ -168,6 +168,17 @@ def test_examples_of_the_module_are_tried(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_the_documented_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verification.md").read_text(encoding="utf-8")
+    code = page.partition("## A checker of your own")[2].partition("```python\n")[2]
+    (tmp_path / "my_checker.py").write_text(code.partition("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with VerifierPool(VerifierSpec("my_checker:reward"), LIMITS) as pool:
+        try_examples(pool)
+        found = pool.verify([Item([2, 3], "3.0", True, "", {"unit": "cm", "id": 7})])
+    assert found == [Judgement(INCORRECT, "rejected", answer="3.0", reward=0.5)]
+
+
 def test_examples_of_a_file_are_tried(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     rows = [

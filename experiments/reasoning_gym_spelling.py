@@ -1,11 +1,12 @@
-"""A task of reasoning-gym from scratch: SFT, then Online RFT, on sums of three numbers.
+"""A task of reasoning-gym from scratch: SFT, then Online RFT, on spelling words backward.
 
-A transformer of 0.5 million parameters learns from 3,000 answers without reasoning, then from its
-own outputs to 7,000 other questions that reasoning-gym's own score accepts.
+A transformer of 0.5 million parameters learns from 1,500 words and their answers, then from its own
+outputs to 8,500 others that reasoning-gym's score accepts.
 
 Reproduces: no published figure.
+Expect: on 1,024 test questions greedy accuracy of X ± Y %
 Time: on 2 CPU cores.
-Command: pip install "rft_jax[reasoning-gym]"; rft-jax run experiments/reasoning_gym_sums.py
+Command: pip install "rft_jax[reasoning-gym]"; rft-jax run experiments/reasoning_gym_spelling.py
 """
 
 from __future__ import annotations
@@ -26,33 +27,28 @@ from rft_jax.config import (
     VerificationConfig,
 )
 
-# Row n of a task is made from seed + n: parts of one source do not overlap, two seeds would.
-SOURCE = (
-    "reasoning_gym:chain_sum?size=12000&seed=0&min_terms=3&max_terms=3&min_digits=1&max_digits=2"
-)
-DEMONSTRATIONS = f"{SOURCE}[:3000]"
+# Row n of a task is made from seed + n: parts of one source do not overlap, two near seeds would.
+SOURCE = "reasoning_gym:spell_backward?max_word_len=8&size=12000&seed=0"
 
 SFT = Config(
     method="sft",
-    steps=1200,
+    steps=800,
     data=DataConfig(
-        train=DEMONSTRATIONS,
+        train=f"{SOURCE}[:1500]",
         validation=f"{SOURCE}[10000:10256]",
         test=f"{SOURCE}[10976:]",
         max_prompt_tokens=48,
         max_completion_tokens=24,
     ),
-    tokenizer=TokenizerConfig(corpus=DEMONSTRATIONS, vocab_size=360),
+    tokenizer=TokenizerConfig(corpus=f"{SOURCE}[:1500]", vocab_size=330),
     model=ModelConfig(
         num_layers=3, d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
     ),
     update=UpdateConfig(row_length=128, rows_per_microbatch=4, sequences_per_step=32),
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=50, b2=0.98),
     verification=VerificationConfig(verifier="reasoning_gym"),
-    evaluation=EvaluationConfig(
-        every_steps=300, test_samples_per_question=4, questions_per_batch=64
-    ),
-    checkpoint=CheckpointConfig(every_steps=300),
+    evaluation=EvaluationConfig(every_steps=200, questions_per_batch=128),
+    checkpoint=CheckpointConfig(every_steps=200),
 )
 
 ONLINE_RFT = replace(
@@ -60,7 +56,7 @@ ONLINE_RFT = replace(
     method="online_rft",
     init_from="run:sft",
     steps=160,
-    data=replace(SFT.data, train=f"{SOURCE}[3000:10000]"),
+    data=replace(SFT.data, train=f"{SOURCE}[1500:10000]"),
     rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),
     selection=SelectionConfig(),
     update=replace(SFT.update, sequences_per_step=0),
