@@ -32,7 +32,7 @@ SOURCE = "reasoning_gym:spell_backward?max_word_len=8&size=12000&seed=0"
 
 SFT = Config(
     method="sft",
-    steps=800,
+    steps=600,
     data=DataConfig(
         train=f"{SOURCE}[:1500]",
         validation=f"{SOURCE}[10000:10256]",
@@ -55,7 +55,7 @@ ONLINE_RFT = replace(
     SFT,
     method="online_rft",
     init_from="run:sft",
-    steps=160,
+    steps=120,
     data=replace(SFT.data, train=f"{SOURCE}[1500:10000]"),
     rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),
     selection=SelectionConfig(),

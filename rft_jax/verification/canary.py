@@ -247,21 +247,20 @@ class FirstOutputs:
         own = [sample for sample in samples if not isinstance(sample, Remote)]
         shown = (own[0], own[-1]) if own else ()
         outputs = " and ".join(f"{_end(sample.text)!r} ({sample.reason})" for sample in shown)
-        text = f"of the first {len(samples)} outputs {{}} ({reasons}), such as {outputs}: "
-        remedy = (
-            "see that verification.verifier reads what the model writes, or start from a better "
-            "model; verification.first_outputs=0 has the run go on."
-        )
-        if len(decided) < (1 - STOP_FIRST_UNDECIDED) * len(samples):
+        shown_with = f"({reasons}), such as {outputs}"
+        first, undecided = f"of the first {len(samples)} outputs", len(samples) - len(decided)
+        mostly_undecided = undecided > STOP_FIRST_UNDECIDED * len(samples)
+        what = f"{undecided} are undecided" if mostly_undecided else "none is accepted"
+        if mostly_undecided or not paid:
             raise VerifierError(
-                text.format(f"{len(samples) - len(decided)} are undecided") + remedy
+                f"{first} {what} {shown_with}: see that verification.verifier reads what the model "
+                "writes, or start from a better model; verification.first_outputs=0 has the run go "
+                "on."
             )
-        if not paid:
-            raise VerifierError(text.format("none is accepted") + remedy)
         if accepted == len(decided):
             logger.warning(
-                "%ssee that verification.verifier tells right from wrong; there is nothing to "
-                "learn where it accepts all.", text.format("every decided one is accepted"),
+                "%s every decided one is accepted %s: see that verification.verifier tells right "
+                "from wrong; there is nothing to learn where it accepts all.", first, shown_with,
             )  # fmt: skip
 
 

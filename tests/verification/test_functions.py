@@ -242,7 +242,7 @@ SAMPLE = Sample(0, 0, 0, "so 5", (1,), (-1.0,), True, INCORRECT, "not equal")
 def first(config: Config, *verdicts: Verdict, reward: float | None = None) -> None:
     watch = FirstOutputs(config)
     for verdict in verdicts:
-        watch.see([replace(SAMPLE, verdict=verdict, text=f"it is {verdict}", reward=reward)])
+        watch.see([replace(SAMPLE, verdict=verdict, text=f"it {{is}} {verdict}", reward=reward)])
 
 
 def test_first_outputs_that_are_all_rejected_stop_the_run(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_first_outputs_that_are_all_rejected_stop_the_run(tmp_path: Path) -> Non
         first(config, INCORRECT, INCORRECT, INCORRECT, UNDECIDED)
     assert str(raised.value) == (
         "of the first 4 outputs none is accepted (3 incorrect: not equal; 1 undecided: not equal), "
-        "such as 'it is incorrect' (not equal) and 'it is undecided' (not equal): see that "
+        "such as 'it {is} incorrect' (not equal) and 'it {is} undecided' (not equal): see that "
         "verification.verifier reads what the model writes, or start from a better model; "
         "verification.first_outputs=0 has the run go on."
     )
