@@ -53,9 +53,9 @@ def load(
         questions = _jsonl_questions(Path(os.path.expanduser(named["target"])), reading)
         return tuple(questions[row] for row in _rows(source, named["slice"], len(questions)))
     if named["kind"] == "reasoning_gym":
-        records = _generated(source, named["target"])
-        rows = _rows(source, named["slice"], len(records))
-        return tuple(_question(row, records[row], f"{source}: row {row}", reading) for row in rows)
+        entries = _generated(source, named["target"])
+        rows = _rows(source, named["slice"], len(entries))
+        return tuple(_of_task(row, entries[row], f"{source}: row {row}", reading) for row in rows)
     name, _, split = named["target"].rpartition("/")
     if not name or not split:
         raise DataError(f"source {source!r} names no split: write tfds:NAME/SPLIT.")
@@ -177,8 +177,7 @@ def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _generated(source: str, target: str) -> list[dict[str, Any]]:
-    """The rows of a task of reasoning-gym, with what its own scores need; a row has a solution
-    where the task has an answer."""
+    """The entries of a task of reasoning-gym, with what its own scores need."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
@@ -199,13 +198,20 @@ def _generated(source: str, target: str) -> list[dict[str, Any]]:
         entries = list(create_dataset(name, **settings))
     except Exception as error:  # whatever a task thinks of its settings
         raise DataError(f"source {source!r}: {type(error).__name__}: {error}.") from error
-    task = {"task": name, "settings": json.dumps(settings)}
-    return [
-        {key: entry[key] for key in ("question", "answer", "metadata")}
-        | task
-        | ({"solution": f"<answer>{answer}</answer>"} if (answer := entry["answer"]) else {})
-        for entry in entries
-    ]
+    return [entry | {"task": name, "settings": json.dumps(settings)} for entry in entries]
+
+
+def _of_task(
+    row: int, entry: Mapping[str, Any], where: str, reading: tuple[bool, bool]
+) -> Question:
+    """An entry of a task as a Question; its answer is left as it is, and may be missing."""
+    with_columns, any_answer = reading
+    answer = entry["answer"]
+    if not any_answer:
+        answer = _text(entry, "answer", where)
+    solution = None if answer is None else f"<answer>{answer}</answer>"
+    columns = {name: entry[name] for name in entry if name not in _OWN} if with_columns else {}
+    return Question(row, _text(entry, "question", where), answer, solution, columns)
 
 
 def _value(text: str) -> Any:
