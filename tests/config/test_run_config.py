@@ -72,6 +72,10 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=260),
         "tokenizer.vocab_size is 260: it must exceed 260 (256 byte pieces and 4 special ones).",
     ),
+    "tokenizer beyond what counts": (
+        lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=2**31),
+        "tokenizer.vocab_size is 2147483648: it must be at most 2147483647.",
+    ),
     "no layers": (
         lambda: ModelConfig(num_layers=0),
         "model.num_layers is 0: it must be at least 1.",
