@@ -4,17 +4,22 @@ stands in for Google's."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import tiny
@@ -30,8 +35,10 @@ from rft_jax.checkpoint.provenance import check_same_config, load_config
 from rft_jax.checkpoint.start import merged
 from rft_jax.commands.main import main
 from rft_jax.config.steps import Steps
-from rft_jax.errors import ConfigError, DataError
-from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically
+from rft_jax.errors import ConfigError, DataError, TemporaryError
+from rft_jax.io import lock
+from rft_jax.io.drafts import Process, this_process
+from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically, write_new
 from rft_jax.observe.profiling import open_profiler
 from rft_jax.rollout import log as rollout_log
 from rft_jax.types import Question, Sample, Verdict
@@ -55,7 +62,22 @@ def _download(request: Any, response: Any, storage: Any, *more: Any) -> None:
         response["x-goog-generation"] = found["generation"]
 
 
-_PLAIN_DOWNLOAD = objects.download
+def _insert(request: Any, response: Any, storage: Any, *more: Any) -> None:
+    """With a condition on what is there, as of Google's server: the last of its answers decides."""
+    wanted = request.query.get("ifGenerationMatch")
+    if wanted:
+        names = request.query.get("name") or [request.data["meta"]["name"]]
+        there = "0"
+        with contextlib.suppress(NotFound):
+            bucket = request.params["bucket_name"]
+            there = storage.get_file_obj(bucket, names[0])["generation"]
+        if wanted != [there]:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+            return
+    _PLAIN_INSERT(request, response, storage, *more)
+
+
+_PLAIN_DOWNLOAD, _PLAIN_INSERT = objects.download, objects.insert
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +93,11 @@ def _server() -> Iterator[None]:
         for name in names:
             patch.setenv(name, address)
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of bucket
-        patch.setattr(objects, "download", _download)
-        for _, of_path in HANDLERS:
-            for method, handler in of_path.items():
-                if handler is _PLAIN_DOWNLOAD:
-                    patch.setitem(of_path, method, _download)
+        for plain, ours in ((_PLAIN_DOWNLOAD, _download), (_PLAIN_INSERT, _insert)):
+            patch.setattr(objects, plain.__name__, ours)
+            for _, of_path in HANDLERS:
+                for method in [method for method, one in of_path.items() if one is plain]:
+                    patch.setitem(of_path, method, ours)
         server = create_server("127.0.0.1", port, True, default_bucket=BUCKET[5:])
         server.start()
         try:
@@ -97,6 +119,82 @@ def test_objects_are_there_whole_and_replaced() -> None:
         write_atomically(path, content)
         assert path.read_text() == content
     assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.slow
+def test_of_two_that_make_an_object_one_does() -> None:
+    client = fsspec.filesystem("gs")
+    for name, options in (("simple", {}), ("resumable", {"chunksize": 2**18})):
+        path, data = f"{BUCKET}/made/{name}", b"1" * (2**18 + 1)
+        client.pipe_file(path, data, mode="create", **options)
+        with pytest.raises(FileExistsError):
+            client.pipe_file(path, data[1:], mode="create", **options)
+        assert client.cat_file(path) == data
+    assert write_new(folder_of(f"{BUCKET}/made/here"), "1")
+    assert not write_new(folder_of(f"{BUCKET}/made/here"), "2")
+
+
+@pytest.mark.slow
+def test_a_lock_in_a_bucket_has_one_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: Any = [folder_of(f"{BUCKET}/locks/{name}.lock") for name in ("sft", "rft")]
+    for text in _at_once(8, paths):
+        assert f"{paths[0]}: process {os.getpid()} on " in text
+    assert not paths[0].parent.exists()
+    # Left by a killed process of this machine, in the midst of taking it over from another.
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        pass
+    here = this_process()
+    for name in ("sft.lock", "sft.lock.claim", "rft.lock"):
+        write_atomically(paths[0].with_name(name), _lock_of(here._replace(pid=other.pid)))
+    assert all("is at work here since" in text for text in _at_once(8, paths))
+    assert not paths[0].parent.exists()
+    # Of another machine: dead, and alive. Times in a bucket are whole seconds.
+    monkeypatch.setattr(lock, "STALE_SECONDS", 2.5)
+    elsewhere = _lock_of(Process("elsewhere", 7, 7))
+    for path in paths:
+        write_atomically(path, elsewhere)
+    told: list[str] = []
+    with lock.held(paths, told.append):
+        assert len(told) == 1
+        assert {json.loads(path.read_text())["pid"] for path in paths} == {os.getpid()}
+    write_atomically(paths[0], elsewhere)
+    beat = threading.Timer(1.1, lambda: write_atomically(paths[0], elsewhere))
+    beat.start()
+    with pytest.raises(TemporaryError, match="process 7 on"), lock.held(paths):
+        pass
+    beat.join()
+
+
+def _at_once(count: int, paths: Any) -> list[str]:
+    """One holds the locks; what kept each of the others from it."""
+    outcomes: list[str] = []
+    ready, over = threading.Barrier(count), threading.Event()
+
+    def start() -> None:
+        ready.wait()
+        try:
+            with lock.held(paths):
+                outcomes.append("")
+                over.wait(WAIT_SECONDS)
+        except Exception as error:
+            outcomes.append(f"{type(error).__name__} {error}")
+
+    threads = [threading.Thread(target=start) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(outcomes) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    for thread in threads:
+        thread.join()
+    refused = [text for text in outcomes if text.startswith("TemporaryError ")]
+    assert sorted([*refused, ""]) == sorted(outcomes)
+    return refused
+
+
+def _lock_of(process: Process) -> str:
+    return json.dumps({"host": "node7", **process._asdict(), "since": "2026-01-01T00:00:00+00:00"})
 
 
 @pytest.mark.slow
