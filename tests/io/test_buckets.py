@@ -26,7 +26,7 @@ import tiny
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import HANDLERS, create_server
-from jobs import WAIT_SECONDS, Study, of_all
+from jobs import WAIT_SECONDS, Study, of_all, one_refused
 from killing import RUNS, assert_same
 
 from rft_jax.checkpoint import integrity
@@ -301,11 +301,15 @@ def on_disk(study: Study) -> Folder:
 
 @pytest.fixture(scope="module")
 def killed(study: Study) -> Folder:
-    """A job goes on each time as on machines that have nothing of it; once its newest checkpoint
-    is damaged."""
+    """A job goes on each time as on machines that have nothing of it, the first beside one that is
+    refused; once its newest checkpoint is damaged."""
     workdir: Any = folder_of(f"{BUCKET}/killed")
-    for run in ("sft", "online_rft"):
-        with study.start(workdir, 2, 4, "--lost_after", "5") as job:
+    for run, count in (("sft", 2), ("online_rft", 1)):
+        with contextlib.ExitStack() as stack:
+            started = [study.start(workdir, 2, 4, "--lost_after", "5") for _ in range(count)]
+            for each in started:
+                stack.enter_context(each)
+            job = one_refused(started)[0] if count == 2 else started[0]
             saved = workdir / run / "checkpoints" / "2" / "commit_success.txt"
             deadline = time.monotonic() + WAIT_SECONDS
             while not saved.exists():
@@ -333,6 +337,7 @@ def test_a_job_killed_in_a_bucket_ends_with_the_bits_of_one_on_a_disk(
     named = {path.name for path in (killed / "sft").iterdir()}
     assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
     assert b"<html" in (killed / "report.html").read_bytes()
+    assert not list(killed.glob("*.lock*"))
 
 
 @pytest.mark.slow
