@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import HANDLERS, create_server
 from jobs import WAIT_SECONDS, Study, of_all, one_refused
-from killing import RUNS, assert_same
+from killing import RUNS, assert_same, files_in
 
 from rft_jax.checkpoint import integrity
 from rft_jax.checkpoint import policy as policies
@@ -149,7 +150,7 @@ def test_a_lock_in_a_bucket_has_one_holder(monkeypatch: pytest.MonkeyPatch) -> N
     assert all("is at work here since" in text for text in _at_once(8, paths))
     assert not paths[0].parent.exists()
     # Of another machine: dead, and alive. Times in a bucket are whole seconds.
-    monkeypatch.setattr(lock, "STALE_SECONDS", 2.5)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
     elsewhere = _lock_of(Process("elsewhere", 7, 7))
     for path in paths:
         write_atomically(path, elsewhere)
@@ -157,6 +158,7 @@ def test_a_lock_in_a_bucket_has_one_holder(monkeypatch: pytest.MonkeyPatch) -> N
     with lock.held(paths, told.append):
         assert len(told) == 1
         assert {json.loads(path.read_text())["pid"] for path in paths} == {os.getpid()}
+    monkeypatch.setattr(lock, "STALE_SECONDS", 60.0)
     write_atomically(paths[0], elsewhere)
     beat = threading.Timer(1.1, lambda: write_atomically(paths[0], elsewhere))
     beat.start()
@@ -371,6 +373,85 @@ def test_other_data_than_those_of_a_run_in_a_bucket_are_refused(killed: Any, stu
     finally:
         questions.write_text(kept)
         finished.write_text(end)
+
+
+@pytest.mark.slow
+def test_any_checkpoint_in_a_bucket_is_a_policy(
+    killed: Any, on_disk: Any, study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a run that is finished, and of one that is not."""
+    asked = ["--questions", f"jsonl:{study.folder}/questions.jsonl[:4]"]
+    caplog.set_level("INFO", "rft_jax")
+
+    def made(workdir: Any, command: str, policy: str, *options: str) -> dict[str, bytes]:
+        out = tmp_path / f"{command}-{workdir.name}"
+        to = [str(out)] if command == "convert" else [*options, "--out", str(out / "rows.jsonl")]
+        out.mkdir()
+        assert main([command, f"{workdir}/{policy}", *to]) == 0
+        return files_in(out)
+
+    def alike(command: str, policy: str, *options: str) -> None:
+        ours = made(killed, command, policy, *options)
+        theirs = made(on_disk, command, policy, *options)
+        assert list(ours) == list(theirs)
+        for name in ours:
+            if name != "README.md":  # the model card says where it is from
+                assert ours[name] == theirs[name], name
+
+    alike("sample", "online_rft@best", *asked)
+    alike("convert", "online_rft@3")
+    ends = [workdir / "online_rft" / "finished.json" for workdir in (killed, on_disk)]
+    kept = [end.read_text() for end in ends]
+    for end in ends:
+        end.unlink()
+    try:
+        alike("evaluate", "online_rft", *asked)
+    finally:
+        for end, text in zip(ends, kept, strict=True):
+            end.write_text(text)
+    said = f"{killed}/online_rft: step {STEPS} of {STEPS}, which are not all made yet"
+    assert said in caplog.text
+
+
+@pytest.mark.slow
+def test_jobs_start_from_any_checkpoint_and_make_more_steps(
+    killed: Any, on_disk: Any, study: Study
+) -> None:
+    """In a bucket the same bits as on a disk."""
+    file = study.folder / "more" / study.file.name  # the same experiment, with two more runs
+    file.parent.mkdir()
+    file.write_text(
+        "from dataclasses import replace\n"
+        + study.file.read_text().replace("return ", "runs = ")
+        + "    short = replace(runs['sft'], steps=1, optimizer=runs['online_rft'].optimizer)\n"
+        "    more = {'at_step': 'run:sft@2', 'at_best': 'run:online_rft@best'}\n"
+        "    return runs | {run: replace(short, init_from=more[run]) for run in more}\n"
+    )
+    more = {"online_rft": STEPS + 2, "at_step": 1, "at_best": 1}
+    changed = of_all(
+        f"steps={STEPS + 2}", "evaluation.every_steps=1", "checkpoint.keep_best=1",
+        runs=["online_rft"],
+    )  # fmt: skip
+    names = {option.partition("=")[0] for option in changed}
+    kept = [option for option in OPTIONS if option.partition("=")[0] not in names]
+    slow = of_all("optimizer.learning_rate=1e-6", runs=("at_step", "at_best"))
+    longer = replace(study, options=(*kept, *changed, *slow, "--only", *more))
+    for workdir in (on_disk, killed):
+        with longer.start(workdir, 2, 4, file=file) as job:
+            job.finish()
+    for run, steps in more.items():
+        assert_same(on_disk, killed, steps, [run])
+    changes = json.loads((killed / "online_rft" / "config.json").read_text())["changes"]
+    assert {"step": STEPS, "what": "steps", "was": STEPS, "now": STEPS + 2} in changes
+    assert {"evaluation.every_steps", "checkpoint.keep_best"} < {one["what"] for one in changes}
+    for run, start in (("at_step", "sft@2"), ("at_best", "online_rft@best")):
+        policy = policies.find(f"{killed}/{start}")
+        kept = json.loads((killed / run / "policy" / "start.json").read_text())
+        assert kept == {"init_from": f"run:{start}", "step": policy.step}
+        now, before = merged(policies.find(f"{killed}/{run}")), merged(policy)
+        np.testing.assert_allclose(now["embedding"], before["embedding"], atol=1e-5)
+        other = merged(policies.find(f"{killed}/sft"))
+        assert np.abs(now["embedding"] - other["embedding"]).max() > 1e-3
 
 
 @pytest.mark.slow
