@@ -15,6 +15,7 @@ from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
 from rft_jax.config.method import Method
 from rft_jax.io.jsonl import read_json
+from rft_jax.io.paths import Folder
 from rft_jax.observe import log
 from rft_jax.observe.tables import markdown
 from rft_jax.report import record
@@ -133,7 +134,7 @@ def _facts(
     return [(name, value) for name, value in facts.items() if value]
 
 
-def _results(folder: Path) -> list[str]:
+def _results(folder: Folder) -> list[str]:
     """A row for each evaluation that the run logged; nothing where there is none."""
     path = folder / "metrics.jsonl"
     logged = log.read(path) if path.is_file() else []

@@ -339,7 +339,6 @@ def test_a_job_killed_in_a_bucket_ends_with_the_bits_of_one_on_a_disk(
     named = {path.name for path in (killed / "sft").iterdir()}
     assert {"tensorboard", "policy", "config.json", "finished.json"} <= named
     assert b"<html" in (killed / "report.html").read_bytes()
-    assert not list(killed.glob("*.lock*"))
 
 
 @pytest.mark.slow
