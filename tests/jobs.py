@@ -168,7 +168,7 @@ class Study:
             # Not where tests keep theirs: a process that is killed may leave half a program.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",  # the package that is tested
             # Errors: jaxlib 0.12 warns of partitions that it weighs and does not take.
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }  # fmt: skip
