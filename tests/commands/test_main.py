@@ -207,8 +207,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command: one of run, plan, report, tokenizer, sample, evaluate, convert, verify "
-         "is expected; see --help."),
+        ([], "no command: one of run, plan, report, methods, tokenizer, sample, evaluate, convert, "
+         "verify is expected; see --help."),
         (["rum"], "unknown command 'rum'; did you mean run?"),
         (["xyz"], "unknown command 'xyz'."),
         (["run"], "rft-jax run is followed by nothing: EXPERIMENT is expected; see --help."),
