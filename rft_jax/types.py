@@ -143,6 +143,7 @@ class Facts(NamedTuple):
     checker says them, else 1.0 where correct and 0.0 where not. lengths: |o| in tokens, EOS
     included. finished: ended with EOS.
     log_probs: log pi(o | q) of the sampling distribution in nats; nan for demonstrations.
+    limit: the most tokens that an output may have, data.max_completion_tokens.
     """
 
     question_ids: Int[np.ndarray, "B"]
@@ -151,6 +152,7 @@ class Facts(NamedTuple):
     lengths: Int[np.ndarray, "B"]
     finished: Bool[np.ndarray, "B"]
     log_probs: Float[np.ndarray, "B"]
+    limit: int = 0
 
 
 class Decoded(NamedTuple):
@@ -200,8 +202,8 @@ class PackedBatch(NamedTuple):
     """Sequences (prompt + output) packed into rows; slot s of a row predicts targets[s].
 
     segments: number of the sequence within its row from 1; 0 marks padding.
-    weights: the objective is sum(weights * log_probs): GC(q, o, t) / |o| over the denominator at
-        output tokens, 0 elsewhere.
+    weights: the objective is sum(weights * log_probs), or the surrogate of an importance ratio:
+        GC(q, o, t) / |o| over the denominator at output tokens, 0 elsewhere.
     kl_weights: the same for the KL term; sampler_log_probs: what the sampler reported.
     num_microbatches: micro-batches in use; the rest of M is padding and is not computed.
     """

@@ -120,7 +120,7 @@ def sampling() -> Sampling:
 
 def config(
     method: str,
-    denominator: Denominator = "sampled",
+    denominator: Denominator | None = "sampled",
     *,
     kl_coefficient: float = 0.0,
     selection: SelectionConfig | None = None,
@@ -196,6 +196,8 @@ def formula_weights(samples: Sequence[Sample], denominator: Denominator) -> np.n
                 "sampled": 1 / len(decided),
                 "accepted": 1 / len(correct),
                 "accepted_per_question": 1 / same / len({s.question_id for s in decided}),
+                "tokens": len(one.tokens) / sum(len(other.tokens) for other in decided),
+                "constant": len(one.tokens) / len(decided) / LIMIT,
             }[denominator]
     return weights
 

@@ -119,6 +119,23 @@ class Job:
             time.sleep(0.05)
 
 
+def one_refused(jobs: Sequence[Job]) -> tuple[Job, Job]:
+    """Of two jobs on the same runs, the one at work and the other, in which each process has said
+    so in one line and ended with the status that is worth another start."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (refused := [job for job in jobs if "is at work here" in job.errors(0)]):
+        assert time.monotonic() < deadline, [job.told() for job in jobs]
+        time.sleep(0.01)
+    (other,) = refused
+    (job,) = (each for each in jobs if each is not other)
+    assert set(other.statuses()) == {os.EX_TEMPFAIL}, other.told()
+    for number in range(len(other.processes)):
+        (line,) = (text for text in other.errors(number).splitlines() if "error:" in text)
+        assert f".lock: process {job.processes[0].pid} on {socket.gethostname()} is at" in line
+    other.assert_gone()
+    return job, other
+
+
 @dataclass(frozen=True)
 class Study:
     """tiny_experiment as a file, to be run in any number of processes; all of its jobs share the
@@ -151,7 +168,7 @@ class Study:
             # Not where tests keep theirs: a process that is killed may leave half a program.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",  # the package that is tested
             # Errors: jaxlib 0.12 warns of partitions that it weighs and does not take.
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }  # fmt: skip

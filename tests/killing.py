@@ -74,6 +74,7 @@ def assert_same(whole: Path, again: Path, steps: int, runs: Sequence[str] = RUNS
         for kept in ("rollouts", "evaluation"):
             assert files_in(again / run / kept) == files_in(whole / run / kept), (run, kept)
     assert (again / "report.html").is_file()
+    assert not list(again.glob("*.lock*"))
 
 
 def dies_in(patch: pytest.MonkeyPatch, number: int) -> None:

@@ -24,7 +24,7 @@ from rft_jax.rollout.params import rollout_params
 from rft_jax.rollout.sampler import sample
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
-from rft_jax.training.update import init_state, update
+from rft_jax.training.update import Terms, init_state, update
 from rft_jax.types import Completions, Params, Prompts
 
 NEVER = -1
@@ -148,7 +148,7 @@ def prepare_update(task: Task) -> Call:
             temperature,
             config=config,
             optimizer=optimizer,
-            kl_coefficient=0.0,
+            terms=Terms(),
             chunk=UpdateConfig().logits_at_once // work.shape.vocab,
             mesh=mesh,
         )

@@ -141,6 +141,7 @@ def _published(
 
 
 def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: str) -> Policy:
+    step = _step(folder, which)
     config = load_config(folder)
     if not (folder / FOLDER).is_dir():
         raise UserError(
@@ -155,7 +156,6 @@ def _run(name: str, folder: Folder, compute_dtype: ComputeDtype | None, which: s
         compute_dtype=compute_dtype or config.model.compute_dtype,
     )
     raw = published_config(folder)
-    step = _step(folder, which)
     name = f"{name.removesuffix(f'@{which}').rstrip('/')}@{step}"
     finished = (folder / FINISHED).is_file()
     logger.info("%s: step %d of %d%s", folder, step, config.steps, "" if finished else _UNFINISHED)
@@ -242,11 +242,9 @@ def start_of(init_from: str, workdir: Folder, run: Folder | None = None) -> tupl
     """
     kind, _, target = init_from.partition(":")
     folder, which = _split(workdir / target if kind == "run" else folder_of(target))
-    kept = run / FOLDER / _START if run is not None else None
-    if kept is not None and kept.is_file():
-        content = read_json(kept)
-        if content.get("init_from") == init_from and isinstance(content.get("step"), int):
-            return folder, content["step"]
+    kept = kept_start(init_from, run) if run is not None else None
+    if kept is not None:
+        return folder, kept
     if not which and not (folder / FINISHED).is_file():
         steps = integrity.steps(folder / "checkpoints")
         saved = f", or start from {init_from}@STEP of {', '.join(map(str, steps))}" if steps else ""
@@ -256,6 +254,15 @@ def start_of(init_from: str, workdir: Folder, run: Folder | None = None) -> tupl
             f"{saved}."
         )
     return folder, _step(folder, which)
+
+
+def kept_start(init_from: str, run: Folder) -> int | None:
+    """The step of another run that this one started from, as RUN/policy says; None where it does
+    not."""
+    path = run / FOLDER / _START
+    content = read_json(path) if path.is_file() else {}
+    step = content.get("step")
+    return step if content.get("init_from") == init_from and isinstance(step, int) else None
 
 
 def keep_start(config: Config, workdir: Folder, run: Folder) -> None:

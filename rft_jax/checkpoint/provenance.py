@@ -157,8 +157,8 @@ def _inputs(content: Mapping[str, Any]) -> Inputs:
         return {name: Input(**facts) for name, facts in content["inputs"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{FILE} of run {content.get('name')} is damaged (inputs: {error}): bring it back, or "
-            "use another --workdir."
+            f"{FILE} of run {content.get('name')} is damaged (inputs): bring it back, or use "
+            "another --workdir."
         ) from error
 
 

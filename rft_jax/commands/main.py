@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rft_jax.commands import args, report, verify
+from rft_jax.commands import args, methods, report, verify
 from rft_jax.commands import run as running
 from rft_jax.commands.options import (
     RESULTS,
     ConvertOptions,
     EvaluateOptions,
+    MethodsOptions,
     PlanCommand,
     ReportOptions,
     RunOptions,
@@ -244,6 +245,15 @@ def _report(options: ReportOptions, fields: Sequence[args.Option]) -> int:
     return 0
 
 
+def _methods(options: MethodsOptions, fields: Sequence[args.Option]) -> int:
+    _no_fields(fields)
+    if not options.differences and options.group is not None:
+        raise ConfigError("--group does nothing without --differences: name two methods.")
+    given = options.differences
+    print(methods.differences(given, options.group or 8) if given else methods.table())
+    return 0
+
+
 def _tokenizer(options: TokenizerOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
     experiment = experiments.load(options.experiment)
@@ -313,6 +323,7 @@ _COMMANDS: Mapping[str, tuple[type, Callable[[Any, Sequence[args.Option]], int]]
     "run": (RunOptions, _run),
     "plan": (PlanCommand, _plan),
     "report": (ReportOptions, _report),
+    "methods": (MethodsOptions, _methods),
     "tokenizer": (TokenizerOptions, _tokenizer),
     "sample": (SampleOptions, _sample),
     "evaluate": (EvaluateOptions, _evaluate),

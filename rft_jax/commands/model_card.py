@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rft_jax.checkpoint.policy import Policy, start_folder
+from rft_jax.checkpoint.policy import Policy, kept_start, start_folder
 from rft_jax.checkpoint.provenance import FILE, load_config, versions
 from rft_jax.config import Config, DataConfig
 from rft_jax.config.method import Method
 from rft_jax.io.jsonl import read_json
+from rft_jax.io.paths import Folder
 from rft_jax.observe import log
 from rft_jax.observe.tables import markdown
 from rft_jax.report import record
@@ -80,7 +81,7 @@ def _about_run(policy: Policy, run: Config, base: str | None) -> list[str]:
     return [
         f"A language model trained with rft_jax: {method_summary(run.row)}.",
         "",
-        markdown(("", "what"), _facts(policy.step, run, base, info)),
+        markdown(("", "what"), _facts(policy, run, base, info)),
         "",
         "<details><summary>All settings</summary>\n",
         f"```json\n{settings}\n```\n",
@@ -103,9 +104,10 @@ def _record(info: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(
-    step: int | None, run: Config, base: str | None, info: Mapping[str, Any]
+    policy: Policy, run: Config, base: str | None, info: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    model, data = run.model, run.data
+    model, data, step = run.model, run.data, policy.step
+    start = kept_start(run.init_from, policy.folder)
     verifier = f"{run.verification.verifier}, {run.verification.comparison}"
     trained = "all parameters"
     if model.lora_rank:
@@ -117,7 +119,9 @@ def _facts(
     facts = {
         "method": f"{run.row.name}, {run.steps:,} steps",
         "checkpoint": "" if step is None else f"of step {step:,}",
-        "start": f"`{run.init_from}`" + (f", which goes back to {base}" if base else ""),
+        "start": f"`{run.init_from}`"
+        + ("" if start is None else f" (step {start:,})")
+        + (f", which goes back to {base}" if base else ""),
         "trained": trained,
         "training data": f"`{data.train}`",
         "validation data": f"`{data.validation}`",
@@ -130,7 +134,7 @@ def _facts(
     return [(name, value) for name, value in facts.items() if value]
 
 
-def _results(folder: Path) -> list[str]:
+def _results(folder: Folder) -> list[str]:
     """A row for each evaluation that the run logged; nothing where there is none."""
     path = folder / "metrics.jsonl"
     logged = log.read(path) if path.is_file() else []

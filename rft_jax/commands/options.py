@@ -129,6 +129,16 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class MethodsOptions:
+    """Show the table of methods, or in which two of them differ."""
+
+    differences: Annotated[tuple[str, ...], arg(metavar="METHOD METHOD")] = ()
+    """Two methods: what each gives a correct and a wrong output, by the question's pass rate."""
+    group: int | None = None
+    """Outputs of a question that --differences counts with (G). Default: 8."""
+
+
+@dataclass(frozen=True)
 class TokenizerOptions:
     """Train the experiment's tokenizer."""
 

@@ -198,11 +198,16 @@ def _claim(workdir: Folder, name: str) -> None:
 def _own(workdir: Folder, experiment: Experiment, chosen: Sequence[str]) -> Iterator[None]:
     """Hold the runs that are not finished, and remove what killed processes left. What all runs
     share appears whole, so jobs with other runs may work beside this one."""
-    open_runs = [run for run in chosen if not is_finished(workdir / run, experiment[run].steps)]
+    locks = [
+        workdir / f"{run}.lock"
+        for run in chosen
+        # The lock of a finished one is a killed job's, which went on to others, or is in use.
+        if not is_finished(workdir / run, experiment[run].steps)
+        or (workdir / f"{run}.lock").exists()
+    ]
     with contextlib.ExitStack() as stack:
         with writing(workdir):
             make(workdir)
-            locks = [workdir / f"{run}.lock" for run in open_runs]
             stack.enter_context(held(locks, logger.warning))
         if not in_bucket(workdir):
             for folder in (workdir, workdir / "plots"):

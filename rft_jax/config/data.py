@@ -145,6 +145,7 @@ class TokenizerConfig:
                 f"tokenizer.vocab_size is {self.vocab_size}: it must exceed 260 (256 byte pieces "
                 "and 4 special ones).",
             )
+            at_least(0, self, "vocab_size")
 
 
 def _value(text: str) -> Any:

@@ -193,8 +193,8 @@ def _call(path: Path) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file may also call sys.exit
-        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{_last_line(path, error)}: {kind}{_text(error)}") from error
+        said = _text(error) if isinstance(error, ConfigError) else _told(error)
+        raise ConfigError(f"{_last_line(path, error)}: {said}") from error
     raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")
 
 

@@ -2,10 +2,11 @@
 
     grad J = E_{(q, o) ~ D} [ 1/|o| * sum_t GC(q, o, t) * grad log pi_theta(o_t | q, o_<t) ]
 
-A row names D (source), the outputs that are trained on, and GC (coefficient). Everything else that
-depends on the method follows from these. The table of rows is rft_jax/training/methods.py; a row
-of your own needs no change there: put a Method into the experiment file, or name it as
-"my_module:my_method".
+A row names D (source), the outputs that are trained on, GC (coefficient), what the sum is divided
+by (denominator), and how pi_theta / pi_old enters where outputs are of an older policy (ratio).
+Everything else that depends on the method follows from these. The table of rows is
+rft_jax/training/methods.py; a row of your own needs no change there: put a Method into the
+experiment file, or name it as "my_module:my_method".
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rft_jax.errors import ConfigError, UserError, suggest
 from rft_jax.types import Facts
@@ -28,6 +29,61 @@ TABLE = "rft_jax.training.methods"
 Source = Literal["demonstrations", "pool", "policy"]
 TrainsOn = Literal["accepted", "decided"]
 Coefficient = Callable[[Facts], "np.ndarray"]
+Denominator = Literal["sampled", "accepted", "accepted_per_question", "tokens", "constant"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How rho = pi_theta / pi_old enters the objective of an output that pi_old has sampled.
+
+    With A = GC, and sg[] for what is not differentiated:
+
+        clipped:  min(rho A, clip(rho, 1 - low, 1 + high) A), for A < 0 at least dual * A
+        weight:   sg[clip(rho, 1 - low, 1 + high)] A log pi_theta
+
+    Both have the gradient A grad log pi_theta where pi_theta is pi_old.
+
+    Args:
+        per: rho of each token; of the sequence, (pi_theta(o) / pi_old(o)) ** (1 / |o|); or of the
+            output, pi_theta(o) / pi_old(o).
+        how: clipped (PPO, arXiv 1707.06347, eq. 7) or weight (CISPO, arXiv 2506.13585).
+        low: 1 sets no lower bound.
+        high: inf sets no upper bound.
+        dual: the bound on rho for A < 0 (arXiv 1912.09729); 0 sets none.
+        of: all outputs, or those of A < 0 only; the others have rho = 1.
+    """
+
+    per: Literal["token", "sequence", "output"] = "token"
+    how: Literal["clipped", "weight"] = "clipped"
+    low: float = 0.2
+    high: float = 0.2
+    dual: float = 0.0
+    of: Literal["all", "negatives"] = "all"
+
+    def __post_init__(self) -> None:
+        for field, choices in (
+            ("per", ("token", "sequence", "output")),
+            ("how", ("clipped", "weight")),
+            ("of", ("all", "negatives")),
+        ):
+            _one_of(f"Ratio.{field}", getattr(self, field), choices)
+        if not 0 <= self.low <= 1:
+            raise ConfigError(f"the ratio's lower clip is {self.low}: it must lie in [0, 1].")
+        if not self.high >= 0:
+            raise ConfigError(f"the ratio's upper clip is {self.high}: it must be 0 or more.")
+        if self.dual and (self.how != "clipped" or not self.dual > 1 + self.high):
+            raise ConfigError(
+                f"the ratio's dual clip is {self.dual}: it bounds a clipped ratio from beyond "
+                f"1 + {self.high}, its upper clip; 0 sets none."
+            )
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{name} is {value!r}: one of {', '.join(choices)} is expected"
+            f"{suggest(str(value), choices)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,9 +96,17 @@ class Method:
         trains_on: which outputs may have a coefficient: accepted ones, or all that are decided
             (not undecided). Only these cross whole between hosts.
         coefficient: the facts of B decided outputs -> GC of each, a float array [B], the same at
-            all tokens of an output. Outputs of GC 0 are not trained on and cost nothing.
+            all tokens of an output, or [B, T], of each token, 0 after an output's end. Outputs of
+            GC 0 are not trained on and cost nothing.
         name: as messages, config.json and the model card call it; its function's without.
         about: one line: what it is, with its source.
+        denominator: what the sum is divided by, unless objective.denominator says otherwise
+            (rft_jax/training/objective.py).
+        ratio: how pi_theta / pi_old enters where outputs are of an older policy; None for a row
+            that has no ratio.
+        group: whether GC needs other outputs of the question (a baseline).
+        rewards: whether GC reads rewards; else it reads verdicts only.
+        equation: of the source; formula: GC in symbols; both for `rft-jax methods`.
     """
 
     source: Source
@@ -50,18 +114,20 @@ class Method:
     coefficient: Coefficient
     name: str = ""
     about: str = ""
+    denominator: Denominator = "sampled"
+    ratio: Ratio | None = None
+    group: bool = False
+    rewards: bool = False
+    equation: str = ""
+    formula: str = ""
 
     def __post_init__(self) -> None:
         for field, choices in (
             ("source", ("demonstrations", "pool", "policy")),
             ("trains_on", ("accepted", "decided")),
+            ("denominator", get_args(Denominator)),
         ):
-            value = getattr(self, field)
-            if value not in choices:
-                raise ConfigError(
-                    f"Method.{field} is {value!r}: one of {', '.join(choices)} is expected"
-                    f"{suggest(str(value), choices)}"
-                )
+            _one_of(f"Method.{field}", getattr(self, field), choices)
         if not callable(self.coefficient):
             raise ConfigError(
                 f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
@@ -93,7 +159,7 @@ def _named(method: str) -> Method:
         table: Mapping[str, Method] = importlib.import_module(TABLE).METHODS
         if method not in table:
             raise ConfigError(
-                f"method is {method!r}: one of {', '.join(table)}, or my_module:my_method, is "
+                f"method is {method!r}: a row of `rft-jax methods`, or my_module:my_method, is "
                 f"expected{suggest(method, table)}"
             )
         return table[method]
@@ -112,7 +178,7 @@ def _named(method: str) -> Method:
     return replace(found, name=method)
 
 
-def to_json(method: str | Method) -> str | dict[str, str]:
+def to_json(method: str | Method) -> str | dict[str, Any]:
     """What config.json holds of a method: the name of a row of the table, or what a row says of
     itself, so that a run is read where its module is not at hand."""
     if isinstance(method, str) and ":" not in method:
@@ -120,9 +186,11 @@ def to_json(method: str | Method) -> str | dict[str, str]:
     row = resolve(method)
     if importlib.import_module(TABLE).METHODS.get(row.name) == row:
         return row.name
-    return {
-        "name": row.name, "source": row.source, "trains_on": row.trains_on, "about": row.about
-    }  # fmt: skip
+    values = {name: getattr(row, name) for name in _SAVED}
+    return values | ({"ratio": asdict(row.ratio)} if row.ratio else {})
+
+
+_SAVED = ("name", "source", "trains_on", "about")
 
 
 def from_json(value: str | Mapping[str, Any]) -> str | Method:
@@ -130,8 +198,9 @@ def from_json(value: str | Mapping[str, Any]) -> str | Method:
     and computing with it raises UserError."""
     if isinstance(value, str):
         return value
-    if set(value) != {"name", "source", "trains_on", "about"}:
+    if not {*_SAVED} <= {*value} <= {*_SAVED, "ratio"}:
         raise ConfigError(f"method is {dict(value)!r}: a name, or a row's fields, are expected.")
+    ratio = Ratio(**value["ratio"]) if value.get("ratio") else None
 
     def unknown(facts: Facts) -> np.ndarray:
         raise UserError(
@@ -139,4 +208,4 @@ def from_json(value: str | Mapping[str, Any]) -> str | Method:
             "train from the experiment file."
         )
 
-    return Method(coefficient=unknown, **value)
+    return Method(coefficient=unknown, **{**value, "ratio": ratio})

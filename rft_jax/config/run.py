@@ -7,12 +7,13 @@ that a method does not use are None and refused when given: a setting either act
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from rft_jax.config.data import DataConfig, TokenizerConfig
 from rft_jax.config.fields import MAY_CHANGE, MOST, check_floats, require
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
-from rft_jax.config.method import Method, resolve
+from rft_jax.config.method import Denominator, Method, Ratio, resolve
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
 from rft_jax.config.update import ObjectiveConfig, OptimizerConfig, UpdateConfig
@@ -56,6 +57,28 @@ class Config:
     def row(self) -> Method:
         """The method as a row: source, coefficient, what is trained on."""
         return resolve(self.method)
+
+    @property
+    def denominator(self) -> Denominator:
+        """What the objective is divided by: the row's, unless objective.denominator is given."""
+        return self.objective.denominator or self.row.denominator
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """How pi_theta / pi_old enters the update; None where the two are one policy, or the row
+        has no ratio."""
+        row, objective = self.row, self.objective
+        if row.ratio is None or not self._off_policy:
+            return None
+        given: dict[str, Any] = {
+            "low": objective.clip_low, "high": objective.clip_high, "dual": objective.dual_clip
+        }  # fmt: skip
+        return replace(row.ratio, **{k: v for k, v in given.items() if v is not None})
+
+    @property
+    def _off_policy(self) -> bool:
+        """Whether some update is of another policy than the one that sampled its outputs."""
+        return self.row.source == "pool" or self.update.per_rollout > 1
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps is {self.steps}: a run makes at least one update.")
@@ -119,6 +142,7 @@ class Config:
             f"update.sequences_per_step is {self.update.sequences_per_step}: it must be 0 for "
             "a method whose source is the policy (the rollout decides) and at least 1 for others.",
         )
+        self._check_objective()
         require(
             online or self.objective.kl_coefficient == 0,
             f"objective.kl_coefficient acts on the policy's own samples: it must be 0 under method "
@@ -133,6 +157,58 @@ class Config:
             self._check_refill(self.refill)
         if self.checkpoint.keep_best:
             self._check_best()
+
+    def _check_objective(self) -> None:
+        row, objective, update = self.row, self.objective, self.update
+        online = row.source == "policy"
+        for name in ("minibatches", "epochs"):
+            value = getattr(update, name)
+            require(
+                online or value == 1,
+                f"update.{name} is {value}: it splits or repeats a rollout of the policy, and "
+                f"method {row.name} has none: set it to 1.",
+            )
+        for name in ("clip_low", "clip_high", "dual_clip"):
+            value = getattr(objective, name)
+            require(
+                value is None or row.ratio is not None,
+                f"objective.{name} is {value}: method {row.name} has no importance ratio: remove "
+                "it.",
+            )
+            require(
+                value is None or self._off_policy,
+                f"objective.{name} is {value} and does nothing, as each rollout is for one update, "
+                "of the policy that sampled it: remove it, or raise update.minibatches or "
+                "update.epochs.",
+            )
+        require(
+            objective.importance_cap == 0 or (online and self.ratio is None),
+            f"objective.importance_cap is {objective.importance_cap}: it acts on rollouts of the "
+            f"policy whose method has no importance ratio of its own (method {row.name}): set it "
+            "to 0.",
+        )
+        require(
+            row.trains_on == "accepted" or not self.denominator.startswith("accepted"),
+            f"objective.denominator is {self.denominator!r}: method {row.name} trains on incorrect "
+            "outputs too; choose sampled, tokens or constant.",
+        )
+        require(
+            objective.constant_length == 0 or self.denominator == "constant",
+            f"objective.constant_length is {objective.constant_length} and does nothing under the "
+            f"denominator {self.denominator!r}: set it to 0.",
+        )
+        outputs = self.rollout.samples_per_question if self.rollout else 2
+        require(
+            not row.group or outputs > 1,
+            f"rollout.samples_per_question is {outputs}: method {row.name} compares the outputs of "
+            "a question; sample at least 2.",
+        )
+        require(
+            self.ratio is None or self.refill is None or self.refill.max_staleness == 0,
+            f"refill.max_staleness is {self.refill and self.refill.max_staleness}: method "
+            f"{row.name} needs the log-probs of the policy that sampled an output, and outputs "
+            "that are carried over have none: set it to 0.",
+        )
 
     def _check_best(self) -> None:
         best, saved = self.checkpoint.keep_best, self.checkpoint.every_steps
@@ -157,7 +233,7 @@ class Config:
         assert self.rollout is not None
         assert self.selection is not None
         require(
-            self.objective.kl_coefficient == 0,
+            self.objective.kl_coefficient == 0 or bool(refill.mixed_groups),
             f"objective.kl_coefficient is {self.objective.kl_coefficient}: the KL is over every "
             "output of the policy, and refill keeps accepted ones: set it to 0 or remove refill.",
         )
@@ -169,6 +245,17 @@ class Config:
             f"refill.max_sampled is {refill.max_sampled}: it must be a multiple of one round, "
             f"rollout.questions_per_step x rollout.samples_per_question = {one_round}, such as "
             f"{rounds * one_round}.",
+        )
+        require(
+            refill.mixed_groups <= rounds * self.rollout.questions_per_step,
+            f"refill.mixed_groups is {refill.mixed_groups}: refill.max_sampled = "
+            f"{refill.max_sampled} outputs are of {rounds * self.rollout.questions_per_step} "
+            "questions: lower it or raise refill.max_sampled.",
+        )
+        require(
+            not refill.mixed_groups or group > 1,
+            f"refill.mixed_groups is {refill.mixed_groups} and rollout.samples_per_question is "
+            f"{group}: a mixed group has at least 2 outputs.",
         )
         kept_of_group = min(self.selection.max_per_question or group, group)
         most = rounds * self.rollout.questions_per_step * kept_of_group

@@ -69,14 +69,27 @@ class SelectionConfig:
 class RefillConfig:
     """A step of Online RFT samples until enough outputs are kept (training/batch_filling.py)."""
 
-    accepted: int
-    """Kept outputs a step trains on (N); it samples rounds of the rollout until it has them."""
     max_sampled: int
-    """Most outputs a step samples, whole rounds; then it trains on fewer than `accepted`."""
+    """Most outputs a step samples, whole rounds; then it trains on what it has."""
+    accepted: int = 0
+    """Kept outputs a step trains on (N); it samples rounds of the rollout until it has them."""
+    mixed_groups: int = 0
+    """In place of `accepted`: questions a step trains on, each with a correct and an incorrect
+    output; the others are left out."""
     max_staleness: int = 0
     """Updates an output kept beyond `accepted` may wait for one; 0 drops it at once, so that
     every output is of the policy that it trains."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "accepted", "max_sampled")
-        at_least(0, self, "max_staleness")
+        at_least(0, self, "accepted", "mixed_groups", "max_staleness")
+        require(
+            bool(self.accepted) != bool(self.mixed_groups),
+            f"refill.accepted is {self.accepted} and refill.mixed_groups is {self.mixed_groups}: "
+            "give one of them, at least 1.",
+        )
+        at_least(1, self, "max_sampled")
+        require(
+            not self.mixed_groups or not self.max_staleness,
+            f"refill.max_staleness is {self.max_staleness}: only outputs kept beyond "
+            "refill.accepted are carried over, and refill.mixed_groups is given: set it to 0.",
+        )

@@ -74,8 +74,9 @@ def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     A section that only one of them has is one difference: None against `given`.
     """
     ours, theirs = flatten(config), flatten(other)
-    ours["data.prompt_template"] = config.data.template
-    theirs["data.prompt_template"] = other.data.template
+    for flat, one in ((ours, config), (theirs, other)):
+        flat["data.prompt_template"] = one.data.template
+        flat["objective.denominator"] = one.denominator
     apart: dict[str, tuple[Any, Any]] = {}
     for name in ours | theirs:
         if "." in name and not (name in ours and name in theirs):
@@ -171,6 +172,7 @@ def plain(config: Config) -> dict[str, Any]:
     """The nested plain values of a Config that JSON holds; `build` is the inverse."""
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     values["data"] = replace(config.data, prompt_template=config.data.template)
+    values["objective"] = replace(config.objective, denominator=config.denominator)
     nested = {name: asdict(v) if name in section_types() and v else v for name, v in values.items()}
     return nested | {"method": method.to_json(config.method)}
 
@@ -187,7 +189,8 @@ _GIVEN = _Given()
 
 def _choices(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:

@@ -5,26 +5,59 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_jax.config.fields import BELOW_ONE, FLOAT32_TINY, at_least, require
-
-Denominator = Literal["sampled", "accepted", "accepted_per_question"]
+from rft_jax.config.fields import BELOW_ONE, FLOAT32_MAX, FLOAT32_TINY, at_least, require
+from rft_jax.config.method import Denominator
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The denominator of the objective and its optional KL term (rft_jax/training/objective.py)."""
+    """The denominator of the objective, its importance ratio and its optional KL term
+    (rft_jax/training/objective.py). None: as the method's row has it."""
 
-    denominator: Denominator = "sampled"
+    denominator: Denominator | None = None
     """What the sum over kept outputs is divided by: every sampled output (eq. 11, unbiased), the
-    kept ones, or each question's kept ones and then the number of questions."""
+    kept ones, each question's kept ones and then the number of questions, or, without 1/|o|, the
+    tokens of all sampled outputs, or their number times constant_length."""
+    constant_length: int = 0
+    """Tokens that stand for |o| under the denominator constant; 0 for
+    data.max_completion_tokens."""
+    clip_low: float | None = None
+    """The importance ratio is clipped at 1 - clip_low; 1 for no lower bound."""
+    clip_high: float | None = None
+    """The importance ratio is clipped at 1 + clip_high."""
+    dual_clip: float | None = None
+    """Bound on the ratio of outputs with a negative coefficient; 0 for none."""
+    importance_cap: float = 0.0
+    """Tokens are weighed by min(pi_theta / pi_sampler, importance_cap), a constant, which corrects
+    what sampler and trainer compute differently; 0 for no weight."""
     kl_coefficient: float = 0.0
-    """Weight of the k3 estimate of KL(pi_theta || pi_ref), pi_ref being the run's start."""
+    """Weight of the KL to pi_ref, the run's start."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of KL(pi_theta || pi_ref), per token. In the loss their gradients differ in expectation: k1's
+    is 0, k2's that of KL(pi_theta || pi_ref), k3's that of KL(pi_ref || pi_theta)."""
 
     def __post_init__(self) -> None:
+        at_least(0, self, "constant_length")
         require(
             self.kl_coefficient >= 0,
             f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",
         )
+        require(
+            self.kl_coefficient > 0 or self.kl_estimator == "k3",
+            f"objective.kl_estimator is {self.kl_estimator!r} and does nothing, as "
+            "objective.kl_coefficient is 0: raise it, or remove the estimator.",
+        )
+        require(
+            self.importance_cap == 0 or self.importance_cap >= 1,
+            f"objective.importance_cap is {self.importance_cap}: it must be at least 1, the weight "
+            "of a token on which sampler and trainer agree, or 0 for no weight.",
+        )
+        for name in ("clip_low", "clip_high", "dual_clip"):
+            value = getattr(self, name)
+            require(
+                value is None or 0 <= value <= FLOAT32_MAX,
+                f"objective.{name} is {value}: it must be 0 or more.",
+            )
 
 
 @dataclass(frozen=True)
@@ -37,6 +70,10 @@ class UpdateConfig:
     """Rows of one gradient-accumulation step; a multiple of the mesh's data x fsdp size."""
     sequences_per_step: int = 0
     """Outputs per update (SFT and RFT); 0 for Online RFT, whose rollout decides it."""
+    minibatches: int = 1
+    """Updates that one pass over a rollout is split into; 1 is on-policy."""
+    epochs: int = 1
+    """Passes over a rollout (mu)."""
     logits_at_once: int = 2**24
     """Logits (tokens x vocabulary) that exist at a time: memory that does not grow with the
     vocabulary. With more, the vocabulary's gradient is read and written less often."""
@@ -48,6 +85,12 @@ class UpdateConfig:
             f"update.logits_at_once is {self.logits_at_once}: it must be at least 1.",
         )
         at_least(0, self, "sequences_per_step")
+        at_least(1, self, "minibatches", "epochs")
+
+    @property
+    def per_rollout(self) -> int:
+        """Updates that are made on one rollout."""
+        return self.minibatches * self.epochs
 
 
 @dataclass(frozen=True)

@@ -46,36 +46,45 @@ def held(paths: Sequence[Folder], show: Show = lambda _: None) -> Iterator[None]
             "token": uuid.uuid4().hex,
         }
     )
+    taken: list[Folder] = []
     over = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(paths, content, over), daemon=True)
-    with contextlib.ExitStack() as stack:
+    keeper = threading.Thread(target=_keep, args=(taken, content, over), daemon=True)
+    # From the first lock on: the holder of the next one may be watched for long.
+    keeper.start()
+    try:
+        dead: set[str] = set()
         for path in paths:
-            _take(path, content, show)
-            stack.callback(_release, path, content)
-        keeper.start()
-        try:
-            yield
-        finally:
-            over.set()
-            keeper.join()
+            _take(path, content, dead, show)
+            taken.append(path)
+        yield
+    finally:
+        over.set()
+        keeper.join()
+        for path in taken:
+            _release(path, content)
 
 
-def _take(path: Folder, content: str, show: Show) -> None:
+def _take(path: Folder, content: str, dead: set[str], show: Show) -> None:
+    """dead: locks of holders that are known to be."""
     while not write_new(path, content):
         found = _read(path)
+        if found == content:  # written by a request whose answer was lost
+            return
         if found is None:  # given back meanwhile
             continue
-        if _lives(path, found, show):
+        if found not in dead and _lives(path, found, show):
             holder = _facts(found)
             raise TemporaryError(
                 f"{path}: process {holder.get('pid', '?')} on {holder.get('host', '?')} is at work "
                 f"here since {holder.get('since', '?')}: wait for its end, stop it, or use another "
                 "--workdir."
             )
+        if _facts(found):
+            dead.add(found)
         # Many may see the same dead holder. Its lock is replaced, not removed, by the one of them
         # that holds the lock of doing so: at no time is there none to be taken.
         claim = path.with_name(f"{path.name}.claim")
-        _take(claim, content, show)
+        _take(claim, content, dead, show)
         try:
             if _read(path) == found:
                 write_atomically(path, content)
@@ -122,9 +131,9 @@ def _read(path: Folder) -> str | None:
 
 def _sign(path: Folder) -> object:
     """What a sign of life changes."""
-    if in_bucket(path):
-        return path.stat().mtime if path.exists() else None  # type: ignore[union-attr]
     try:
+        if in_bucket(path):
+            return path.stat().mtime  # type: ignore[union-attr]
         # Opened: NFS asks the server only then.
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns, file.read()
@@ -132,9 +141,9 @@ def _sign(path: Folder) -> object:
         return None
 
 
-def _keep(paths: Sequence[Folder], content: str, over: threading.Event) -> None:
+def _keep(taken: Sequence[Folder], content: str, over: threading.Event) -> None:
     while not over.wait(REFRESH_SECONDS):
-        for path in paths:
+        for path in tuple(taken):
             # What fails may succeed the next time; a full disk still takes a new time.
             with contextlib.suppress(Exception):
                 found = _read(path)
@@ -160,6 +169,7 @@ def _lost(path: Folder) -> None:
 
 
 def _release(path: Folder, content: str) -> None:
-    with contextlib.suppress(OSError):
+    # Of several types in a bucket. What stays is the lock of a dead process.
+    with contextlib.suppress(Exception):
         if _read(path) == content:
             path.unlink()

@@ -230,18 +230,19 @@ def write_new(path: Folder, content: str | bytes) -> bool:
     if in_bucket(path):
         import fsspec
 
-        client = fsspec.filesystem("gs")
+        if path.exists():  # in a zonal bucket gcsfs would replace it all the same
+            return False
         try:
-            client.pipe_file(str(path), _bytes(content), mode="create")
-        except Exception:  # of several types
-            if not path.exists():
-                raise
+            fsspec.filesystem("gs").pipe_file(str(path), _bytes(content), mode="create")
+        except FileExistsError:
             return False
         return True
     with _drafted(Path(path), _bytes(content)) as draft:
         try:
             os.link(draft, path)
         except FileExistsError:
+            if path.is_symlink() and not path.exists():  # it can be neither read nor made
+                raise
             # NFS may say so to one whose first request succeeded and whose answer was lost.
             with contextlib.suppress(FileNotFoundError):  # given back meanwhile
                 return draft.samefile(path)

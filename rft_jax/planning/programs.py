@@ -109,7 +109,7 @@ def update(of: Setting, *, microbatches: int | None = None) -> Program:
     settings = {
         "config": config.model,
         "optimizer": of.optimizer,
-        "kl_coefficient": config.objective.kl_coefficient,
+        "terms": training.Terms.of(config),
         "chunk": max(1, config.update.logits_at_once // memory.model_of(config).vocab),
         "mesh": of.mesh,
     }

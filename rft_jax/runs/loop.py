@@ -50,6 +50,7 @@ from rft_jax.runs.sources import (
 )
 from rft_jax.runs.utilization import Meter, sampling_metrics, update_metrics
 from rft_jax.training import batch_filling
+from rft_jax.training.minibatches import Minibatches, split, to_json
 from rft_jax.training.packing import TrainingSequence, pack_step
 from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.training.state import Layout
@@ -89,7 +90,8 @@ class State(NamedTuple):
     """All that a step changes, and all that a checkpoint holds.
 
     train: parameters and optimizer, on the devices; step: steps made; position: of the stream;
-    surplus: kept outputs that wait for a later batch (training/batch_filling.py).
+    surplus: kept outputs that wait for a later batch (training/batch_filling.py); minibatches: of
+    the last rollout, that wait for an update (training/minibatches.py).
     """
 
     train: TrainState
@@ -97,6 +99,7 @@ class State(NamedTuple):
     position: Position = Position()
     surplus: batch_filling.Surplus = ()
     counters: Counters = Counters()
+    minibatches: Minibatches = ()
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,12 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     """One step of any method.
 
     It samples one round, and with batch filling rounds until enough is kept. A minibatch of a fixed
-    set comes verified, selected and weighed: that was done once, with the whole set.
+    set comes verified, selected and weighed: that was done once, with the whole set. Where a
+    rollout is for several updates, only the first one's step samples.
     """
-    config, clock = run.config, [time.perf_counter()]
+    if state.minibatches:
+        return _update(run, state, [], time.perf_counter())
+    config, began = run.config, time.perf_counter()
     policy = functools.cache(lambda: run.rollout_params(state))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
@@ -179,25 +185,38 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
     )
-    clock.append(time.perf_counter())
     weights = weigh(kept, config)
     sequences = training_sequences(kept, weights, source.prompt, config)
-    train, updated = state.train, Metrics({"objective/value": None})
-    with phase("updating"):
-        if sequences:
-            batch = pack_step(sequences, config)
-            train, updated = run.update(
-                train, batch, step=state.step, updates=state.counters.updates
-            )
-    clock.append(time.perf_counter())
-    metrics |= filled | updated | _update_metrics(run, sequences, rounds, clock)
     counters = state.counters.plus(
         sampled_tokens=sum(drawn.num_tokens for drawn in rounds),
         sampled_outputs=sum(len(drawn.samples) for drawn in rounds),
-        updates=bool(sequences),
-        skipped_updates=not sequences,
     )
-    return State(train, state.step + 1, position, surplus, counters), metrics
+    minibatches = split(sequences, config, state.step)
+    state = State(state.train, state.step, position, surplus, counters, minibatches)
+    state, updated = _update(run, state, rounds, began)
+    return state, metrics | filled | updated
+
+
+def _update(
+    run: Run, state: State, rounds: Sequence[Rollout], began: float
+) -> tuple[State, Metrics]:
+    """The next update on the last rollout, if it left any. rounds: of this step, which began then,
+    on time.perf_counter's clock."""
+    updating, train, metrics = time.perf_counter(), state.train, Metrics({"objective/value": None})
+    sequences, *later = state.minibatches or ((),)
+    with phase("updating"):
+        if sequences:
+            batch = pack_step(sequences, run.config)
+            train, metrics = run.update(
+                train, batch, step=state.step, updates=state.counters.updates
+            )
+    metrics |= _update_metrics(run, sequences, rounds, (began, updating, time.perf_counter()))
+    counters = state.counters.plus(updates=bool(sequences), skipped_updates=not sequences)
+    left = tuple(later)
+    state = state._replace(
+        train=train, step=state.step + 1, counters=counters, minibatches=left
+    )  # fmt: skip
+    return state, metrics
 
 
 def samples_of(rounds: Sequence[Rollout]) -> list[Sample]:
@@ -252,8 +271,10 @@ def _update_metrics(
     if not sequences:
         return metrics
     metrics["update/sequences"] = len(sequences)
-    # Carried outputs have no log-probs of the current policy, and the maximum is of the batch.
-    if rounds and not all(len(sequence.log_probs) for sequence in sequences):
+    # The sampler's log-probs are of an older policy where outputs are carried, or the rollout is
+    # for several updates and this is a later one.
+    later = run.config.row.source == "policy" and not rounds
+    if later or (rounds and not all(len(sequence.log_probs) for sequence in sequences)):
         metrics |= {f"policy/log_prob_mismatch_{name}": None for name in ("max", "mean")}
     return metrics
 
@@ -391,6 +412,8 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
     }
     if run.config.refill is not None:
         host["surplus"] = batch_filling.to_json(state.surplus)
+    if state.minibatches:
+        host["minibatches"] = to_json(state.minibatches)
     with phase("checkpointing"):
         saved = checkpoint.Saved(state.train, host)
         checkpoint.save(run.checkpoints, state.step, saved, accuracy)

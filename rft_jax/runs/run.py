@@ -35,7 +35,7 @@ from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
 from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
 from rft_jax.runs.utilization import meter
-from rft_jax.training import batch_filling
+from rft_jax.training import batch_filling, minibatches
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
 from rft_jax.training.update import Updater
@@ -234,6 +234,7 @@ def _resumed(run: Run, saved: Saved, step: int) -> State:
             step,
             Position(**saved.host["position"]),
             counters=Counters(**saved.host["counters"]),
+            minibatches=minibatches.from_json(saved.host.get("minibatches"), source=path),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(

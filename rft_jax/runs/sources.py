@@ -29,6 +29,7 @@ from rft_jax.rollout.engine import Outputs, Rollout, Sampling, sample, verify
 from rft_jax.rollout.funnel import funnel
 from rft_jax.runs import setup
 from rft_jax.training.methods import is_trained
+from rft_jax.training.packing import Weight
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
 from rft_jax.verification.canary import FirstOutputs, watch_undecided
@@ -105,7 +106,7 @@ class FixedSet:
     """
 
     kept: Kept
-    weights: Sequence[float]
+    weights: Sequence[Weight]
     prompts: Mapping[int, Sequence[int]]
     per_step: int
     repeats: bool = True
@@ -177,10 +178,10 @@ def demonstrations(questions: Sequence[Question], config: Config, sampling: Samp
 def _fixed(
     samples: Sequence[Sample], questions: Sequence[Question], config: Config, sampling: Sampling
 ) -> FixedSet:
-    kept = select(samples, config)
-    # What the sampler reported is of another policy than the one that is updated.
-    samples = [replace(sample, log_probs=()) for sample in kept.samples]
-    kept = kept._replace(samples=samples, decided=())
+    kept = select(samples, config)._replace(decided=())
+    if config.ratio is None:
+        # What the sampler reported is of another policy than the one that is updated.
+        kept = kept._replace(samples=[replace(sample, log_probs=()) for sample in kept.samples])
     prompts = {q.id: prompt_tokens(q.text, config.data, sampling.tokenizer) for q in questions}
     return FixedSet(kept, weigh(kept, config), prompts, config.update.sequences_per_step)
 

@@ -1,5 +1,7 @@
 """Batch filling (config section `refill`): a step samples until N outputs are kept, or a cap.
 
+What follows is about refill.accepted; refill.mixed_groups is below.
+
 **A step** samples rounds of rollout.questions_per_step questions from the stream, all with one
 policy and one `step` in the address of their keys. A question is asked once in a step: asked again
 it would give the same samples. After each round its verdicts are waited for, and the step samples
@@ -30,6 +32,15 @@ estimates of several policies, each weighted by the outputs it stands for; and a
 with no surplus is a step without batch filling, bit by bit. `accepted_per_question` counts
 questions likewise; `accepted` divides by the outputs trained on.
 
+**Mixed groups.** With refill.mixed_groups in place of refill.accepted a step samples until that
+many questions have a correct and an incorrect output (DAPO's dynamic sampling, arXiv 2503.14476,
+section 3.2), trains on these groups whole, and drops all others. The batch then stands for its own
+outputs only: `sampled` and `tokens` divide by these, so that a step's gradient does not shrink as
+questions are solved. That weighs a question by the chance of a mixed group, 1 - p^G - (1 - p)^G,
+over the mean of that chance: rows with a baseline lose nothing by what is dropped, whose
+coefficients are 0, and only their scale changes; rows without one (Online RFT, RAFT++) lose the
+questions that are always solved, which then are no longer reinforced.
+
 **Bias.** (a) Kept outputs come in proportion to pass rates, as in eq. 11: easy questions fill the
 batch, and the rounds that batch filling adds bring more of the same. (b) The stopping rule looks at
 what was accepted. Steps with easy questions stop early and share their batch with few others, hard
@@ -50,7 +61,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rft_jax.config import Config
-from rft_jax.errors import CheckpointError
+from rft_jax.errors import CheckpointError, UserError
+from rft_jax.training.packing import Weight
 from rft_jax.training.selection import Kept, reduced
 from rft_jax.types import Sample, Verdict
 
@@ -61,7 +73,7 @@ class Carried:
 
     sample: its step is the version of the policy; its log_probs are empty, as no policy of a later
     step has them.
-    outputs: decided outputs of its step for each kept one (D / K).
+    outputs: decided outputs of its step for each kept one (D / K); tokens: theirs, likewise.
     questions: questions with a decided output in its step for each question with a kept one.
     coefficient: GC, of the facts of its step.
     """
@@ -70,6 +82,7 @@ class Carried:
     outputs: float
     questions: float
     coefficient: float = 1.0
+    tokens: float = 0.0
 
 
 Surplus = tuple[Carried, ...]
@@ -98,6 +111,8 @@ def is_full(kept: Kept, surplus: Surplus, config: Config, *, num_unasked: int) -
     one_round = config.rollout.questions_per_step * config.rollout.samples_per_question
     if not num_unasked or kept.num_outputs + one_round > config.refill.max_sampled:
         return True
+    if config.refill.mixed_groups:
+        return len(_mixed(kept)) >= config.refill.mixed_groups
     return len(kept.samples) + len(_beside(kept, surplus, config)) >= config.refill.accepted
 
 
@@ -117,24 +132,35 @@ def fill(
     """
     if config.refill is None:
         return kept, surplus, {}
+    if config.refill.mixed_groups:
+        return _fill_with_groups(kept, config.refill.mixed_groups, num_rounds)
     most, max_staleness = config.refill.accepted, config.refill.max_staleness
     carried = _beside(kept, surplus, config)
     fresh, rest = kept.samples[:most], kept.samples[most:]
     used, waiting = carried[: most - len(fresh)], carried[most - len(fresh) :]
 
-    num_sampled, num_questions = kept.num_sampled, kept.num_questions
+    num_sampled, num_questions, num_tokens = kept.num_sampled, kept.num_questions, kept.num_tokens
     new: list[Carried] = []
     if kept.samples:
         sampled, of_kept = kept.num_sampled, len(kept.samples)
         asked, with_kept = kept.num_questions, len(_questions(kept.samples))
         # Multiplied first: with no surplus these are whole numbers, exactly.
         num_sampled = sampled * len(fresh) / of_kept
+        num_tokens = kept.num_tokens * len(fresh) / of_kept
         num_questions = asked * len(_questions(fresh)) / with_kept
         new = [
-            Carried(replace(sample, log_probs=()), sampled / of_kept, asked / with_kept, value)
+            Carried(
+                sample=replace(sample, log_probs=()),
+                outputs=sampled / of_kept,
+                questions=asked / with_kept,
+                coefficient=_one_number(value),
+                tokens=kept.num_tokens / of_kept,
+            )
             for sample, value in zip(rest, kept.coefficients[most:], strict=True)
+            if max_staleness
         ]
     num_sampled += sum(one.outputs for one in used)
+    num_tokens += sum(one.tokens for one in used)
     counted = _questions(fresh)
     for one in used:
         if one.sample.question_id not in counted:
@@ -149,6 +175,7 @@ def fill(
         coefficients=[*kept.coefficients[:most], *(one.coefficient for one in used)],
         num_sampled=num_sampled,
         num_questions=num_questions,
+        num_tokens=num_tokens,
     )
     return (
         batch,
@@ -168,6 +195,50 @@ def fill(
     )
 
 
+def _mixed(kept: Kept) -> list[int]:
+    """Questions with a correct and an incorrect output, in the order they were asked."""
+    verdicts: dict[int, set[Verdict]] = {}
+    for sample in kept.decided:
+        verdicts.setdefault(sample.question_id, set()).add(sample.verdict)
+    return [question for question, found in verdicts.items() if len(found) > 1]
+
+
+def _fill_with_groups(
+    kept: Kept, most: int, num_rounds: int
+) -> tuple[Kept, Surplus, dict[str, int]]:
+    """The batch of the first `most` mixed groups; it stands for their outputs only."""
+    mixed = _mixed(kept)
+    chosen = {*mixed[:most]}
+    of_chosen = [sample.question_id in chosen for sample in kept.samples]
+    decided = [sample for sample in kept.decided if sample.question_id in chosen]
+    batch = kept._replace(
+        samples=[sample for sample, used in zip(kept.samples, of_chosen, strict=True) if used],
+        coefficients=[c for c, used in zip(kept.coefficients, of_chosen, strict=True) if used],
+        num_sampled=len(decided),
+        num_questions=len(chosen),
+        num_tokens=sum(sample.num_tokens for sample in decided),
+        decided=decided,
+    )
+    metrics = {
+        "refill/rounds": num_rounds,
+        "refill/trained": len(batch.samples),
+        "refill/mixed_groups": len(chosen),
+        "refill/dropped_groups": len(mixed) - len(chosen),
+        "refill/cap_reached": int(len(chosen) < most),
+    }
+    return batch, (), metrics
+
+
+def _one_number(coefficient: Weight) -> float:
+    """Of an output that waits for a later batch."""
+    if isinstance(coefficient, float):
+        return coefficient
+    raise UserError(
+        "the method's coefficients differ from token to token, and refill carries outputs over "
+        "with one number each: set refill.max_staleness to 0."
+    )
+
+
 def _questions(samples: Sequence[Sample]) -> set[int]:
     return {sample.question_id for sample in samples}
 
@@ -176,6 +247,7 @@ def to_json(surplus: Surplus) -> list[dict[str, Any]]:
     """The surplus as a checkpoint holds it; `from_json` gives it back exactly."""
     return [
         {"outputs": one.outputs, "questions": one.questions, "coefficient": one.coefficient}
+        | {"decided_tokens": one.tokens}
         | {name: value for name, value in asdict(one.sample).items() if name in _FIELDS}
         | {"verdict": one.sample.verdict.value}
         for one in surplus
@@ -194,10 +266,11 @@ _FIELDS: Mapping[str, type] = {
     "outputs": float,
     "questions": float,
     "coefficient": float,
+    "decided_tokens": float,
 }
 """What is saved of a Carried; none has log-probs."""
 
-_BEFORE = {"verdict": "correct", "coefficient": 1.0}
+_BEFORE = {"verdict": "correct", "coefficient": 1.0, "decided_tokens": 0.0}
 """What a surplus was that was saved without these."""
 
 
@@ -223,8 +296,9 @@ def from_json(
                 raise _error(
                     source, f"{where}.{name} is {fields[name]!r}, expected {kind.__name__}"
                 )
-        tokens, outputs, questions, coefficient = (
-            fields.pop(name) for name in ("tokens", "outputs", "questions", "coefficient")
+        tokens, outputs, questions, coefficient, decided_tokens = (
+            fields.pop(name)
+            for name in ("tokens", "outputs", "questions", "coefficient", "decided_tokens")
         )
         if fields["verdict"] not in ("correct", "incorrect") or not math.isfinite(coefficient):
             raise _error(
@@ -254,7 +328,7 @@ def from_json(
                 f"{where} answers question {sample.question_id}, which {config.data.train} does "
                 "not have",
             )
-        restored.append(Carried(sample, outputs, questions, coefficient))
+        restored.append(Carried(sample, outputs, questions, coefficient, decided_tokens))
     return tuple(restored)
 
 

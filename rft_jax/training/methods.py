@@ -1,23 +1,26 @@
 """THE table of methods: each a row of DeepSeekMath's eq. 5 (rft_jax/config/method.py).
 
-    method      D                                 GC     equations
-    sft         demonstrations                    1      6, 7
-    rft         pi_sft, frozen, sampled once      I(o)   8 to 10
-    online_rft  pi_theta, now                     I(o)   11
+`rft-jax methods` prints it; docs/methods.md says where papers and released code differ. A row with
+settings of its own is a function here, such as `grpo(ddof=0)`: put what it returns into the
+experiment file. Loads neither jax nor numpy: a config asks for its row.
 
-What the sum over outputs is divided by is objective.denominator (rft_jax/training/objective.py).
-Loads neither jax nor numpy: a config asks for its row.
+In formulas r is the reward, I(o) in most runs; over the G decided outputs of a question r_mean and
+r_std are its mean and standard deviation, and K counts the correct ones.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from rft_jax.config.method import Method
+from rft_jax.config.method import Coefficient, Method, Ratio
 from rft_jax.types import Facts, Sample, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
+
+Overlong = Literal["soft", "mask", "none"]
 
 
 def one(facts: Facts) -> np.ndarray:
@@ -32,20 +35,237 @@ def indicator(facts: Facts) -> np.ndarray:
     return facts.correct.astype("float32")
 
 
+def group_means(values: np.ndarray, facts: Facts) -> np.ndarray:
+    """For each output the mean of `values` over its question's."""
+    import numpy as np
+
+    _, group = np.unique(facts.question_ids, return_inverse=True)
+    return (np.bincount(group, values) / np.bincount(group))[group]
+
+
+def is_mixed(facts: Facts) -> np.ndarray:
+    """Whether the output's question has both correct and incorrect ones: 0 < K < G."""
+    share = group_means(facts.correct.astype(float), facts)
+    return (share > 0) & (share < 1)
+
+
+def signed(facts: Facts, *, positive: float = 1.0, negative: float = -1.0) -> np.ndarray:
+    """One coefficient for correct outputs, another for incorrect ones."""
+    import numpy as np
+
+    return np.where(facts.correct, positive, negative)
+
+
+def centred(facts: Facts) -> np.ndarray:
+    """r - r_mean, exactly 0 where all rewards of a question are equal."""
+    return _centred(facts.rewards, facts)
+
+
+def _centred(rewards: np.ndarray, facts: Facts) -> np.ndarray:
+    import numpy as np
+
+    _, group = np.unique(facts.question_ids, return_inverse=True)
+    least, greatest = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
+    np.minimum.at(least, group, rewards)
+    np.maximum.at(greatest, group, rewards)
+    return np.where((least == greatest)[group], 0.0, rewards - group_means(rewards, facts))
+
+
+def leave_one_out(facts: Facts) -> np.ndarray:
+    """r minus the mean of the question's other outputs, which is G / (G - 1) (r - r_mean); 0 for
+    an output that has none."""
+    import numpy as np
+
+    _, group, counts = np.unique(facts.question_ids, return_inverse=True, return_counts=True)
+    sizes = counts[group]
+    return centred(facts) * sizes / np.maximum(sizes - 1, 1)
+
+
+def normalized(facts: Facts, *, ddof: int = 1, epsilon: float = 1e-6) -> np.ndarray:
+    """(r - r_mean) / (r_std + epsilon) (eq. 3); 0 where all rewards of a question are equal.
+
+    ddof: r_std divides by G - ddof; the paper does not say which.
+    """
+    return _normalized(facts.rewards, facts, ddof, epsilon)
+
+
+def _normalized(rewards: np.ndarray, facts: Facts, ddof: int, epsilon: float) -> np.ndarray:
+    import numpy as np
+
+    _, group, counts = np.unique(facts.question_ids, return_inverse=True, return_counts=True)
+    apart = _centred(rewards, facts)
+    squares = np.bincount(group, apart**2)
+    return apart / (np.sqrt(squares / np.maximum(counts - ddof, 1)) + epsilon)[group]
+
+
+def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
+    """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0."""
+    import numpy as np
+
+    means = group_means(facts.rewards, facts)
+    above = centred(facts) if baseline else facts.rewards
+    return np.divide(above, means, out=np.zeros_like(means), where=means != 0)
+
+
+def on_mixed_groups(coefficient: Coefficient, facts: Facts) -> np.ndarray:
+    """The coefficient where 0 < K < G, else 0."""
+    import numpy as np
+
+    return np.where(is_mixed(facts), coefficient(facts), 0.0)
+
+
+def overlong(lengths: np.ndarray, limit: int, cache: int) -> np.ndarray:
+    """DAPO's soft punishment by length in tokens (eq. 13): 0 up to limit - cache, from there
+    linearly to -1 at the limit."""
+    import numpy as np
+
+    return -np.clip((lengths - (limit - cache)) / cache, 0.0, 1.0)
+
+
+def dapo_coefficient(facts: Facts, *, overlong_outputs: Overlong, ddof: int = 1) -> np.ndarray:
+    """GRPO's on mixed groups, with what DAPO does to long outputs."""
+    import numpy as np
+
+    rewards = facts.rewards
+    if overlong_outputs == "soft":
+        rewards = rewards + overlong(facts.lengths, facts.limit, max(1, facts.limit // 5))
+    found = np.where(is_mixed(facts), _normalized(rewards, facts, ddof, 1e-6), 0.0)
+    return found if overlong_outputs != "mask" else np.where(facts.finished, found, 0.0)
+
+
+def w_reinforce(weight: float = 0.1) -> Method:
+    """W-REINFORCE with this weight on correct outputs (the paper's lambda)."""
+    return Method(
+        "policy", "decided", partial(signed, positive=weight), "w_reinforce",
+        "weighted REINFORCE: little weight on correct outputs (arXiv 2506.01347, eq. 9)",
+        "constant", Ratio(), equation="arXiv 2506.01347, 9",
+        formula=f"{weight:g} if correct, -1 if not",
+    )  # fmt: skip
+
+
+def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
+    """GRPO with outcome rewards. ddof, epsilon: of the standard deviation."""
+    return Method(
+        "policy", "decided", partial(normalized, ddof=ddof, epsilon=epsilon), "grpo",
+        "group relative policy optimisation, outcome rewards (DeepSeekMath, eq. 19 to 21)",
+        "sampled", Ratio(), group=True, rewards=True, equation="DeepSeekMath 19 to 21",
+        formula="(r - r_mean) / r_std",
+    )  # fmt: skip
+
+
+def dapo(overlong_outputs: Overlong = "soft") -> Method:
+    """DAPO; overlong_outputs: punished softly over the last fifth of the limit, as in the paper's
+    final recipe, masked where they were cut, or neither."""
+    how = {"soft": ", r less the overlong punishment", "mask": ", 0 if cut", "none": ""}
+    return Method(
+        "policy", "decided", partial(dapo_coefficient, overlong_outputs=overlong_outputs), "dapo",
+        "decoupled clip, tokens alike, mixed groups only (DAPO, arXiv 2503.14476, eq. 8 to 13)",
+        "tokens", Ratio(high=0.28), group=True, rewards=True, equation="arXiv 2503.14476, 8 to 13",
+        formula="(r - r_mean) / r_std if 0 < K < G" + how[overlong_outputs],
+    )  # fmt: skip
+
+
+_REJ: Callable[[Facts], np.ndarray] = partial(on_mixed_groups, signed)
+_REJ_RELEASED: Callable[[Facts], np.ndarray] = partial(on_mixed_groups, indicator)
+
 METHODS: dict[str, Method] = {
     "sft": Method(
         "demonstrations", "accepted", one, "sft",
         "supervised fine-tuning on demonstrations (DeepSeekMath, eq. 6 and 7)",
+        equation="DeepSeekMath 6, 7", formula="1",
     ),
     "rft": Method(
         "pool", "accepted", indicator, "rft",
         "rejection-sampling fine-tuning (RFT), on outputs of the frozen start that reach the "
         "reference answer (DeepSeekMath, eq. 8 to 10)",
+        equation="DeepSeekMath 8 to 10", formula="I(o)",
     ),
     "online_rft": Method(
         "policy", "accepted", indicator, "online_rft",
         "online rejection-sampling fine-tuning (Online RFT), on outputs of the current policy "
         "that reach the reference answer (DeepSeekMath, eq. 11)",
+        equation="DeepSeekMath 11", formula="I(o)",
+    ),
+    "raft++": Method(
+        "policy", "accepted", indicator, "raft++",
+        "RAFT with an importance ratio and a clip (RAFT++, arXiv 2504.11343)",
+        "tokens", Ratio(), equation="arXiv 2504.11343", formula="I(o)",
+    ),
+    "psr": Method(
+        "policy", "accepted", indicator, "psr",
+        "positive sample reinforcement (PSR, arXiv 2506.01347)",
+        "constant", Ratio(), equation="arXiv 2506.01347", formula="I(o)",
+    ),
+    "nsr": Method(
+        "policy", "decided", partial(signed, positive=0.0), "nsr",
+        "negative sample reinforcement (NSR, arXiv 2506.01347)",
+        "constant", Ratio(), equation="arXiv 2506.01347", formula="0 if correct, -1 if not",
+    ),
+    "w_reinforce": w_reinforce(),
+    "reinforce": Method(
+        "policy", "decided", centred, "reinforce",
+        "REINFORCE with the question's mean reward as a baseline",
+        group=True, rewards=True, formula="r - r_mean",
+    ),
+    "rloo": Method(
+        "policy", "decided", leave_one_out, "rloo",
+        "REINFORCE leave-one-out (RLOO, arXiv 2402.14740)",
+        "constant", Ratio("output"), group=True, rewards=True, equation="arXiv 2402.14740",
+        formula="G / (G - 1) (r - r_mean)",
+    ),
+    "reinforce_rej": Method(
+        "policy", "decided", _REJ, "reinforce_rej",
+        "REINFORCE on mixed groups (Reinforce-Rej, arXiv 2504.11343, as the paper has it)",
+        "tokens", Ratio(), group=True, equation="arXiv 2504.11343",
+        formula="1 if correct, -1 if not, if 0 < K < G",
+    ),
+    "reinforce_rej_released": Method(
+        "policy", "accepted", _REJ_RELEASED, "reinforce_rej_released",
+        "the same with rewards 0 and 1, as the released code has it: correct outputs of mixed "
+        "groups (arXiv 2504.11343)",
+        "tokens", Ratio(), group=True, equation="arXiv 2504.11343",
+        formula="I(o) if 0 < K < G",
+    ),
+    "grpo": grpo(),
+    "dr_grpo": Method(
+        "policy", "decided", centred, "dr_grpo",
+        "GRPO without its biases of length and difficulty (Dr. GRPO, arXiv 2503.20783)",
+        "constant", Ratio(), group=True, rewards=True, equation="arXiv 2503.20783",
+        formula="r - r_mean",
+    ),
+    "dapo": dapo(),
+    "gspo": Method(
+        "policy", "decided", normalized, "gspo",
+        "group sequence policy optimisation, one ratio a sequence (GSPO, arXiv 2507.18071)",
+        "sampled", Ratio("sequence", low=3e-4, high=4e-4), group=True, rewards=True,
+        equation="arXiv 2507.18071", formula="(r - r_mean) / r_std",
+    ),
+    "cispo": Method(
+        "policy", "decided", normalized, "cispo",
+        "a clipped weight in place of a clipped objective (CISPO, arXiv 2506.13585)",
+        "tokens", Ratio(how="weight", low=1.0, high=4.0), group=True, rewards=True,
+        equation="arXiv 2506.13585", formula="(r - r_mean) / r_std",
+    ),
+    "maxrl": Method(
+        "policy", "decided", partial(over_mean, baseline=True), "maxrl",
+        "maximum-likelihood reinforcement learning of order G - 1, with a baseline (MaxRL, arXiv "
+        "2602.02710)",
+        "constant", Ratio(), group=True, rewards=True, equation="arXiv 2602.02710",
+        formula="(r - r_mean) / r_mean",
+    ),
+    "maxrl_positive": Method(
+        "policy", "accepted", partial(over_mean, baseline=False), "maxrl_positive",
+        "the same of order G without the baseline: Online RFT whose questions count alike (MaxRL, "
+        "arXiv 2602.02710)",
+        "constant", Ratio(), group=True, rewards=True, equation="arXiv 2602.02710",
+        formula="r / r_mean",
+    ),
+    "topr": Method(
+        "pool", "decided", signed, "topr",
+        "incorrect outputs of an older policy with a truncated importance weight (TOPR, arXiv "
+        "2503.14286)",
+        "constant", Ratio("output", "weight", low=1.0, high=0.0, of="negatives"),
+        equation="arXiv 2503.14286", formula="1 if correct, -min(pi_theta / pi_sft, 1) if not",
     ),
 }  # fmt: skip
 

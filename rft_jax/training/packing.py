@@ -10,17 +10,20 @@ import numpy as np
 from rft_jax.config import Config
 from rft_jax.types import PackedBatch
 
+Weight = float | np.ndarray
+"""One for an output, or one for each of its tokens."""
+
 
 class TrainingSequence(NamedTuple):
     """A prompt and an output with the output's weight in the objective.
 
-    weight: GC / denominator, per output (1/|o| is applied in packing); kl_weight: the same for the
-    KL term; log_probs: what the sampler reported for each completion token, empty when unknown.
+    weight: GC / denominator (1/|o| is applied in packing); kl_weight: the same for the KL term;
+    log_probs: what the sampler reported for each completion token, empty when unknown.
     """
 
     prompt: Sequence[int]
     completion: Sequence[int]
-    weight: float
+    weight: Weight
     kl_weight: float = 0.0
     log_probs: Sequence[float] = ()
 
@@ -123,9 +126,12 @@ def update_sizes(config: Config) -> UpdateSizes:
     shapes = config.update
     most = shapes.sequences_per_step
     if config.refill is not None:
-        most = config.refill.accepted
+        assert config.rollout is not None
+        group = config.rollout.samples_per_question
+        most = config.refill.accepted or config.refill.mixed_groups * group
     elif config.rollout is not None and not most:
         most = config.rollout.questions_per_step * config.rollout.samples_per_question
+    most = -(-most // shapes.minibatches)
     rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
     longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
     return UpdateSizes(

@@ -16,7 +16,7 @@ from rft_jax.config import Config, SelectionConfig
 from rft_jax.config.method import Method, resolve
 from rft_jax.errors import UserError
 from rft_jax.training.objective import output_weights
-from rft_jax.training.packing import TrainingSequence
+from rft_jax.training.packing import TrainingSequence, Weight
 from rft_jax.types import Facts, Sample, Verdict
 
 _DIGITS = frozenset("0123456789")
@@ -87,8 +87,8 @@ def capped(samples: Sequence[Sample], max_per_question: int) -> list[Sample]:
     return kept
 
 
-def facts_of(samples: Sequence[Sample]) -> Facts:
-    """The facts of decided samples, in order."""
+def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
+    """The facts of decided samples, in order. limit: data.max_completion_tokens."""
     correct = np.array([sample.accepted for sample in samples], bool)
     return Facts(
         question_ids=np.array([sample.question_id for sample in samples], np.int64),
@@ -97,6 +97,7 @@ def facts_of(samples: Sequence[Sample]) -> Facts:
         lengths=np.array([sample.num_tokens for sample in samples], np.int64),
         finished=np.array([sample.finished for sample in samples], bool),
         log_probs=np.array([sample.log_prob for sample in samples], np.float64),
+        limit=limit,
     )
 
 
@@ -108,11 +109,11 @@ def coefficients(method: Method, facts: Facts) -> np.ndarray:
         facts: of B decided outputs.
 
     Returns:
-        float64 [B].
+        float64, [B] or [B, T].
 
     Raises:
-        UserError: the row's coefficient is not B finite numbers, or not 0 for an output that the
-            row does not train on.
+        UserError: the row's coefficient is not B finite numbers, or as many for each token, or not
+            0 for an output that the row does not train on, or after an output's end.
     """
     size = len(facts.correct)
     if not size:
@@ -125,16 +126,22 @@ def coefficients(method: Method, facts: Facts) -> np.ndarray:
     except Exception as error:  # whatever somebody's function does
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{name} failed ({text}): fix it, and run the command again.") from error
-    if found.shape != (size,) or found.dtype.kind not in "fiub":
+    longest = int(facts.lengths.max())
+    shaped = found.shape == (size,) or (
+        found.ndim == 2 and len(found) == size and found.shape[1] >= longest
+    )
+    if not shaped or found.dtype.kind not in "fiub":
         raise UserError(
             f"{name} gave {found.dtype} of shape {found.shape}: a number for each of {size} "
-            "outputs is expected."
+            f"outputs is expected, or for each of their {longest} tokens."
         )
     found = found.astype(np.float64)
     if not np.isfinite(found).all():
         raise UserError(
             f"{name} gave {found[~np.isfinite(found)][0]}: finite numbers are expected."
         )
+    if found.ndim == 2 and found[np.arange(found.shape[1]) >= facts.lengths[:, None]].any():
+        raise UserError(f"{name} is not 0 after an output's end: give 0 there.")
     unseen = found[~facts.correct] if method.trains_on == "accepted" else found[:0]
     if unseen.any():
         raise UserError(
@@ -158,21 +165,22 @@ class Kept(NamedTuple):
     """What a step trains on.
 
     samples: outputs with a coefficient that selection has kept, in the order they came;
-    coefficients: GC of each; num_sampled, num_questions: the decided outputs, and the questions
-    with one, that they stand for; num_outputs: of the step, undecided ones included; num_distinct:
-    before the cap; decided: every decided output of
-    the step, over which a KL term is; weights: of each sample in the objective, where they are
-    known because the samples are a minibatch of a set that was weighed as a whole.
+    coefficients: GC of each, of each of its tokens where they differ; num_sampled, num_questions,
+    num_tokens: the decided outputs, the questions with one and their tokens, that they stand for;
+    num_outputs: of the step, undecided ones included; num_distinct: before the cap; decided: every
+    decided output of the step, over which a KL term is; weights: of each sample in the objective,
+    where they are known because the samples are a minibatch of a set that was weighed as a whole.
     """
 
     samples: Sequence[Sample]
-    coefficients: Sequence[float]
+    coefficients: Sequence[Weight]
     num_sampled: float
     num_questions: float
+    num_tokens: float
     num_outputs: int
     num_distinct: int
     decided: Sequence[Sample]
-    weights: Sequence[float] | None = None
+    weights: Sequence[Weight] | None = None
 
 
 def select(samples: Sequence[Sample], config: Config) -> Kept:
@@ -182,35 +190,43 @@ def select(samples: Sequence[Sample], config: Config) -> Kept:
     Coefficients are those of all decided samples together: a group's baseline sees every output.
     """
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
-    found = coefficients(resolve(config.method), facts_of(decided))
-    coefficient_of = {id(s): float(c) for s, c in zip(decided, found, strict=True) if c}
+    facts = facts_of(decided, config.data.max_completion_tokens)
+    found = coefficients(resolve(config.method), facts)
+    coefficient_of: dict[int, Weight] = {}
+    for one, value in zip(decided, found, strict=True):
+        if value.any():
+            coefficient_of[id(one)] = value[: one.num_tokens] if value.ndim else float(value)
     unique, kept = reduced([s for s in decided if id(s) in coefficient_of], config.selection)
     return Kept(
         samples=kept,
         coefficients=[coefficient_of[id(sample)] for sample in kept],
         num_sampled=len(decided),
         num_questions=len({sample.question_id for sample in decided}),
+        num_tokens=int(facts.lengths.sum()),
         num_outputs=len(samples),
         num_distinct=len(unique),
         decided=decided,
     )
 
 
-def weigh(kept: Kept, config: Config) -> Sequence[float]:
+def weigh(kept: Kept, config: Config) -> Sequence[Weight]:
     """The weight of each kept sample in the objective: its coefficient over the denominator."""
     if kept.weights is not None:
         return kept.weights
     shares = output_weights(
         np.array([sample.question_id for sample in kept.samples], np.int64),
-        denominator=config.objective.denominator,
+        np.array([sample.num_tokens for sample in kept.samples], np.int64),
+        denominator=config.denominator,
         num_sampled=kept.num_sampled,
         num_questions=kept.num_questions,
+        num_tokens=kept.num_tokens,
+        constant_length=config.objective.constant_length or config.data.max_completion_tokens,
     )
     return [c * float(share) for c, share in zip(kept.coefficients, shares, strict=True)]
 
 
 def training_sequences(
-    kept: Kept, weights: Sequence[float], prompt: Callable[[int], Sequence[int]], config: Config
+    kept: Kept, weights: Sequence[Weight], prompt: Callable[[int], Sequence[int]], config: Config
 ) -> list[TrainingSequence]:
     """The kept samples as the update takes them, in their order.
 

@@ -18,12 +18,13 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from rft_jax.config import Config, ModelConfig
+from rft_jax.config.method import Ratio
 from rft_jax.distributed.mesh import batch_sharding, replicated
 from rft_jax.distributed.shards import put
 from rft_jax.errors import UserError
 from rft_jax.models.adapters import join
 from rft_jax.training.log_probs import target_log_probs
-from rft_jax.training.objective import k3, objective
+from rft_jax.training.objective import KL, importance, objective, surrogate
 from rft_jax.training.optimizer import schedule
 from rft_jax.types import PackedBatch, Params, TrainState
 
@@ -34,7 +35,8 @@ class UpdateMetrics(NamedTuple):
     value: J without its KL term; kl: the k3 estimate; gradient_norm: before clipping;
     finite: whether all parameters and moments are, after the update;
     mismatch_max, mismatch_mean: |trainer's - sampler's log-prob| over trained tokens, in nats
-    (meaningless where the sampler's are unknown).
+    (meaningless where the sampler's are unknown); ratio, ratio_max: pi_theta / pi_old over trained
+    tokens, the mean and the largest; clipped: the share of them that a bound acts on.
     """
 
     value: Float[Array, ""]
@@ -43,17 +45,56 @@ class UpdateMetrics(NamedTuple):
     finite: Bool[Array, ""]
     mismatch_max: Float[Array, ""]
     mismatch_mean: Float[Array, ""]
+    ratio: Float[Array, ""]
+    ratio_max: Float[Array, ""]
+    clipped: Float[Array, ""]
 
 
-class _Sums(NamedTuple):
-    """What adds up over micro-batches."""
+class Terms(NamedTuple):
+    """What the loss is made of besides weights and log-probs, fixed for a run; all off by default.
 
-    gradients: Params
+    ratio: of the method, where outputs are of an older policy; the others: see ObjectiveConfig.
+    """
+
+    kl_coefficient: float = 0.0
+    kl_estimator: str = "k3"
+    ratio: Ratio | None = None
+    importance_cap: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> Terms:
+        """Those of a run."""
+        objective = config.objective
+        return cls(
+            objective.kl_coefficient, objective.kl_estimator, config.ratio, objective.importance_cap
+        )
+
+
+class Totals(NamedTuple):
+    """Sums over micro-batches. mismatch: |trainer's - sampler's log-prob|; ratio: pi_theta /
+    pi_old; clipped: tokens that a bound acts on; tokens: that are trained on."""
+
     value: Float[Array, ""]
     kl: Float[Array, ""]
-    mismatch_max: Float[Array, ""]
-    mismatch_sum: Float[Array, ""]
+    mismatch: Float[Array, ""]
+    ratio: Float[Array, ""]
+    clipped: Float[Array, ""]
     tokens: Float[Array, ""]
+
+
+class Maxima(NamedTuple):
+    """The largest over micro-batches."""
+
+    mismatch: Float[Array, ""]
+    ratio: Float[Array, ""]
+
+
+class Gradients(NamedTuple):
+    """The gradient of the loss, and the facts that come with it."""
+
+    gradients: Params
+    totals: Totals
+    maxima: Maxima
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -69,17 +110,17 @@ def gradients(
     frozen: Params | None = None,
     *,
     config: ModelConfig,
-    kl_coefficient: float,
+    terms: Terms,
     chunk: int,
     mesh: Mesh | None = None,
-) -> _Sums:
+) -> Gradients:
     """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
 
     frozen: the rest of the policy where `params` are its adapters (rft_jax/models/adapters.py);
     mesh: what rows and parameters are spread over. On one of data only each device adds up the
     gradient of its own rows, and they meet once, after the last micro-batch.
     """
-    of_rows = functools.partial(_gradients, config=config, kl_coefficient=kl_coefficient)
+    of_rows = functools.partial(_gradients, config=config, terms=terms)
     arguments = (params, reference, batch, temperature, frozen or {})
     if mesh is None or mesh.size == 1:
         return of_rows(*arguments, chunk=chunk)
@@ -87,10 +128,10 @@ def gradients(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return of_rows(*arguments, chunk=chunk)
 
-    def of_device(*arguments: Any) -> _Sums:
-        sums: _Sums = of_rows(*arguments, chunk=max(1, chunk // mesh.size))
-        total: _Sums = jax.lax.psum(sums, "data")
-        return total._replace(mismatch_max=jax.lax.pmax(sums.mismatch_max, "data"))
+    def of_device(*arguments: Any) -> Gradients:
+        gradients, totals, maxima = of_rows(*arguments, chunk=max(1, chunk // mesh.size))
+        gradients, totals = jax.lax.psum((gradients, totals), "data")
+        return Gradients(gradients, totals, jax.lax.pmax(maxima, "data"))
 
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
     of_batch = jax.tree.map(lambda leaf: rows if leaf.ndim else whole, batch)
@@ -101,7 +142,7 @@ def gradients(
         out_specs=whole,
         check_vma=False,
     )
-    found: _Sums = of_mesh(*arguments)
+    found: Gradients = of_mesh(*arguments)
     return found
 
 
@@ -113,9 +154,9 @@ def _gradients(
     frozen: Params,
     *,
     config: ModelConfig,
-    kl_coefficient: float,
+    terms: Terms,
     chunk: int,
-) -> _Sums:
+) -> Gradients:
     """The same on one part of the rows.
 
     The number of micro-batches is data, not shape: rejected outputs are not computed on and
@@ -125,45 +166,61 @@ def _gradients(
     def log_probs_of(params: Params, *rows: Array) -> Array:
         return target_log_probs(join(frozen, params), *rows, config=config, chunk=chunk)
 
-    def loss(params: Params, micro: PackedBatch) -> tuple[Array, tuple[Array, ...]]:
+    def loss(params: Params, micro: PackedBatch) -> tuple[Array, tuple[Totals, Maxima]]:
         rows = (micro.inputs, micro.targets, micro.positions, micro.segments, temperature)
         log_probs = log_probs_of(params, *rows)
-        value = objective(log_probs, micro.weights)
-        kl = jnp.zeros((), log_probs.dtype)
-        if kl_coefficient:
-            # Elsewhere the policies may differ without bound, and 0 times infinity is no 0.
-            counts = micro.kl_weights != 0
-            of_reference = jnp.where(counts, log_probs_of(reference, *rows), log_probs)
-            kl = jnp.sum(micro.kl_weights * k3(log_probs, of_reference))
-        trained = (micro.weights != 0) | (micro.kl_weights != 0)
-        gap = jnp.where(trained, jnp.abs(log_probs - micro.sampler_log_probs), 0.0)
-        facts = (value, kl, jnp.max(gap), jnp.sum(gap), jnp.sum(trained.astype(gap.dtype)))
-        return -value + kl_coefficient * kl, facts
+        weights, sampler_log_probs = micro.weights, micro.sampler_log_probs
+        zero = jnp.zeros((), log_probs.dtype)
+        kl = ratio = ratio_max = clipped = zero
+        # Elsewhere policies may differ without bound, and 0 times infinity is no 0.
+        trained = (weights != 0) | (micro.kl_weights != 0)
+        if terms.importance_cap:
+            known = jnp.where(trained, sampler_log_probs, log_probs)
+            weights = weights * importance(log_probs, known, terms.importance_cap)
+        if terms.ratio is None:
+            value = objective(log_probs, weights)
+        else:
+            value, ratios, bound = surrogate(
+                log_probs, sampler_log_probs, weights, micro.segments, terms.ratio
+            )
+            counted = jnp.where(trained, ratios, 0.0)
+            ratio, ratio_max, clipped = jnp.sum(counted), jnp.max(counted), jnp.sum(bound)
+        if terms.kl_coefficient:
+            of_reference = log_probs_of(reference, *rows)
+            of_reference = jnp.where(micro.kl_weights != 0, of_reference, log_probs)
+            estimator = KL[terms.kl_estimator]
+            kl = jnp.sum(micro.kl_weights * estimator(log_probs, of_reference))
+        gap = jnp.where(trained, jnp.abs(log_probs - sampler_log_probs), 0.0)
+        totals = Totals(
+            value, kl, jnp.sum(gap), ratio, clipped.astype(gap.dtype),
+            jnp.sum(trained.astype(gap.dtype)),
+        )  # fmt: skip
+        return -value + terms.kl_coefficient * kl, (totals, Maxima(jnp.max(gap), ratio_max))
 
-    def add(index: Array, sums: _Sums) -> _Sums:
+    def add(index: Array, sums: Gradients) -> Gradients:
         micro = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
             batch._replace(num_microbatches=jnp.zeros((1,))),
         )
-        (_, facts), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
-        value, kl, gap_max, gap_sum, tokens = facts
-        return _Sums(
-            gradients=jax.tree.map(jnp.add, sums.gradients, grads),
-            value=sums.value + value,
-            kl=sums.kl + kl,
-            mismatch_max=jnp.maximum(sums.mismatch_max, gap_max),
-            mismatch_sum=sums.mismatch_sum + gap_sum,
-            tokens=sums.tokens + tokens,
+        (_, (totals, maxima)), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
+        return Gradients(
+            jax.tree.map(jnp.add, sums.gradients, grads),
+            jax.tree.map(jnp.add, sums.totals, totals),
+            jax.tree.map(jnp.maximum, sums.maxima, maxima),
         )
 
     zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
-    start = _Sums(jax.tree.map(jnp.zeros_like, params), zero, zero, zero, zero, zero)
+    start = Gradients(
+        jax.tree.map(jnp.zeros_like, params),
+        Totals(*[zero] * len(Totals._fields)),
+        Maxima(*[zero] * len(Maxima._fields)),
+    )
     return jax.lax.fori_loop(0, batch.num_microbatches, add, start)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "optimizer", "kl_coefficient", "chunk", "mesh"),
+    static_argnames=("config", "optimizer", "terms", "chunk", "mesh"),
     donate_argnames=("state",),
 )
 def update(
@@ -175,15 +232,15 @@ def update(
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    kl_coefficient: float,
+    terms: Terms,
     chunk: int,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, UpdateMetrics]:
     """One ascent step on the objective of `batch` (rft_jax/training/objective.py).
 
-    reference: parameters of pi_ref, None unless kl_coefficient is positive; temperature: the one
-    the outputs were sampled at (1 for demonstrations and for the pool of RFT); frozen, mesh: see
-    `gradients`.
+    reference: parameters of pi_ref, None unless terms.kl_coefficient is positive; temperature: the
+    one the outputs were sampled at (1 for demonstrations and for the pool of RFT); frozen, mesh:
+    see `gradients`.
     """
     sums = gradients(
         state.params,
@@ -192,20 +249,24 @@ def update(
         temperature,
         frozen,
         config=config,
-        kl_coefficient=kl_coefficient,
+        terms=terms,
         chunk=chunk,
         mesh=mesh,
     )
+    totals, maxima, tokens = sums.totals, sums.maxima, jnp.maximum(sums.totals.tokens, 1.0)
     changes, optimizer_state = optimizer.update(sums.gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, changes)
     leaves = [leaf for leaf in jax.tree.leaves((params, optimizer_state)) if leaf.ndim]
     return TrainState(state.step + 1, params, optimizer_state), UpdateMetrics(
-        value=sums.value,
-        kl=sums.kl,
+        value=totals.value,
+        kl=totals.kl,
         gradient_norm=optax.tree.norm(sums.gradients),
         finite=jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all(),
-        mismatch_max=sums.mismatch_max,
-        mismatch_mean=sums.mismatch_sum / jnp.maximum(sums.tokens, 1.0),
+        mismatch_max=maxima.mismatch,
+        mismatch_mean=totals.mismatch / tokens,
+        ratio=totals.ratio / tokens,
+        ratio_max=maxima.ratio,
+        clipped=totals.clipped / tokens,
     )
 
 
@@ -256,7 +317,7 @@ class Updater:
             self.frozen,
             config=config.model,
             optimizer=self.optimizer,
-            kl_coefficient=config.objective.kl_coefficient,
+            terms=Terms.of(config),
             chunk=max(1, config.update.logits_at_once // self.vocab_size),
             mesh=mesh,
         )
@@ -292,4 +353,7 @@ class Updater:
         if online:
             for name in ("mismatch_max", "mismatch_mean"):
                 found[f"policy/log_prob_{name}"] = values[name]
+        if config.ratio is not None:
+            for name in ("ratio", "ratio_max", "clipped"):
+                found[f"update/{name}"] = values[name]
         return state, found

@@ -207,8 +207,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command: one of run, plan, report, tokenizer, sample, evaluate, convert, verify "
-         "is expected; see --help."),
+        ([], "no command: one of run, plan, report, methods, tokenizer, sample, evaluate, convert, "
+         "verify is expected; see --help."),
         (["rum"], "unknown command 'rum'; did you mean run?"),
         (["xyz"], "unknown command 'xyz'."),
         (["run"], "rft-jax run is followed by nothing: EXPERIMENT is expected; see --help."),
@@ -491,12 +491,15 @@ def test_a_full_disk_is_one_line_to_start_again_from(
     assert line.startswith("rft-jax: error: w: cannot write here (No space left on device): free")
 
 
-@pytest.mark.parametrize("leaves", ["sys.exit(0)", "raise SystemExit", "sys.exit('enough')"])
+@pytest.mark.parametrize(
+    ("leaves", "said"),
+    [("sys.exit(0)", ": 0"), ("raise SystemExit", ""), ("sys.exit('enough')", ": enough")],
+)
 def test_an_experiment_that_leaves_is_an_error(
-    capsys: pytest.CaptureFixture[str], leaves: str
+    capsys: pytest.CaptureFixture[str], leaves: str, said: str
 ) -> None:
     Path("study.py").write_text(f"import sys\n{leaves}\n", encoding="utf-8")
-    assert refusal(capsys, "run", "study.py").startswith("study.py:2: SystemExit:")
+    assert refusal(capsys, "run", "study.py") == f"study.py:2: SystemExit{said}"
 
 
 def test_code_of_a_user_that_leaves_amid_a_run_is_an_error(

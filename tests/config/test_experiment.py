@@ -214,7 +214,7 @@ def replaced(config: Config, name: str, value: Any) -> Config:
         ("optimizer.b1", "0.9", "optimizer.b1 is '0.9': a number is expected."),
         ("data.train", Path("a"), f"data.train is {Path('a')!r}: a value of type str is expected."),
         ("pool.from_rollouts", "a", "pool.from_rollouts is 'a': a tuple of strings is expected."),
-        ("method", "rtf", "method is 'rtf': one of sft, rft, online_rft, or my_module:my_method, "
+        ("method", "rtf", "method is 'rtf': a row of `rft-jax methods`, or my_module:my_method, "
          "is expected; did you mean rft?"),
         ("model", None, "model is None: a ModelConfig is expected."),
         ("rollout", 3, "rollout is 3: a RolloutConfig is expected."),
@@ -273,7 +273,7 @@ def test_what_is_missing_gets_its_default() -> None:
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    missing = ["refill.accepted", "refill.max_sampled", "refill.max_staleness"]
+    missing = [f"refill.{item.name}" for item in dataclasses.fields(RefillConfig)]
     assert [name for name in field_types() if name not in missing] == [
         name for name in values if name != "refill"
     ]

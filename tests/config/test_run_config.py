@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -15,6 +17,7 @@ import tiny
 import rft_jax.config
 from rft_jax.config import (
     CheckpointConfig,
+    Config,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
@@ -31,6 +34,15 @@ from rft_jax.config import (
 )
 from rft_jax.config.serialize import replace_fields, section_types
 from rft_jax.errors import ConfigError
+
+TWICE = UpdateConfig(row_length=64, rows_per_microbatch=8, minibatches=2)
+
+
+def grpo(**changes: Any) -> Config:
+    """8 questions x 2 outputs; the method may be another."""
+    rollout = RolloutConfig(questions_per_step=4, samples_per_question=2)
+    return tiny.online_rft(**{"method": "grpo", "rollout": rollout} | changes)
+
 
 MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "template without question": (
@@ -71,6 +83,10 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "tokenizer too small": (
         lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=260),
         "tokenizer.vocab_size is 260: it must exceed 260 (256 byte pieces and 4 special ones).",
+    ),
+    "tokenizer beyond what counts": (
+        lambda: TokenizerConfig(corpus="jsonl:a", vocab_size=2**31),
+        "tokenizer.vocab_size is 2147483648: it must be at most 2147483647.",
     ),
     "no layers": (
         lambda: ModelConfig(num_layers=0),
@@ -389,6 +405,146 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "update.sequences_per_step is 4: it must be 0 for a method whose source is the policy (the "
         "rollout decides) and at least 1 for others.",
     ),
+    "denominator of accepted ones, trained on all": (
+        lambda: grpo(objective=ObjectiveConfig("accepted")),
+        "objective.denominator is 'accepted': method grpo trains on incorrect outputs too; choose "
+        "sampled, tokens or constant.",
+    ),
+    "denominator per question, trained on all": (
+        lambda: grpo(objective=ObjectiveConfig("accepted_per_question")),
+        "objective.denominator is 'accepted_per_question': method grpo trains on incorrect outputs "
+        "too; choose sampled, tokens or constant.",
+    ),
+    "a length that does not count": (
+        lambda: grpo(objective=ObjectiveConfig(constant_length=5)),
+        "objective.constant_length is 5 and does nothing under the denominator 'sampled': set it "
+        "to 0.",
+    ),
+    "a negative length": (
+        lambda: ObjectiveConfig(constant_length=-1),
+        "objective.constant_length is -1: it must be 0 or more.",
+    ),
+    "a clip without a ratio": (
+        lambda: tiny.online_rft(objective=ObjectiveConfig(clip_high=0.2)),
+        "objective.clip_high is 0.2: method online_rft has no importance ratio: remove it.",
+    ),
+    "a clip under sft": (
+        lambda: tiny.sft(objective=ObjectiveConfig(clip_low=0.2)),
+        "objective.clip_low is 0.2: method sft has no importance ratio: remove it.",
+    ),
+    "a clip with one update a rollout": (
+        lambda: grpo(objective=ObjectiveConfig(clip_low=0.2)),
+        "objective.clip_low is 0.2 and does nothing, as each rollout is for one update, of the "
+        "policy that sampled it: remove it, or raise update.minibatches or update.epochs.",
+    ),
+    "a dual clip with one update a rollout": (
+        lambda: grpo(objective=ObjectiveConfig(dual_clip=3.0)),
+        "objective.dual_clip is 3.0 and does nothing, as each rollout is for one update, of the "
+        "policy that sampled it: remove it, or raise update.minibatches or update.epochs.",
+    ),
+    "a negative clip": (
+        lambda: ObjectiveConfig(clip_high=-0.1),
+        "objective.clip_high is -0.1: it must be 0 or more.",
+    ),
+    "a clip below 0": (
+        lambda: grpo(update=TWICE, objective=ObjectiveConfig(clip_low=1.5)),
+        "the ratio's lower clip is 1.5: it must lie in [0, 1].",
+    ),
+    "a dual clip within the clip": (
+        lambda: grpo(update=TWICE, objective=ObjectiveConfig(dual_clip=1.1)),
+        "the ratio's dual clip is 1.1: it bounds a clipped ratio from beyond 1 + 0.2, its upper "
+        "clip; 0 sets none.",
+    ),
+    "a dual clip of a weight": (
+        lambda: grpo(method="cispo", update=TWICE, objective=ObjectiveConfig(dual_clip=9.0)),
+        "the ratio's dual clip is 9.0: it bounds a clipped ratio from beyond 1 + 4.0, its upper "
+        "clip; 0 sets none.",
+    ),
+    "an importance cap below 1": (
+        lambda: ObjectiveConfig(importance_cap=0.5),
+        "objective.importance_cap is 0.5: it must be at least 1, the weight of a token on which "
+        "sampler and trainer agree, or 0 for no weight.",
+    ),
+    "an importance cap beside a ratio": (
+        lambda: grpo(update=TWICE, objective=ObjectiveConfig(importance_cap=2.0)),
+        "objective.importance_cap is 2.0: it acts on rollouts of the policy whose method has no "
+        "importance ratio of its own (method grpo): set it to 0.",
+    ),
+    "an importance cap of a pool": (
+        lambda: tiny.rft(objective=ObjectiveConfig(importance_cap=2.0)),
+        "objective.importance_cap is 2.0: it acts on rollouts of the policy whose method has no "
+        "importance ratio of its own (method rft): set it to 0.",
+    ),
+    "an estimator of no KL": (
+        lambda: ObjectiveConfig(kl_estimator="k1"),
+        "objective.kl_estimator is 'k1' and does nothing, as objective.kl_coefficient is 0: raise "
+        "it, or remove the estimator.",
+    ),
+    "minibatches of demonstrations": (
+        lambda: tiny.sft(update=replace(TWICE, sequences_per_step=4)),
+        "update.minibatches is 2: it splits or repeats a rollout of the policy, and method sft has "
+        "none: set it to 1.",
+    ),
+    "epochs of a pool": (
+        lambda: tiny.rft(update=replace(TWICE, minibatches=1, epochs=3, sequences_per_step=4)),
+        "update.epochs is 3: it splits or repeats a rollout of the policy, and method rft has "
+        "none: set it to 1.",
+    ),
+    "no minibatch": (
+        lambda: UpdateConfig(minibatches=0),
+        "update.minibatches is 0: it must be at least 1.",
+    ),
+    "no epoch": (
+        lambda: UpdateConfig(epochs=0),
+        "update.epochs is 0: it must be at least 1.",
+    ),
+    "a group of one": (
+        lambda: grpo(rollout=RolloutConfig(questions_per_step=8, samples_per_question=1)),
+        "rollout.samples_per_question is 1: method grpo compares the outputs of a question; sample "
+        "at least 2.",
+    ),
+    "leave one out of one": (
+        lambda: grpo(
+            method="rloo", rollout=RolloutConfig(questions_per_step=8, samples_per_question=1)
+        ),
+        "rollout.samples_per_question is 1: method rloo compares the outputs of a question; sample "
+        "at least 2.",
+    ),
+    "a ratio with carried outputs": (
+        lambda: grpo(update=TWICE, refill=RefillConfig(accepted=4, max_sampled=8, max_staleness=1)),
+        "refill.max_staleness is 1: method grpo needs the log-probs of the policy that sampled an "
+        "output, and outputs that are carried over have none: set it to 0.",
+    ),
+    "refill until nothing": (
+        lambda: RefillConfig(max_sampled=8),
+        "refill.accepted is 0 and refill.mixed_groups is 0: give one of them, at least 1.",
+    ),
+    "refill until two things": (
+        lambda: RefillConfig(accepted=4, mixed_groups=4, max_sampled=8),
+        "refill.accepted is 4 and refill.mixed_groups is 4: give one of them, at least 1.",
+    ),
+    "carried groups": (
+        lambda: RefillConfig(mixed_groups=4, max_sampled=8, max_staleness=1),
+        "refill.max_staleness is 1: only outputs kept beyond refill.accepted are carried over, and "
+        "refill.mixed_groups is given: set it to 0.",
+    ),
+    "more groups than questions": (
+        lambda: grpo(refill=RefillConfig(mixed_groups=9, max_sampled=16)),
+        "refill.mixed_groups is 9: refill.max_sampled = 16 outputs are of 8 questions: lower it or "
+        "raise refill.max_sampled.",
+    ),
+    "mixed groups of one": (
+        lambda: tiny.online_rft(
+            rollout=RolloutConfig(questions_per_step=8, samples_per_question=1),
+            refill=RefillConfig(mixed_groups=4, max_sampled=8),
+        ),
+        "refill.mixed_groups is 4 and rollout.samples_per_question is 1: a mixed group has at "
+        "least 2 outputs.",
+    ),
+    "TOPR from the policy's settings": (
+        lambda: grpo(method="topr"),
+        "pool is missing: method topr needs it.",
+    ),
     "KL under sft": (
         lambda: tiny.sft(objective=ObjectiveConfig(kl_coefficient=0.1)),
         "objective.kl_coefficient acts on the policy's own samples: it must be 0 under method sft.",
@@ -397,10 +553,6 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: tiny.rft(init_from="random"),
         "init_from is random: method rft starts from a supervised model; name it as run:NAME, "
         "workdir:PATH or hf:PATH_OR_REPO.",
-    ),
-    "refill of nothing": (
-        lambda: RefillConfig(accepted=0, max_sampled=8),
-        "refill.accepted is 0: it must be at least 1.",
     ),
     "refill from the future": (
         lambda: RefillConfig(accepted=1, max_sampled=8, max_staleness=-1),

@@ -33,7 +33,7 @@ from rft_jax.rollout.sampler import sample
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.state import make_layout, shardings
-from rft_jax.training.update import UpdateMetrics, init_state, update
+from rft_jax.training.update import Terms, UpdateMetrics, init_state, update
 from rft_jax.types import Completions, PackedBatch, Params, Prompts, Verdict
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
@@ -215,7 +215,7 @@ def updated(case: Case) -> Updated:
     )
     lowered = update.lower(
         state, *arguments,
-        config=case.model, optimizer=OPTIMIZER, kl_coefficient=0.1, chunk=64, mesh=mesh,
+        config=case.model, optimizer=OPTIMIZER, terms=Terms(0.1), chunk=64, mesh=mesh,
     )  # fmt: skip
     one = lowered.compile()
     found = Updated([], [], [])

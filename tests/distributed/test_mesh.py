@@ -38,7 +38,7 @@ from rft_jax.models import transformer
 from rft_jax.models.axes import AXES, logical_axes
 from rft_jax.rollout import sampler
 from rft_jax.training.packing import TrainingSequence, pack
-from rft_jax.training.update import gradients
+from rft_jax.training.update import Terms, gradients
 from rft_jax.types import PackedBatch, Params, Prompts
 
 VOCAB = 24
@@ -284,7 +284,7 @@ def _gradients(
 ) -> Any:
     return gradients(
         params, reference, batch, jnp.float32(0.9),
-        config=MODEL, kl_coefficient=0.1, chunk=48, mesh=mesh,
+        config=MODEL, terms=Terms(kl_coefficient=0.1), chunk=48, mesh=mesh,
     )  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def test_no_device_is_brought_activations_of_all_rows(sizes: tuple[int, int, int
         *(array((2, rows, slots), dtype, split) for dtype in types), array((), jnp.int32, whole)
     )
     found = jax.jit(
-        functools.partial(gradients, config=model, kl_coefficient=0.0, chunk=64, mesh=mesh)
+        functools.partial(gradients, config=model, terms=Terms(), chunk=64, mesh=mesh)
     ).lower(params, None, batch, array((), jnp.float32, whole))
     program = found.compile().as_text()
     moving = r"= (.*?) (?:all-|reduce-scatter|collective-permute)[a-z-]*\("

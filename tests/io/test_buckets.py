@@ -4,25 +4,31 @@ stands in for Google's."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import tiny
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import HANDLERS, create_server
-from jobs import WAIT_SECONDS, Study, of_all
-from killing import RUNS, assert_same
+from jobs import WAIT_SECONDS, Study, of_all, one_refused
+from killing import RUNS, assert_same, files_in
 
 from rft_jax.checkpoint import integrity
 from rft_jax.checkpoint import policy as policies
@@ -30,8 +36,10 @@ from rft_jax.checkpoint.provenance import check_same_config, load_config
 from rft_jax.checkpoint.start import merged
 from rft_jax.commands.main import main
 from rft_jax.config.steps import Steps
-from rft_jax.errors import ConfigError, DataError
-from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically
+from rft_jax.errors import ConfigError, DataError, TemporaryError
+from rft_jax.io import lock
+from rft_jax.io.drafts import Process, this_process
+from rft_jax.io.paths import Folder, Mirror, folder_of, in_bucket, write_atomically, write_new
 from rft_jax.observe.profiling import open_profiler
 from rft_jax.rollout import log as rollout_log
 from rft_jax.types import Question, Sample, Verdict
@@ -55,7 +63,22 @@ def _download(request: Any, response: Any, storage: Any, *more: Any) -> None:
         response["x-goog-generation"] = found["generation"]
 
 
-_PLAIN_DOWNLOAD = objects.download
+def _insert(request: Any, response: Any, storage: Any, *more: Any) -> None:
+    """With a condition on what is there, as of Google's server: the last of its answers decides."""
+    wanted = request.query.get("ifGenerationMatch")
+    if wanted:
+        names = request.query.get("name") or [request.data["meta"]["name"]]
+        there = "0"
+        with contextlib.suppress(NotFound):
+            bucket = request.params["bucket_name"]
+            there = storage.get_file_obj(bucket, names[0])["generation"]
+        if wanted != [there]:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+            return
+    _PLAIN_INSERT(request, response, storage, *more)
+
+
+_PLAIN_DOWNLOAD, _PLAIN_INSERT = objects.download, objects.insert
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +94,11 @@ def _server() -> Iterator[None]:
         for name in names:
             patch.setenv(name, address)
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of bucket
-        patch.setattr(objects, "download", _download)
-        for _, of_path in HANDLERS:
-            for method, handler in of_path.items():
-                if handler is _PLAIN_DOWNLOAD:
-                    patch.setitem(of_path, method, _download)
+        for plain, ours in ((_PLAIN_DOWNLOAD, _download), (_PLAIN_INSERT, _insert)):
+            patch.setattr(objects, plain.__name__, ours)
+            for _, of_path in HANDLERS:
+                for method in [method for method, one in of_path.items() if one is plain]:
+                    patch.setitem(of_path, method, ours)
         server = create_server("127.0.0.1", port, True, default_bucket=BUCKET[5:])
         server.start()
         try:
@@ -97,6 +120,83 @@ def test_objects_are_there_whole_and_replaced() -> None:
         write_atomically(path, content)
         assert path.read_text() == content
     assert [one.name for one in path.parent.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.slow
+def test_of_two_that_make_an_object_one_does() -> None:
+    client = fsspec.filesystem("gs")
+    for name, options in (("simple", {}), ("resumable", {"chunksize": 2**18})):
+        path, data = f"{BUCKET}/made/{name}", b"1" * (2**18 + 1)
+        client.pipe_file(path, data, mode="create", **options)
+        with pytest.raises(FileExistsError):
+            client.pipe_file(path, data[1:], mode="create", **options)
+        assert client.cat_file(path) == data
+    assert write_new(folder_of(f"{BUCKET}/made/here"), "1")
+    assert not write_new(folder_of(f"{BUCKET}/made/here"), "2")
+
+
+@pytest.mark.slow
+def test_a_lock_in_a_bucket_has_one_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: Any = [folder_of(f"{BUCKET}/locks/{name}.lock") for name in ("sft", "rft")]
+    for text in _at_once(8, paths):
+        assert f"{paths[0]}: process {os.getpid()} on " in text
+    assert not paths[0].parent.exists()
+    # Left by a killed process of this machine, in the midst of taking it over from another.
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        pass
+    here = this_process()
+    for name in ("sft.lock", "sft.lock.claim", "rft.lock"):
+        write_atomically(paths[0].with_name(name), _lock_of(here._replace(pid=other.pid)))
+    assert all("is at work here since" in text for text in _at_once(8, paths))
+    assert not paths[0].parent.exists()
+    # Of another machine: dead, and alive. Times in a bucket are whole seconds.
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
+    elsewhere = _lock_of(Process("elsewhere", 7, 7))
+    for path in paths:
+        write_atomically(path, elsewhere)
+    told: list[str] = []
+    with lock.held(paths, told.append):
+        assert len(told) == 1
+        assert {json.loads(path.read_text())["pid"] for path in paths} == {os.getpid()}
+    monkeypatch.setattr(lock, "STALE_SECONDS", 60.0)
+    write_atomically(paths[0], elsewhere)
+    beat = threading.Timer(1.1, lambda: write_atomically(paths[0], elsewhere))
+    beat.start()
+    with pytest.raises(TemporaryError, match="process 7 on"), lock.held(paths):
+        pass
+    beat.join()
+
+
+def _at_once(count: int, paths: Any) -> list[str]:
+    """One holds the locks; what kept each of the others from it."""
+    outcomes: list[str] = []
+    ready, over = threading.Barrier(count), threading.Event()
+
+    def start() -> None:
+        ready.wait()
+        try:
+            with lock.held(paths):
+                outcomes.append("")
+                over.wait(WAIT_SECONDS)
+        except Exception as error:
+            outcomes.append(f"{type(error).__name__} {error}")
+
+    threads = [threading.Thread(target=start) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(outcomes) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    over.set()
+    for thread in threads:
+        thread.join()
+    refused = [text for text in outcomes if text.startswith("TemporaryError ")]
+    assert sorted([*refused, ""]) == sorted(outcomes)
+    return refused
+
+
+def _lock_of(process: Process) -> str:
+    return json.dumps({"host": "node7", **process._asdict(), "since": "2026-01-01T00:00:00+00:00"})
 
 
 @pytest.mark.slow
@@ -203,11 +303,15 @@ def on_disk(study: Study) -> Folder:
 
 @pytest.fixture(scope="module")
 def killed(study: Study) -> Folder:
-    """A job goes on each time as on machines that have nothing of it; once its newest checkpoint
-    is damaged."""
+    """A job goes on each time as on machines that have nothing of it, the first beside one that is
+    refused; once its newest checkpoint is damaged."""
     workdir: Any = folder_of(f"{BUCKET}/killed")
-    for run in ("sft", "online_rft"):
-        with study.start(workdir, 2, 4, "--lost_after", "5") as job:
+    for run, count in (("sft", 2), ("online_rft", 1)):
+        with contextlib.ExitStack() as stack:
+            started = [study.start(workdir, 2, 4, "--lost_after", "5") for _ in range(count)]
+            for each in started:
+                stack.enter_context(each)
+            job = one_refused(started)[0] if count == 2 else started[0]
             saved = workdir / run / "checkpoints" / "2" / "commit_success.txt"
             deadline = time.monotonic() + WAIT_SECONDS
             while not saved.exists():
@@ -268,6 +372,87 @@ def test_other_data_than_those_of_a_run_in_a_bucket_are_refused(killed: Any, stu
     finally:
         questions.write_text(kept)
         finished.write_text(end)
+
+
+@pytest.mark.slow
+def test_any_checkpoint_in_a_bucket_is_a_policy(
+    killed: Any, on_disk: Any, study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a run that is finished, and of one that is not."""
+    asked = ["--questions", f"jsonl:{study.folder}/questions.jsonl[:4]"]
+    caplog.set_level("INFO", "rft_jax")
+
+    def made(workdir: Any, command: str, policy: str, *options: str) -> dict[str, bytes]:
+        folder = tmp_path / f"{command}-{workdir.name}"
+        out = folder / "rows.jsonl" if command == "sample" else folder
+        folder.mkdir()
+        to = [str(out)] if command == "convert" else [*options, "--out", str(out)]
+        assert main([command, f"{workdir}/{policy}", *to]) == 0
+        # The model card says more of where it is from.
+        names = {name: data for name, data in files_in(folder).items() if name != "README.md"}
+        return {
+            name: data.replace(bytes(str(workdir), "utf-8"), b"") for name, data in names.items()
+        }
+
+    def alike(command: str, policy: str, *options: str) -> None:
+        ours = made(killed, command, policy, *options)
+        assert ours
+        assert ours == made(on_disk, command, policy, *options)
+
+    alike("sample", "online_rft@best", *asked)
+    alike("convert", "online_rft@3")
+    ends = [workdir / "online_rft" / "finished.json" for workdir in (killed, on_disk)]
+    kept = [end.read_text() for end in ends]
+    for end in ends:
+        end.unlink()
+    try:
+        alike("evaluate", "online_rft", *asked)
+    finally:
+        for end, text in zip(ends, kept, strict=True):
+            end.write_text(text)
+    said = f"{killed}/online_rft: step {STEPS} of {STEPS}, which are not all made yet"
+    assert said in caplog.text
+
+
+@pytest.mark.slow
+def test_jobs_start_from_any_checkpoint_and_make_more_steps(
+    killed: Any, on_disk: Any, study: Study
+) -> None:
+    """In a bucket the same bits as on a disk."""
+    file = study.folder / "more" / study.file.name  # the same experiment, with two more runs
+    file.parent.mkdir()
+    file.write_text(
+        "from dataclasses import replace\n"
+        + study.file.read_text().replace("return ", "runs = ")
+        + "    short = replace(runs['sft'], steps=1, optimizer=runs['online_rft'].optimizer)\n"
+        "    more = {'at_step': 'run:sft@2', 'at_best': 'run:online_rft@best'}\n"
+        "    return runs | {run: replace(short, init_from=more[run]) for run in more}\n"
+    )
+    more = {"online_rft": STEPS + 2, "at_step": 1, "at_best": 1}
+    changed = of_all(
+        f"steps={STEPS + 2}", "evaluation.every_steps=1", "checkpoint.keep_best=1",
+        runs=["online_rft"],
+    )  # fmt: skip
+    names = {option.partition("=")[0] for option in changed}
+    kept = [option for option in OPTIONS if option.partition("=")[0] not in names]
+    slow = of_all("optimizer.learning_rate=1e-6", runs=("at_step", "at_best"))
+    longer = replace(study, options=(*kept, *changed, *slow, "--only", *more))
+    for workdir in (on_disk, killed):
+        with longer.start(workdir, 2, 4, file=file) as job:
+            job.finish()
+    for run, steps in more.items():
+        assert_same(on_disk, killed, steps, [run])
+    changes = json.loads((killed / "online_rft" / "config.json").read_text())["changes"]
+    assert {"step": STEPS, "what": "steps", "was": STEPS, "now": STEPS + 2} in changes
+    assert {"evaluation.every_steps", "checkpoint.keep_best"} < {one["what"] for one in changes}
+    for run, start in (("at_step", "sft@2"), ("at_best", "online_rft@best")):
+        policy = policies.find(f"{killed}/{start}")
+        kept = json.loads((killed / run / "policy" / "start.json").read_text())
+        assert kept == {"init_from": f"run:{start}", "step": policy.step}
+        now, before = merged(policies.find(f"{killed}/{run}")), merged(policy)
+        np.testing.assert_allclose(now["embedding"], before["embedding"], atol=1e-5)
+        other = merged(policies.find(f"{killed}/sft"))
+        assert np.abs(now["embedding"] - other["embedding"]).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from rft_jax.errors import TemporaryError
 from rft_jax.io import lock
 from rft_jax.io.drafts import Process, this_process
 from rft_jax.io.lock import held
+from rft_jax.io.paths import write_new
 
 
 @pytest.fixture
@@ -79,6 +80,43 @@ def test_one_from_elsewhere_without_a_sign_of_life_is_dead(path: Path, content: 
         assert json.loads(path.read_text())["pid"] == os.getpid()
     (line,) = told
     assert "watching for" in line
+
+
+def test_the_locks_of_one_dead_holder_are_watched_once_and_those_taken_are_refreshed(
+    path: Path,
+) -> None:
+    paths = [path.with_name(f"{name}.lock") for name in ("sft", "rft", "online_rft")]
+    for one in paths[1:]:
+        one.write_text(of(Process("elsewhere", 7, 7)))
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        os.utime(paths[0], (1, 1))
+
+    with held(paths, tell):
+        assert paths[0].stat().st_mtime != 1  # refreshed beside the watching
+        assert {json.loads(one.read_text())["pid"] for one in paths} == {os.getpid()}
+    assert len(told) == 1
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_write_whose_answer_was_lost_is_ones_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lossy(path: Path, content: str) -> bool:
+        write_new(path, content)
+        return False
+
+    monkeypatch.setattr(lock, "write_new", lossy)
+    with held([path]), pytest.raises(TemporaryError), held([path]):
+        pass
+
+
+def test_a_symlink_to_nothing_is_refused(path: Path) -> None:
+    path.symlink_to("nothing")
+    with pytest.raises(FileExistsError), held([path]):
+        pass
 
 
 def test_one_from_elsewhere_that_lives_is_not(path: Path) -> None:

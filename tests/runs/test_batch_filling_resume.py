@@ -58,10 +58,10 @@ SAVED = to_json((Carried(replace(output(4, 1, step=5), log_probs=()), 2.5, 1.5),
     [
         (None, "surplus is None, expected a list"),
         ([{}], "surplus[0] must have the fields question_id, sample_index, step, text, tokens, "
-               "finished, reason, verdict, outputs, questions, coefficient only"),
+               "finished, reason, verdict, outputs, questions, coefficient, decided_tokens only"),
         ([SAVED, SAVED | {"log_probs": []}], "surplus[1] must have the fields question_id, "
          "sample_index, step, text, tokens, finished, reason, verdict, outputs, questions, "
-         "coefficient only"),
+         "coefficient, decided_tokens only"),
         ([SAVED | {"step": 5.0}], "surplus[0].step is 5.0, expected int"),
         ([SAVED | {"tokens": [1, "2"]}], "surplus[0].tokens is [1, '2'], expected token ids"),
         ([SAVED | {"outputs": math.inf}], "surplus[0] stands for inf outputs and 1.5 questions, "

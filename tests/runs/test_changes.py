@@ -208,6 +208,7 @@ def test_more_steps_are_those_of_a_longer_run(study: Study, tmp_path: Path) -> N
     for text in (page, card):
         assert record["inputs"]["data.train"]["sha256"][:12] in text
         assert "evaluation.num_questions" in text
+    assert f"`run:sft` (step {DONE})" in card
 
     assert study.refusal("rft", 7) == (
         f"{study.workdir}/rft: steps is 7 and 8 steps are done: set it to 8 or more, or use "

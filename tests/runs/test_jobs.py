@@ -3,6 +3,7 @@ their processes is killed, frozen, stuck, wrong or asked to stop."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import stalling
 import tiny_experiment
-from jobs import Job, Study, of_all
+from jobs import Job, Study, of_all, one_refused
 from killing import RUNS, assert_same, being_saved, current, files_in, lines_of, newest, rollouts_of
 
 from rft_jax.distributed.process import EXIT_USER
@@ -200,12 +201,17 @@ def test_a_killed_process_ends_the_job_which_goes_on(wholes: Wholes, study: Stud
     assert_same(whole, workdir, STEPS)
 
 
-def test_a_killed_coordinator_ends_the_job_which_goes_on(wholes: Wholes, study: Study) -> None:
+def test_of_two_jobs_at_once_one_works_and_its_killed_coordinator_blocks_nobody(
+    wholes: Wholes, study: Study
+) -> None:
     whole = wholes.of(2, 4)
     workdir = begun(whole, study.folder / "headless", "sft", "rft")
-    with study.start(workdir, 2, 4, *QUICKLY) as job:
+    with contextlib.ExitStack() as stack:
+        jobs = [stack.enter_context(study.start(workdir, 2, 4, *QUICKLY)) for _ in range(2)]
+        job, _ = one_refused(jobs)
         wait_for_steps(job, workdir / "online_rft")
         job.signal(0, signal.SIGKILL)
+        again = stack.enter_context(study.start(workdir, 2, 4, *QUICKLY))
         first, second = job.statuses(LOST_AFTER + MARGIN)
         assert first == -signal.SIGKILL
         assert second != 0
@@ -215,8 +221,7 @@ def test_a_killed_coordinator_ends_the_job_which_goes_on(wholes: Wholes, study: 
             "JAX distributed service detected fatal errors" in said and "leader task" in said
         ), job.told()
         job.assert_gone()
-    with study.start(workdir, 2, 4, *QUICKLY) as job:
-        job.finish()
+        again.finish()
     assert_same(whole, workdir, STEPS)
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 KILLS_OF_A_RUN = 4
-KILLS = 20
+KILLS = int(os.environ.get("RFT_JAX_TEST_KILLS", "20"))
 CHAINS = 2
 WAIT_SECONDS = 120.0
 STEPS, EVALUATE, SAVE, POOL = 14, 5, 3, 4

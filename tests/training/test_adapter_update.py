@@ -20,7 +20,7 @@ from rft_jax.models import adapters
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.state import make_layout, shardings
-from rft_jax.training.update import gradients, init_state, update
+from rft_jax.training.update import Terms, gradients, init_state, update
 from rft_jax.types import PackedBatch, Params
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ CONFIG = tiny.model(
     lora_rank=2, lora_alpha=6.0, lora_targets=LORA_TARGETS,
 )  # fmt: skip
 SCALE = 3.0
-SETTINGS: dict[str, Any] = {"kl_coefficient": 0.0, "chunk": 16}
+SETTINGS: dict[str, Any] = {"terms": Terms(), "chunk": 16}
 
 
 @functools.cache

@@ -6,9 +6,9 @@ import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from unittest import mock
 
 import numpy as np
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from refilling import NO, OPEN, YES, group, output, settings
 from steps import Stepped, choose, steps
 
-from rft_jax.config import Config, Denominator, SelectionConfig
+from rft_jax.config import Config, Denominator, ObjectiveConfig, RefillConfig, SelectionConfig
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.data.stream import Position
 from rft_jax.rollout import log as rollout_log
@@ -32,7 +32,7 @@ from rft_jax.training.batch_filling import Carried, Surplus
 from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.types import Question, Sample
 
-DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
+DENOMINATORS: tuple[Denominator, ...] = get_args(Denominator)
 
 
 def names(samples: Sequence[Sample]) -> list[tuple[int, int, int]]:
@@ -271,6 +271,38 @@ def test_a_step_asks_the_whole_set_at_most_once(tmp_path: Path) -> None:
         logged = rollout_log.read(rollout_log.path_of(tmp_path / "rollouts", step))
         assert [sample.question_id for _, sample in logged[::2]] == [*itertools.chain(*rounds)]
         assert {sample.step for _, sample in logged} == {step}
+
+
+def test_a_step_samples_until_it_has_mixed_groups(tmp_path: Path) -> None:
+    """Questions 0, 3, 6, ... tell right from wrong now and then, the others never do."""
+    world = World(lambda question: (0.5, 0.0, 1.0)[question % 3])
+    base = settings(accepted=1, rounds=8, samples=4)
+    refill = RefillConfig(mixed_groups=2, max_sampled=64)
+    grouped = replace(base, method="grpo", refill=refill, objective=ObjectiveConfig("tokens"))
+    done = world.carry_out(grouped, questions=30, steps_=6, folder=tmp_path)
+    for one, filled, rounds in zip(done, world.filled, world.rounds, strict=True):
+        facts, ids = one.facts, [sample.question_id for sample in filled.batch.samples]
+        assert set(Counter(ids).values()) == {4}  # whole groups, with a coefficient each
+        assert all(question % 3 == 0 for question in ids)
+        assert facts["refill/mixed_groups"] == len(set(ids)) == 2
+        assert facts["refill/trained"] == len(one.sequences) == 8
+        assert facts["refill/rounds"] == len(rounds)
+        assert facts["refill/cap_reached"] == 0
+        # The batch stands for its own outputs: 8 of 2 tokens.
+        assert filled.batch.num_sampled == 8
+        assert sum(abs(float(s.weight)) for s in one.sequences) > 0.7
+    assert len({len(rounds) for rounds in world.rounds}) > 1
+
+
+def test_a_step_without_a_mixed_group_trains_on_nothing(tmp_path: Path) -> None:
+    world = World(lambda question: float(question % 2))
+    base = settings(accepted=1, rounds=2, samples=4)
+    refill = RefillConfig(mixed_groups=2, max_sampled=16)
+    grouped = replace(base, method="grpo", refill=refill)
+    (one,) = world.carry_out(grouped, questions=30, steps_=1, folder=tmp_path)
+    assert one.sequences == []
+    assert one.facts["refill/cap_reached"] == 1
+    assert one.state.counters.skipped_updates == 1
 
 
 @pytest.mark.slow

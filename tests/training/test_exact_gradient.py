@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +47,11 @@ from rft_jax.runs.sources import demonstrations
 from rft_jax.training.objective import k3, objective
 from rft_jax.training.packing import TrainingSequence, pack
 from rft_jax.training.selection import training_sequences, weigh
-from rft_jax.training.update import gradients
+from rft_jax.training.update import Terms, gradients
 from rft_jax.types import PackedBatch, Prompts, Sample
 
 TOLERANCE = 1e-6
-DENOMINATORS: tuple[Denominator, ...] = ("sampled", "accepted", "accepted_per_question")
+DENOMINATORS: tuple[Denominator, ...] = get_args(Denominator)
 METHODS: tuple[str, ...] = ("rft", "online_rft")
 SHAPE = {"row_length": 8, "rows_per_microbatch": 2, "max_microbatches": 6}
 
@@ -253,13 +254,12 @@ def test_k3_has_the_coefficient_of_eq_21_and_is_unbiased() -> None:
 
 
 MODEL = tiny.model(compute_dtype="float64")
+PLAIN = Terms()
 
 
-@functools.partial(jax.jit, static_argnames="kl_coefficient")
-def _gradients(params, frozen, batch, temperature, kl_coefficient=0.0):  # type: ignore[no-untyped-def]
-    return gradients(
-        params, frozen, batch, temperature, config=MODEL, kl_coefficient=kl_coefficient, chunk=7
-    )
+@functools.partial(jax.jit, static_argnames="terms")
+def _gradients(params, frozen, batch, temperature, terms=PLAIN):  # type: ignore[no-untyped-def]
+    return gradients(params, frozen, batch, temperature, config=MODEL, terms=terms, chunk=7)
 
 
 @functools.cache
@@ -312,8 +312,8 @@ def test_the_transformers_update_is_the_formula(
     found = _gradients(params, None, batch, np.float64(temperature))
     values, scores = _policy(temperature)
     expected = coefficients(samples, formula_weights(samples, denominator))
-    assert found.value.dtype == np.float64
-    assert float(found.value) == pytest.approx(np.sum(expected * values), rel=TOLERANCE)
+    assert found.totals.value.dtype == np.float64
+    assert float(found.totals.value) == pytest.approx(np.sum(expected * values), rel=TOLERANCE)
     ascent = -reference.flat(found.gradients)
     assert relative_error(ascent, reference.flat(reference.weighted(scores, expected))) < TOLERANCE
 
@@ -342,14 +342,14 @@ def test_the_transformers_update_with_kl_is_eq_21(denominator: Denominator) -> N
     settings = config("online_rft", denominator, kl_coefficient=beta)
     chosen = choose(samples, QUESTIONS, settings, sampling())
     batch = pack(chosen.sequences, **SHAPE)
-    found = _gradients(params, frozen, batch, np.float64(temperature), kl_coefficient=beta)
+    found = _gradients(params, frozen, batch, np.float64(temperature), Terms(beta))
     values, scores = _policy(temperature)
     frozen_values, _ = reference.values_and_scores(frozen, temperature, MODEL)
     decided = [one for one in samples if one.verdict != "undecided"]
     assert len(chosen.sequences) == len(decided) < len(samples)
     every = coefficients(decided, np.full(len(decided), 1 / len(decided)))
     ratio = np.exp(frozen_values - values)
-    assert float(found.kl) == pytest.approx(
+    assert float(found.totals.kl) == pytest.approx(
         np.sum(every * (ratio - np.log(ratio) - 1)), rel=TOLERANCE
     )
     expected = coefficients(samples, formula_weights(samples, denominator))

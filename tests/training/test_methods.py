@@ -186,7 +186,8 @@ def test_a_method_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("changes", [{"source": "pol"}, {"trains_on": "all"}, {"coefficient": 1}])
 def test_a_row_is_checked(changes: dict[str, object]) -> None:
-    fields = {"source": "policy", "trains_on": "decided", "coefficient": plus_minus} | changes
+    fields = {"source": "policy", "trains_on": "decided", "coefficient": plus_minus}
+    fields |= {"denominator": "sampled"} | changes
     with pytest.raises(ConfigError, match=f"Method.{next(iter(changes))} is "):
         # The run-time type checker of the tests would be the first to refuse.
         Method.__post_init__(types.SimpleNamespace(**fields))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import typing
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +67,6 @@ def weights_of(
     return [(tuple(s.completion), s.weight, s.kl_weight) for s in chosen.sequences]
 
 
-def test_the_table_names_every_method() -> None:
-    assert {name: row.source for name, row in METHODS.items()} == {
-        "sft": "demonstrations",
-        "rft": "pool",
-        "online_rft": "policy",
-    }
-
-
 def test_coefficients_are_one_and_the_indicator() -> None:
     facts = facts_of([sample(QUESTIONS[0], output) for output in (RIGHT, WRONG, ALSO_RIGHT)])
     assert METHODS["sft"].coefficient(facts).tolist() == [1, 1, 1]
@@ -85,23 +78,34 @@ def test_coefficients_are_one_and_the_indicator() -> None:
 def test_weights_of_each_denominator(kept: list[int], rejected: int, without: int) -> None:
     ids = np.array(kept, np.int64)
     counts = Counter(kept)
-    sizes = {"num_sampled": len(kept) + rejected, "num_questions": len(counts) + without}
-    sampled, accepted, per_question = (
-        output_weights(ids, denominator=denominator, **sizes) for denominator in DENOMINATORS
+    lengths = 1 + np.arange(len(kept)) % 5
+    sizes: dict[str, Any] = {
+        "num_sampled": len(kept) + rejected,
+        "num_questions": len(counts) + without,
+        "num_tokens": int(lengths.sum()) + 3 * rejected,
+        "constant_length": 7,
+    }
+    sampled, accepted, per_question, tokens, constant = (
+        output_weights(ids, lengths, denominator=denominator, **sizes)
+        for denominator in DENOMINATORS
     )
+    assert tokens / lengths == pytest.approx(1 / sizes["num_tokens"])
+    assert constant / lengths == pytest.approx(1 / sizes["num_sampled"] / 7)
     assert sampled == pytest.approx(1 / sizes["num_sampled"])
     assert accepted == pytest.approx(1 / len(kept))
     for question, count in counts.items():
         share = per_question[ids == question]
         assert share == pytest.approx(1 / count / sizes["num_questions"])
-    assert {sampled.dtype, accepted.dtype, per_question.dtype} == {np.dtype(np.float32)}
+    found = (sampled, accepted, per_question, tokens, constant)
+    assert {weights.dtype for weights in found} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_nothing_kept_has_no_weights(denominator: Denominator) -> None:
     none = output_weights(
-        np.zeros(0, np.int64), denominator=denominator, num_sampled=0, num_questions=0
-    )
+        np.zeros(0, np.int64), np.zeros(0, np.int64), denominator=denominator,
+        num_sampled=0, num_questions=0, num_tokens=0, constant_length=1,
+    )  # fmt: skip
     assert none.shape == (0,)
 
 
@@ -147,8 +151,10 @@ def test_deviation_2_the_denominator_may_be_other_than_the_number_of_sampled_out
         "sampled": [1 / 6] * 3,
         "accepted": [1 / 3] * 3,
         "accepted_per_question": [1 / 4, 1 / 4, 1 / 2],
+        "tokens": [2 / 14, 3 / 14, 3 / 14],
+        "constant": [2 / 6 / 3, 3 / 6 / 3, 3 / 6 / 3],
     }
-    assert ObjectiveConfig().denominator == "sampled"
+    assert config("online_rft", None).denominator == "sampled"
     for denominator in DENOMINATORS:
         weights = [weight for _, weight, _ in weights_of(first + second, denominator)]
         assert weights == pytest.approx(expected[denominator])

@@ -21,7 +21,7 @@ from rft_jax.config import ModelConfig, OptimizerConfig
 from rft_jax.models import transformer
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import TrainingSequence, pack
-from rft_jax.training.update import gradients, init_state, update
+from rft_jax.training.update import Terms, gradients, init_state, update
 from rft_jax.types import Params
 
 MODEL = tiny.model(num_layers=1, compute_dtype="float64")
@@ -49,7 +49,7 @@ def sequences(count: int, seed: int = 0, kl: bool = False) -> list[TrainingSeque
 @functools.cache
 def _jitted(config: ModelConfig, kl_coefficient: float, chunk: int) -> Any:
     return jax.jit(
-        functools.partial(gradients, config=config, kl_coefficient=kl_coefficient, chunk=chunk)
+        functools.partial(gradients, config=config, terms=Terms(kl_coefficient), chunk=chunk)
     )
 
 
@@ -156,8 +156,8 @@ def test_eos_is_trained_and_prompts_are_not() -> None:
         params = reference.params64(MODEL, 0)
         trained = [TrainingSequence(PROMPTS[1], (EOS,), 1.0, 0.0, (-0.5,))]
         found, expected = computed(params, trained), formula(params, trained)
-        assert float(found.value) == pytest.approx(expected.value, rel=1e-12)
-        assert float(found.tokens) == len(expected.mismatches) == 1
+        assert float(found.totals.value) == pytest.approx(expected.value, rel=1e-12)
+        assert float(found.totals.tokens) == len(expected.mismatches) == 1
         slopes = np.concatenate([leaf.ravel() for leaf in expected.slopes.values()])
         assert np.linalg.norm(slopes) > 0.1
         assert relative_error(reference.flat(found.gradients), slopes) < 1e-12
@@ -176,7 +176,7 @@ def test_outputs_of_weight_zero_contribute_nothing() -> None:
     rejected = [one._replace(weight=0.0) for one in sequences(5)]
     found = computed(params, rejected, config=FLOAT32)
     assert not reference.flat(found.gradients).any()
-    assert (found.value, found.tokens, found.mismatch_max) == (0, 0, 0)
+    assert (*found.totals, *found.maxima) == (0,) * 8
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_policies_far_apart_off_the_outputs_leave_the_kl_finite() -> None:
         kl_coefficient=0.5,
     )
     assert np.isfinite(reference.flat(found.gradients)).all()
-    assert 0 <= float(found.kl) < 10
+    assert 0 <= float(found.totals.kl) < 10
 
 
 def new_state(config: OptimizerConfig, steps: int, params: Params) -> Any:
@@ -236,7 +236,7 @@ def test_whole_steps_are_those_of_adamw_on_the_formulas_gradient() -> None:
                 jnp.float64(TEMPERATURE),
                 config=MODEL,
                 optimizer=optimizer,
-                kl_coefficient=0.0,
+                terms=Terms(),
                 chunk=8,
             )
             plain = formula(old, trained)
@@ -274,7 +274,7 @@ def test_one_compilation_for_any_number_of_outputs() -> None:
             jax.device_put(ONE),
             config=model,
             optimizer=make_optimizer(OptimizerConfig(), 9),
-            kl_coefficient=0.0,
+            terms=Terms(),
             chunk=8,
         )
     assert len(used) > 2
