@@ -238,8 +238,8 @@ class FirstOutputs:
     def _judge(self, samples: Sequence[Sample]) -> None:
         decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
         accepted = sum(sample.accepted for sample in samples)
-        # A method of all decided outputs may learn from rewards below the threshold.
-        by_reward = self._config.row.trains_on == "decided"
+        # A method that reads rewards may learn from those below the threshold.
+        by_reward = self._config.row.rewards
         paid = sum(sample.value for sample in decided) if by_reward else accepted
         counts = Counter(f"{sample.verdict}: {sample.reason}" for sample in samples)
         reasons = "; ".join(f"{n} {what}" for what, n in counts.most_common(REASONS_SHOWN))

@@ -281,7 +281,7 @@ def test_first_outputs_that_are_all_accepted_are_warned_of(
 
 def test_rewards_below_the_threshold_are_enough_where_they_are_learnt_from(tmp_path: Path) -> None:
     config = settings(tmp_path, verifier="hash", first_outputs=2)
-    own = replace(config.row, name="own", trains_on="decided")
+    own = replace(config.row, name="own", trains_on="decided", rewards=True)
     first(replace(config, method=own), INCORRECT, INCORRECT, reward=0.5)
     with pytest.raises(VerifierError, match="none is accepted"):
         first(config, INCORRECT, INCORRECT, reward=0.5)
