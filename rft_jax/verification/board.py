@@ -32,6 +32,8 @@ _WORDS = struct.Struct("@3q")
 _HEAD = struct.Struct("<BBHhd")
 """Of a record: the verdict, whether it took over half of the deadline, bytes of the reason and of
 the answer (-1 for none), the reward (nan for none)."""
+_SIZES = struct.Struct("<Hh")
+"""Both sizes in it."""
 _RECORD_BYTES = _HEAD.size + 2 * TEXT_BYTES
 _ERROR_BYTES = 4000
 _VERDICTS = tuple(Verdict)
@@ -96,7 +98,7 @@ class Board:
         """Those of the first `count` items; a record that is none is of a crashed worker."""
         found = []
         for start in range(_WORDS.size, _WORDS.size + count * _RECORD_BYTES, _RECORD_BYTES):
-            _, _, reason, answer, _ = _HEAD.unpack_from(self._memory, start)
+            reason, answer = _SIZES.unpack_from(self._memory, start + 2)
             end = start + _HEAD.size + min(reason, TEXT_BYTES) + min(max(answer, 0), TEXT_BYTES)
             found.append(_judgement(self._memory[start:end]))
         return found

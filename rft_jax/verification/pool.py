@@ -111,10 +111,10 @@ class VerifierPool:
         batch = _Batch(len(items))
         longest = self._limits.max_characters
         to_run = []
-        for position, (reference, output, finished, *_) in enumerate(items):
-            if not finished:
+        for position, item in enumerate(items):
+            if not item.finished:
                 batch.judgements[position] = _TRUNCATED
-            elif len(output) > longest or _size(reference) > longest:
+            elif len(item.output) > longest or _size(item.reference) > longest:
                 batch.judgements[position] = _TOO_LONG
             else:
                 to_run.append(position)
@@ -323,10 +323,10 @@ def _chunks(
     chunk = _Chunk(batch, [], [])
     characters = 0
     for position in positions:
-        reference, output, _, *row = items[position]
+        item = items[position]
         chunk.positions.append(position)
-        chunk.items.append((reference, output, *row) if rows else (reference, output))
-        characters += _size(reference) + len(output) + (_size(row) if rows else 0)
+        chunk.items.append(item[:2] + item[3:] if rows else item[:2])
+        characters += _size(item[0]) + len(item[1]) + (_size(item[3:]) if rows else 0)
         if len(chunk.items) == most or characters > CHUNK_CHARACTERS:
             yield chunk
             chunk = _Chunk(batch, [], [])
