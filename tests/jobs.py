@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import programs
 import tiny_experiment
 
 TESTS = Path(__file__).parent
@@ -144,9 +145,8 @@ class Study:
         environments: Mapping[int, Mapping[str, str]] | None = None,
     ) -> Job:
         """The command in so many processes of so many devices each. file: another experiment."""
-        environment = {
-            name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
-        } | {
+        environment = os.environ | {
+            "XLA_FLAGS": programs.xla_flags(),
             "JAX_NUM_CPU_DEVICES": str(devices),
             # Not where tests keep theirs: a process that is killed may leave half a program.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import programs
 import pytest
 import tiny_experiment
 from killing import RUNS, assert_same, being_saved, current, lines_of, newest, rollouts_of
@@ -50,7 +51,7 @@ class Study:
         """The command, the same each time, in a process of its own; stderr is kept for wait."""
         environment = os.environ | {
             "PYTHONPATH": str(TESTS),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": programs.xla_flags(2),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
