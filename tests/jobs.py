@@ -114,7 +114,7 @@ class Job:
 
     def assert_gone(self) -> None:
         """Nothing that the job has started remains, workers of verifiers included."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while left := _marked(self._mark):
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.05)
@@ -162,9 +162,11 @@ class Study:
         return Job(command, self.folder, processes, environment, environments or {})
 
 
-def of_all(*names_and_values: str, runs: Sequence[str] = ("sft", "rft", "online_rft")) -> list[str]:
+def of_all(
+    *names_and_values: str, runs: Sequence[str] = ("sft", "rft", "online_rft")
+) -> tuple[str, ...]:
     """Options that give every run the same fields; each is NAME=VALUE."""
-    return [f"--{run}.{one}" for run in runs for one in names_and_values]
+    return tuple(f"--{run}.{one}" for run in runs for one in names_and_values)
 
 
 def _free_port() -> int:
