@@ -23,13 +23,13 @@ def xla_flags(devices: int = 0) -> str:
 
 @contextmanager
 def as_for_users() -> Iterator[None]:
-    """XLA's newer code after all, here and in processes that are started here: it reads XLA_FLAGS
-    once, and jax has no setting for all programs."""
+    """Optimized, and XLA's newer code after all, here and in processes that are started here: it
+    reads XLA_FLAGS once, and jax has no setting for all programs."""
     import jax
     from jax._src import compiler
 
     jax.devices()  # now it has read them
-    of_jax = compiler.get_compile_options
+    of_jax, disabled = compiler.get_compile_options, os.environ.get(SWITCH) != "0"
 
     def options(*args: Any, **kwargs: Any) -> Any:
         made = of_jax(*args, **kwargs)
@@ -40,4 +40,9 @@ def as_for_users() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", options)
         patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(QUICK, ""))
-        yield
+        patch.setenv(SWITCH, "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", disabled)
