@@ -85,10 +85,18 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
 
 
-# Of every kind of damage tests/checkpoint/test_integrity.py shows which checkpoint is gone on from.
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated": lambda path: cut(largest(path)),
+    "flipped": lambda path: flip(largest(path)),
+    "missing": lambda path: largest(path).unlink(),
     "no optimizer": lambda path: shutil.rmtree(path / "training"),
+    "host": lambda path: cut(path / "host/metadata"),
     "half written": lambda path: (path / health.RECORD).unlink(),
     "empty": lambda path: [shutil.rmtree(path), path.mkdir()],
 }
