@@ -55,14 +55,14 @@ ONLINE_RFT = replace(
     SFT,
     method="online_rft",
     init_from="run:sft",
-    steps=120,
+    steps=130,
     data=replace(SFT.data, train=f"{SOURCE}[1500:10000]"),
-    rollout=RolloutConfig(questions_per_step=32, samples_per_question=8),
+    rollout=RolloutConfig(questions_per_step=64, samples_per_question=4),
     selection=SelectionConfig(),
     update=replace(SFT.update, sequences_per_step=0),
-    optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=10, b2=0.99),
-    evaluation=replace(SFT.evaluation, every_steps=40),
-    checkpoint=CheckpointConfig(every_steps=40),
+    optimizer=OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=10, b2=0.99),
+    evaluation=replace(SFT.evaluation, every_steps=65),
+    checkpoint=CheckpointConfig(every_steps=65),
 )
 
 

@@ -9,7 +9,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+
+import programs
 
 if "jax" in sys.modules:
     raise RuntimeError("jax is imported before tests/conftest.py could set it up: run pytest alone")
@@ -20,9 +23,12 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
+        f"{programs.DEVICES}=8",
         # 40 seconds unless told: devices of a busy machine may have to wait longer for each other.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        # Split, a small program takes longer to compile, on few cores at least.
+        "--xla_cpu_parallel_codegen_split_count=1",
+        programs.QUICK if os.environ.get(programs.SWITCH) != "0" else "",
     ]
 ).strip()
 # Each worker keeps the programs that it compiles, for its other tests and the processes they start.
@@ -49,13 +55,14 @@ hypothesis.settings.load_profile("rft_jax")
 
 OPTIMIZED = (
     "models/",
-    "rollout/",
+    "rollout/test_logits.py",
+    "rollout/test_sampler.py",
     "training/",
-    "distributed/test_factorisations.py",
     "runs/test_resume.py",
 )
-"""Tests, below this folder, whose programs XLA optimizes as it does for users. In the others most
-time would go to that. JAX_DISABLE_MOST_OPTIMIZATIONS, if set, decides for all: 0 optimizes all."""
+"""Tests, below this folder, whose programs XLA makes as it does for users. In the others most time
+would go to that: it optimizes little, and loops are its older code. JAX_DISABLE_MOST_OPTIMIZATIONS,
+if set, decides for all: 0 optimizes all."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,12 +72,12 @@ def _programs_of_one_file(request: pytest.FixtureRequest) -> Iterator[None]:
     import jax
 
     path = request.path.relative_to(Path(__file__).parent).as_posix()
-    switch = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-    disabled = os.environ.get(switch, "0" if path.startswith(OPTIMIZED) else "1")
+    disabled = os.environ.get(programs.SWITCH, "0" if path.startswith(OPTIMIZED) else "1") != "0"
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(switch, disabled)
-        jax.config.update("jax_disable_most_optimizations", disabled != "0")
-        yield
+        patch.setenv(programs.SWITCH, "1")
+        with nullcontext() if disabled else programs.as_for_users():
+            yield
     jax.clear_caches()
 
 

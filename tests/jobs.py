@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import programs
 import tiny_experiment
 
 TESTS = Path(__file__).parent
@@ -113,7 +114,7 @@ class Job:
 
     def assert_gone(self) -> None:
         """Nothing that the job has started remains, workers of verifiers included."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while left := _marked(self._mark):
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.05)
@@ -161,9 +162,8 @@ class Study:
         environments: Mapping[int, Mapping[str, str]] | None = None,
     ) -> Job:
         """The command in so many processes of so many devices each. file: another experiment."""
-        environment = {
-            name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
-        } | {
+        environment = os.environ | {
+            "XLA_FLAGS": programs.xla_flags(),
             "JAX_NUM_CPU_DEVICES": str(devices),
             # Not where tests keep theirs: a process that is killed may leave half a program.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
@@ -179,9 +179,11 @@ class Study:
         return Job(command, self.folder, processes, environment, environments or {})
 
 
-def of_all(*names_and_values: str, runs: Sequence[str] = ("sft", "rft", "online_rft")) -> list[str]:
+def of_all(
+    *names_and_values: str, runs: Sequence[str] = ("sft", "rft", "online_rft")
+) -> tuple[str, ...]:
     """Options that give every run the same fields; each is NAME=VALUE."""
-    return [f"--{run}.{one}" for run in runs for one in names_and_values]
+    return tuple(f"--{run}.{one}" for run in runs for one in names_and_values)
 
 
 def _free_port() -> int:

@@ -105,11 +105,11 @@ def fuzz(folder: Path, *words: str) -> str:
 
 @pytest.mark.slow
 def test_words_files_and_rows_end_in_a_result_or_one_line(tmp_path: Path) -> None:
-    said = fuzz(tmp_path, "--inputs", "120", "--kinds", "command_line", "experiment")
-    assert "120 inputs in" in said
+    said = fuzz(tmp_path, "--inputs", "60", "--kinds", "command_line", "experiment")
+    assert "60 inputs in" in said
 
 
 @pytest.mark.slow
 def test_workdirs_and_models_end_in_a_result_or_one_line(tmp_path: Path) -> None:
-    said = fuzz(tmp_path, "--inputs", "30", "--kinds", "rows", "field", "workdir", "model")
-    assert "30 inputs in" in said
+    said = fuzz(tmp_path, "--inputs", "16", "--kinds", "rows", "field", "workdir", "model")
+    assert "16 inputs in" in said

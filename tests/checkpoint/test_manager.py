@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import programs
 import pytest
 import tiny
 from jax.sharding import Mesh
@@ -348,7 +349,7 @@ def test_two_processes_go_on_alike(tmp_path: Path) -> None:
         address = f"localhost:{free.getsockname()[1]}"
     script = Path(__file__).parents[1] / "checkpoints_of_two_processes.py"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": programs.xla_flags(2),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     running = [

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import programs
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ def test_runs_from_a_fresh_folder_and_shows_its_plots(
     (content / "clone").symlink_to(ROOT)
     monkeypatch.setenv("QUICKSTART_OPTIONS", small_options(tmp_path / "data"))
     monkeypatch.setenv("QUICKSTART_WORKDIR", str(workdir))
-    monkeypatch.delenv("XLA_FLAGS")  # a user has no simulated devices
+    monkeypatch.setenv("XLA_FLAGS", programs.xla_flags())  # a user has no simulated devices
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

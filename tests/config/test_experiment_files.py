@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import programs
 import pytest
 
 from rft_jax.commands import args
@@ -228,7 +229,7 @@ def test_gsm8k_scratch_accepts_outputs_and_resumes(tmp_path: Path) -> None:
         "--workdir", str(tmp_path), *options,
     ]  # fmt: skip
     # On one device, as a user's machine has it: eight simulated ones are slow.
-    environment = os.environ | {"GSM8K_DIR": str(GSM8K), "XLA_FLAGS": ""}
+    environment = os.environ | {"GSM8K_DIR": str(GSM8K), "XLA_FLAGS": programs.xla_flags()}
 
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import programs
 import pytest
 import tiny
 from jax.sharding import Mesh
@@ -56,11 +58,13 @@ ADAPTED = replace(MODEL, lora_rank=2, lora_alpha=6.0, lora_targets=LORA_TARGETS)
 
 
 class Case(NamedTuple):
-    """sizes: data, fsdp, tensor; num_slots: fewer than the 16 samples are refilled."""
+    """sizes: data, fsdp, tensor; num_slots: fewer than the 16 samples are refilled; for_users:
+    compiled as for them."""
 
     sizes: tuple[int, int, int]
     model: ModelConfig
     num_slots: int = 0
+    for_users: bool = False
 
     def __str__(self) -> str:
         kind = {TIED: "tied", ADAPTED: "adapters"}.get(self.model, f"remat {self.model.remat}")
@@ -78,7 +82,7 @@ CASES = [
     )
     for number, sizes in enumerate(ORDERED)
 ]
-CASES += [Case((2, 2, 2), ADAPTED, 8)]
+CASES += [Case((2, 2, 2), ADAPTED, 8, for_users=True)]
 
 
 def test_the_cases_are_all_there_are() -> None:
@@ -141,6 +145,10 @@ def mesh_of(sizes: tuple[int, int, int]) -> Mesh:
     return make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
 
 
+def compiled_for(case: Case) -> AbstractContextManager[None]:
+    return programs.as_for_users() if case.for_users else nullcontext()
+
+
 @functools.cache
 def sampled(case: Case) -> Completions:
     mesh = mesh_of(case.sizes)
@@ -151,13 +159,14 @@ def sampled(case: Case) -> Completions:
         jax.device_put(trained, shardings(layout.trained)),
     )
     scalars = run_key(seed=0, purpose=Purpose.ROLLOUT), np.int32(4), np.float32(TEMPERATURE)
-    found = sample(
-        rollout_params(placed, layout.rollout, dtype="float32"),
-        jax.device_put(prompts()[1], batch_sharding(mesh)),
-        *jax.device_put(scalars, replicated(mesh)),
-        config=case.model, num_samples=SAMPLES, max_new_tokens=NEW, eos_ids=(EOS,),
-        num_slots=case.num_slots,
-    )  # fmt: skip
+    with compiled_for(case):
+        found = sample(
+            rollout_params(placed, layout.rollout, dtype="float32"),
+            jax.device_put(prompts()[1], batch_sharding(mesh)),
+            *jax.device_put(scalars, replicated(mesh)),
+            config=case.model, num_samples=SAMPLES, max_new_tokens=NEW, eos_ids=(EOS,),
+            num_slots=case.num_slots,
+        )  # fmt: skip
     return jax.device_get(found)
 
 
@@ -217,7 +226,8 @@ def updated(case: Case) -> Updated:
         state, *arguments,
         config=case.model, optimizer=OPTIMIZER, terms=Terms(0.1), chunk=64, mesh=mesh,
     )  # fmt: skip
-    one = lowered.compile()
+    with compiled_for(case):
+        one = lowered.compile()
     found = Updated([], [], [])
     for _ in range(2):
         state, metrics = one(state, *arguments)

@@ -11,14 +11,20 @@ import tomllib
 from pathlib import Path
 
 import jax
+import programs
 import pytest
+from jax._src import compiler
 from packaging.requirements import Requirement
 
 from rft_jax.distributed.jax_private import in_cluster, joined_processes, store
 
 ROOT = Path(__file__).parents[2]
 
-ALLOWED = {"rft_jax/distributed/jax_private.py", "tests/every_process_keeps.py"}
+ALLOWED = {
+    "rft_jax/distributed/jax_private.py",
+    "tests/every_process_keeps.py",
+    "tests/programs.py",
+}
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -92,6 +98,17 @@ def test_the_store_of_two_processes_and_the_programs_that_each_keeps(tmp_path: P
             process.communicate()
     assert [process.returncode for process in running] == [0, 0], errors
     assert all(list(cache.glob("jit__lambda*")) for cache in caches)
+
+
+def test_programs_of_tests_may_be_those_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ("xla_cpu_use_fusion_emitters", True)
+    with programs.as_for_users():
+        assert own in compiler.get_compile_options(1, 1).env_option_overrides
+        assert programs.QUICK not in os.environ["XLA_FLAGS"]
+    assert own not in compiler.get_compile_options(1, 1).env_option_overrides
+    monkeypatch.setattr(compiler, "get_compile_options", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # this is what jax asks
+        jax.jit(lambda x: 3 * x).lower(1.0).compile()
 
 
 def test_no_job_was_joined() -> None:

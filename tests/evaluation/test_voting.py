@@ -28,7 +28,7 @@ def boxed(*answers: str) -> list[str]:
 
 def test_notations_of_one_answer_are_one_vote() -> None:
     halves = boxed(r"\frac{1}{2}", r"\dfrac{1}{2}", "1/2", r"\frac12")
-    with VerifierPool(VerifierSpec("boxed"), Limits(1, 5.0)) as pool:
+    with VerifierPool(VerifierSpec("boxed"), Limits(1, 60.0)) as pool:
         right = group(pool, "1/2", [*halves, *boxed("3", "3")])
         wrong = group(pool, "3", [*halves, *boxed("3", "x+1", "1+x", "50%", "7"), "none"])
         votes = cast_votes([right, wrong, []], pool, [])
@@ -44,7 +44,7 @@ def test_notations_of_one_answer_are_one_vote() -> None:
 
 @pytest.mark.parametrize("name", ["random", "tiny_experiment:even_length"])
 def test_a_verifier_that_says_no_answer_has_no_votes(name: str) -> None:
-    with VerifierPool(VerifierSpec(name), Limits(1, 5.0)) as pool:
+    with VerifierPool(VerifierSpec(name), Limits(1, 60.0)) as pool:
         assert cast_votes([group(pool, "1", ["#### 1", "#### 2"])], pool, []) is None
 
 
@@ -58,7 +58,7 @@ def test_many_different_numbers_cost_no_comparison() -> None:
         ]
         for question in range(200)
     ]
-    with VerifierPool(VerifierSpec("hash"), Limits(1, 5.0)) as pool:
+    with VerifierPool(VerifierSpec("hash"), Limits(1, 60.0)) as pool:
         began = time.perf_counter()
         votes = cast_votes(groups, pool, [])
         assert time.perf_counter() - began < 10

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import programs
 import pytest
 import reference_models
 from imports import imported
@@ -245,7 +246,7 @@ def test_two_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": programs.xla_flags(2)}
     script = Path(__file__).parents[1] / "one_of_two_processes.py"
     running = [
         subprocess.Popen(

@@ -185,6 +185,10 @@ def test_blocks_are_equal_cuts_of_equal_parts(vocab_size: int) -> None:
     assert (size // 2) ** 2 < vocab_size <= size**2
 
 
+_pairs = jax.jit(jax.vmap(lambda key: jax.random.uniform(key, (2,), jnp.float32)))
+"""The uniform numbers of each key."""
+
+
 class Expected(NamedTuple):
     """A token by the documented rule, and how near one of its uniform numbers is to another."""
 
@@ -222,7 +226,7 @@ def test_a_draw_inverts_the_distribution_function_block_by_block(
     logits = rng.normal(scale=scale, size=(vocab_size, count)).astype(np.float32)
     keys = _keys(3, count)
     drawn = jitted_draw(logits, keys, np.float32(temperature))
-    uniforms = np.stack([jax.random.uniform(key, (2,), jnp.float32) for key in keys])
+    uniforms = np.asarray(_pairs(keys))
     expected = [
         _by_the_rule(column, temperature, pair)
         for column, pair in zip(logits.T, uniforms, strict=True)

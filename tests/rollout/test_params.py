@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -20,8 +21,10 @@ VOCAB = 32
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
+@functools.cache
 def policy(model: ModelConfig) -> Any:
-    return transformer.init(jax.random.key(0), config=model, vocab_size=VOCAB)
+    init = functools.partial(transformer.init, config=model, vocab_size=VOCAB)
+    return jax.jit(init)(jax.random.key(0))  # one program, where each array would be several
 
 
 @pytest.mark.slow

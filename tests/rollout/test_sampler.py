@@ -246,7 +246,7 @@ def many() -> tuple[list[tuple[int, list[int]] | None], Completions]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_slots", [1, 2, 5, 12, 49, 1000])
+@pytest.mark.parametrize("num_slots", [1, 5, 49, 1000])
 def test_outputs_do_not_depend_on_the_number_of_slots(num_slots: int) -> None:
     """Samples that wait for a slot are those that had one from the start."""
     rows, expected = many()
@@ -269,7 +269,8 @@ def test_outputs_do_not_depend_on_rings_and_on_slots_given_up(
         changes.append((old, new))
         return change(slots, old=old, new=new, **static)
 
-    for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", 2), ("STEPS_AT_ONCE", 1)]:
+    fewest = 2 if num_slots else 12  # twice fewer, of 12 as of 50: each number is a program
+    for name, value in [("FIRST_RING", 2), ("MIN_SLOTS", fewest), ("STEPS_AT_ONCE", 1)]:
         monkeypatch.setattr(sampler, name, value)
     monkeypatch.setattr(sampler, "LAST_STEPS_AT_ONCE", 1)
     monkeypatch.setattr(sampler, "_change", seen)
@@ -280,11 +281,10 @@ def test_outputs_do_not_depend_on_rings_and_on_slots_given_up(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_slots", [0, 12])
-def test_bfloat16_samples_in_slots_of_any_number(num_slots: int) -> None:
+def test_bfloat16_samples_in_slots_that_are_refilled() -> None:
     config = tiny.model(num_heads=8, num_kv_heads=4, mlp_dim=32, compute_dtype="bfloat16")
     rows, _ = many()
-    found = run(policy(), make_prompts(rows), num_samples=5, num_slots=num_slots, config=config)
+    found = run(policy(), make_prompts(rows), num_samples=5, num_slots=12, config=config)
     assert np.isfinite(found.log_probs).all()
     assert (found.lengths > 0).sum() == 45
 

@@ -1,6 +1,6 @@
 """Arrays alive during a run are those that the plan counts: no second copy of the parameters.
 
-`pytest tests/runs/test_live_bytes.py -m slow -s` prints the table of docs/plan.md.
+`pytest tests/runs/test_live_bytes.py -m slow -s` prints what the table of docs/plan.md says.
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ CASES: dict[str, Callable[[str], Config]] = {
     ),
 }
 DEVICES = {"one": (1, 1, 1), "eight, fsdp": (1, 8, 1)}
+PAIRS = [
+    ("SFT", "one"),
+    ("SFT, first moment in bfloat16", "eight, fsdp"),
+    ("RFT", "eight, fsdp"),
+    *(("Online RFT", devices) for devices in DEVICES),
+    ("Online RFT, KL", "one"),
+    ("Online RFT of adapters", "one"),
+    ("Online RFT of adapters, KL", "eight, fsdp"),
+]
+"""What a case holds and how it is split are counted apart: all pairs would show no more."""
 
 
 def with_adapters(config: Config) -> Config:
@@ -82,8 +92,7 @@ def live_bytes() -> int:
     return sum(buffers.values())
 
 
-@pytest.mark.parametrize("devices", DEVICES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "devices"), PAIRS)
 def test_live_bytes(
     start: tuple[Path, str],
     tmp_path: Path,

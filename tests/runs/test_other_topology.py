@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import tiny_experiment
 from killing import dies_in, newest
@@ -75,7 +76,7 @@ def test_fewer_devices_go_on(tmp_path: Path) -> None:
     def start(workdir: str, devices: int) -> subprocess.Popen[str]:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": programs.xla_flags(devices),
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         }
         return subprocess.Popen(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_experiment
-from jobs import Study
+from jobs import Study, of_all
 from killing import newest
 
 from rft_jax.checkpoint.provenance import load_config
@@ -27,7 +27,7 @@ RUNS = ("signed", "centred")
 def workdirs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The workdir of a job of 1 process with 4 devices, and of 2 with 2 each."""
     folder = tmp_path_factory.mktemp("own")
-    study = Study(folder)
+    study = Study(folder, of_all("evaluation.every_steps=0", "data.test=", runs=("sft", *RUNS)))
     text = study.file.read_text(encoding="utf-8").replace("tiny_experiment", "own_methods")
     study.file.write_text(text, encoding="utf-8")
     made = {}

@@ -24,7 +24,7 @@ from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec, load_verifier
 
 CORRECT, INCORRECT, UNDECIDED = Verdict
-LIMITS = Limits(1, 5.0)
+LIMITS = Limits(1, 60.0)
 
 
 def judged(name: str, *item: Any, **settings: Any) -> Judgement:

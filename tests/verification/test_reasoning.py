@@ -19,7 +19,7 @@ from rft_jax.verification.rules import Limits, VerifierSpec
 pytest.importorskip("reasoning_gym")
 
 SPEC = VerifierSpec("reasoning_gym")
-LIMITS = Limits(1, 10.0)
+LIMITS = Limits(1, 60.0)
 
 
 def read(source: str) -> tuple[Question, ...]:
