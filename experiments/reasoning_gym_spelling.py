@@ -4,8 +4,10 @@ A transformer of 0.5 million parameters learns from 1,500 words and their answer
 outputs to 8,500 others that reasoning-gym's score accepts.
 
 Reproduces: no published figure.
-Expect: on 1,024 test questions greedy accuracy of X ± Y %
-Time: on 2 CPU cores.
+Expect: on 1,024 test questions greedy accuracy of 29.5 ± 1.4 % after SFT and 39.9 ± 1.5 % after
+    Online RFT (± one standard error); the mean score, which has a part for near misses, rises from
+    0.71 to 0.75. The task draws words with repetition: some 110 of these are trained on too.
+Time: 13 minutes on 2 CPU cores (AMD EPYC) busy with other work; 5 minutes of processor time.
 Command: pip install "rft_jax[reasoning-gym]"; rft-jax run experiments/reasoning_gym_spelling.py
 """
 
