@@ -52,6 +52,7 @@ def test_sources_that_are_none(source: str, message: str) -> None:
         read(source)
 
 
+@pytest.mark.slow
 def test_its_scores_are_verdicts_and_rewards(tmp_path: Path) -> None:
     question = read("chain_sum?size=1&seed=3")[0]
     texts = [f"It is <answer>{question.answer}</answer>", "<answer>x</answer>", question.answer]
@@ -73,6 +74,7 @@ def test_its_scores_are_verdicts_and_rewards(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_score_that_evaluates_the_answer_starts_nothing(tmp_path: Path) -> None:
     question = read("countdown?size=1&seed=1")[0]
     path = tmp_path / "made"
