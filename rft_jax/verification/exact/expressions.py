@@ -8,9 +8,11 @@ left to the next layer, never guessed. Units and degrees are dropped, so `5\\tex
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from rft_jax.verification.exact.algebra import (
     Expression,
+    Undefined,
     Unreadable,
     Value,
     equal,
@@ -20,6 +22,8 @@ from rft_jax.verification.exact.algebra import (
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
 from rft_jax.verification.exact.latex_tokens import END, tokens_of
+from rft_jax.verification.exact.literals import literal_of
+from rft_jax.verification.exact.notation import spelled
 from rft_jax.verification.exact.structures import (
     INFINITY,
     SETS,
@@ -32,7 +36,9 @@ from rft_jax.verification.exact.structures import (
     Percent,
     Word,
     interval_of,
+    joined,
     same,
+    system_of,
 )
 
 __all__ = ["Expression", "parse_expression", "same"]
@@ -41,7 +47,7 @@ MAX_CHARACTERS = 2_000
 MAX_ITEMS = 64
 """Most items of a list: comparing two in any order takes the square of it."""
 
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf)\s*\{([^{}\\$]*)\}")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf)\s*\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ \-'][A-Za-z]+)*")
 _ENGLISH = frozenset({"no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "all", "any"})
 """Words so short that they could be products."""
@@ -49,19 +55,31 @@ _LETTERS = re.compile("[A-Za-z]+")
 _SEPARATING = re.compile(r"\b(?:and|or|infinity)\b")
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "approx"})
 _OPENINGS = {"(": 1, "[": 1, "{": 1, "{{": 1, ")": -1, "]": -1, "}": -1, "}}": -1}
-_NAME_KINDS = frozenset({"name", "(", ")", "|", ":", ",", "text", "number", "frac", "{", "}"})
+_NAME_KINDS = frozenset(
+    {"name", "(", ")", "|", ":", ",", "text", "words", "run", "mark", "number", "frac", "{", "}"}
+)
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
+_ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
 _ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
 
 
 def parse_expression(text: str) -> Expression | None:
     """What the whole text says, or None where this layer does not read it."""
-    if len(text) > MAX_CHARACTERS:
-        return None
     try:
-        return _parse(text)
+        return _parse(text) if len(text) <= MAX_CHARACTERS else None
     except Unreadable:
         return None
+
+
+def is_undefined(text: str) -> bool:
+    """Whether a text is understood to have no value, as 1/0 has none."""
+    try:
+        _parse(text[:MAX_CHARACTERS])
+    except Undefined:
+        return True
+    except Unreadable:
+        pass
+    return False
 
 
 def _parse(text: str) -> Expression:
@@ -69,27 +87,33 @@ def _parse(text: str) -> Expression:
     if text.startswith("$") and text.endswith("$") and len(text) > 1:
         text = text.strip("$").strip()
     text = text.removesuffix(".")
+    if (literal := literal_of(text, parse_expression)) is not None:
+        return literal
+    text = spelled(text)
     if whole := _TEXT.fullmatch(text):
         inner = whole[1].strip()
         if len(inner) > 1 and _WORDS.fullmatch(inner):
-            return Word(_folded(inner), None)
+            return _word(inner)
         return _parse(inner)
     if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
         longest = max(map(len, _LETTERS.findall(text)))
         if longest > 3 or "-" not in text:  # xy-z is a difference
-            return Word(_folded(text), _product(text) if longest <= 3 else None)
+            return _word(text)
     return _Reader(tokens_of(text)).answer()
 
 
-def _product(text: str) -> Value | None:
-    """What a short word means when its letters are factors, as in `xy`, or None."""
-    if len(text) > 6 or text.casefold() in _ENGLISH:
-        return None
-    return _Reader(tokens_of(text)).only_value()
-
-
-def _folded(words: str) -> str:
-    return " ".join(words.casefold().split())
+def _word(text: str) -> Word:
+    """Text in any case; what is short enough for a product of letters in its own, but for the
+    capital of a first letter."""
+    words = " ".join(text.split())
+    if words.casefold() == "nan":
+        raise Undefined
+    product = None
+    if len(words) <= 6 and words.casefold() not in _ENGLISH and max(map(len, words.split())) <= 3:
+        product = _Reader(tokens_of(words)).only_value()
+    if product is None or words[1:].islower():
+        words = words.casefold()
+    return Word(words, product)
 
 
 class _Reader(Arithmetic):
@@ -114,19 +138,30 @@ class _Reader(Arithmetic):
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
         `split`, one with `\\pm` is two."""
         items: list[Expression] = []
-        separators = set()
+        systems: list[Expression] = []
+        separators, word = set(), ""
         while True:
             items += self._split(bare) if split else [self._side()]
             if len(items) > MAX_ITEMS:
                 raise Unreadable
-            if self.kind not in (",", ";"):
-                break
+            between = set()
             while self.kind in (",", ";"):  # `1, \\text{ and } 2`
-                separators.add(self.kind)
+                between.add(self.kind)
+                word = self.tokens[self.at][1] or word
                 self.at += 1
+            separators |= between
+            if not between:
+                break
+            if between == {";"} and system_of(Group("set", items)):  # x=1, y=2; x=3, y=4
+                systems.append(Group("set", items))
+                items = []
+        if systems and system_of(last := Group("set", items)):
+            return [*systems, last]
+        items += [item for system in systems for item in system.items]
         if len(separators) > 1:
             raise Unreadable
-        return items
+        both = joined(items, word) if bare and len(items) > 1 else None
+        return items if both is None else [both]
 
     def _split(self, bare: bool) -> list[Expression]:
         start, sign, has_sign = self.at, self.sign, self.has_sign
@@ -176,12 +211,15 @@ class _Reader(Arithmetic):
             depth += _OPENINGS.get(kind, 0)
             if kind not in _NAME_KINDS or (kind == "," and not depth):
                 return ""
-            words.append(token[1] or kind)
+            if kind != "run":
+                words.append(token[1] or kind)
             at += 1
-        letters = [word for word in words if word not in ("(", ")", "|", ":", ",", "{", "}")]
+        letters = [
+            word for word in words if word not in ("(", ")", "|", ":", ",", "{", "}", "mark")
+        ]
         if not letters or letters[0][0] in ".0123456789" or set(letters) == {"frac"}:
             return ""
-        product = len(letters) > 1 and len(letters) == len(words)
+        product = len(letters) > 1 and len(letters) == len(words)  # a mark says that it is a name
         if (product or "frac" in letters) and not all(
             letter.isupper() or letter == "frac" for letter in letters
         ):  # xy = 6 names nothing
@@ -218,6 +256,8 @@ class _Reader(Arithmetic):
     def _part(self) -> Expression:
         kind = self.kind
         part: Expression
+        if (word := self._lone_word()) is not None:
+            return word
         if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
             self.at += 1  # `\left[\begin{array}` is a matrix in brackets
             part = self._matrix()
@@ -237,29 +277,45 @@ class _Reader(Arithmetic):
                 self.at += 1
                 part = -part if kind == "-" else part
             self.at += 1
-        elif self._is_based():
-            part = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
-            self.at += 2
+        elif (based := self._based()) is not None:
+            part = based
         else:
             part = self._quantity()
         if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
             raise Unreadable
         return part
 
-    def _is_based(self) -> bool:
+    def _lone_word(self) -> Word | None:
+        """Words that are an item by themselves: no product without a sign that it is one."""
         kind, text = self.tokens[self.at]
-        after, base = END if self.at_end() else self.tokens[self.at + 1]
+        size = {"words": 1, "run": len(text) + 1}.get(kind, 0)
+        if not size or self.tokens[self.at + size][0] not in _ITEM_ENDS:
+            return None
+        self.at += size
+        return _word(text)
+
+    def _based(self) -> Based | None:
+        """Digits with the index of a base, and a sign."""
+        at = self.at + (self.kind == "-")
+        (kind, text), (after, base) = (
+            self.tokens[at],
+            self.tokens[min(at + 1, len(self.tokens) - 1)],
+        )
         if kind != "number" or after != "base":
-            return False
-        valid = text.isdigit() and base.isdigit() and 2 <= int(base) <= 36
-        if not valid or any(int(digit) >= int(base) for digit in text):
+            return None
+        digits = text.replace(".", "", 1)
+        if not digits.isdigit() or not 2 <= int(base) <= 36 or int(max(digits)) >= int(base):
             raise Unreadable
-        return True
+        sign = -1 if at > self.at else 1
+        self.at = at + 2
+        return Based(sign * Fraction(text), int(base))
 
     def _quantity(self) -> Expression:
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""
         self.take("$")
         value = self.value()
+        if self.take("over"):
+            value /= self.value()
         self.take("$")
         if self.take("%"):
             return Percent(value)
@@ -294,7 +350,11 @@ class _Reader(Arithmetic):
         self.at += 1
         self.depth -= 1
         if (opening, closing) in (("{{", "}}"), ("{", "}")):
-            return Group("set", items)
+            unlike: list[Expression] = []
+            for item in items:
+                if not any(same(item, other) for other in unlike):
+                    unlike.append(item)
+            return Group("set", unlike)
         if (opening, closing) == ("(", ")"):
             return Group("tuple", items)
         if (opening, closing) == ("[", "]") and len(items) != 2:
@@ -309,7 +369,7 @@ class _Reader(Arithmetic):
         rows: list[Expression] = []
         entries: list[Expression] = []
         while True:
-            entries.append(self._side())
+            entries.append(self._chain() if edge == "cases" else self._side())
             if self.take("&"):
                 continue
             rows.append(Group("row", entries))
@@ -318,11 +378,22 @@ class _Reader(Arithmetic):
             if self.kind == "matrix":
                 break
         self.expect("matrix")
+        if edge == "cases":
+            if all(len(row.items) == 1 for row in rows if isinstance(row, Group)):  # a system
+                return _shared_name([item for row in rows for item in row.items])  # type: ignore[attr-defined]
+            return Group("cases", rows)
         return Group("determinant" if edge in "vV" and edge else "matrix", rows)
 
 
 def _equation(name: str, left: Expression | None, right: Expression) -> Expression:
     value = left if isinstance(left, Value) else None
+    if name and isinstance(right, Group) and right.kind == "tuple" and name[0] == "(":
+        letters = name[1:-1].split(",")
+        if len(letters) == len(right.items) == len(set(letters)):  # (x, y) = (1, 2)
+            return Group(
+                "set",
+                [Equation(*each) for each in zip(letters, map(generator, letters), right.items)],
+            )
     if name:
         return Equation(name, value, right)
     if value is None or not isinstance(right, Value):
@@ -332,7 +403,7 @@ def _equation(name: str, left: Expression | None, right: Expression) -> Expressi
     if letter := _letter(right):  # 5 = x
         return Equation(letter, right, value)
     if not any(is_letter(other) for other in names(value) | names(right)):
-        raise Unreadable  # 2 = 3
+        raise Undefined  # 2 = 3
     return Equation("", value, right)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from rft_jax.verification.exact.algebra import (
@@ -26,11 +27,15 @@ from rft_jax.verification.exact.algebra import (
     Sum,
     Unreadable,
     Value,
+    as_fraction,
     equal,
+    generator,
     integer,
     is_letter,
     names,
+    rational,
 )
+from rft_jax.verification.exact.literals import Choice, Literal
 
 INFINITY = "∞"
 """Generator that only ends of intervals have."""
@@ -97,9 +102,9 @@ class Word(Expression):
 
 @dataclass(slots=True)
 class Based(Expression):
-    """Digits in a base."""
+    """Digits in a base, with a sign where negative."""
 
-    digits: int
+    digits: Fraction
     base: int
 
 
@@ -230,6 +235,32 @@ def _inequalities(first: Inequality, second: Inequality) -> bool | None:
     return True if all(verdicts) else None
 
 
+def joined(items: list[Expression], word: str) -> Expression | None:
+    """Inequalities of one letter that all hold, as one; None where they are alternatives.
+
+    `word` is what stands between them: and, or, or a comma, which joins where that is not empty.
+    """
+    if word == "or" or not all(isinstance(item, Inequality) for item in items):
+        return None
+    both = Inequality([part for item in items for part in item.parts])  # type: ignore[attr-defined]
+    bounds = _as_interval(both)
+    if bounds is None:
+        if word == "and" and len(set().union(*(_letters(part) for part, _ in both.parts))) == 1:
+            raise Unreadable
+        return None
+    low, high = _ends(bounds[1])
+    if low is not None and high is not None and low < high:
+        return both
+    if word == "and":
+        raise Unreadable
+    return None
+
+
+def _ends(interval: Expression) -> list[Fraction | None]:
+    ends = interval.items if isinstance(interval, Group) else [interval.low, interval.high]  # type: ignore[attr-defined]
+    return [as_fraction(end) for end in ends]  # type: ignore[arg-type]
+
+
 def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
     """The letter of an inequality and the interval it is in, or None where that is not simple."""
     low: Expression = Value({((INFINITY, 1),): -1}, ONE)
@@ -273,7 +304,7 @@ def interval_of(low: Expression, high: Expression, has_low: bool, has_high: bool
 def _based(based: Based, other: Expression) -> bool | None:
     if isinstance(other, Based):
         return based == other
-    return _same(integer(based.digits), other)
+    return _same(rational(based.digits), other)
 
 
 def _interval(interval: Interval, other: Expression) -> bool | None:
@@ -290,12 +321,36 @@ def _interval(interval: Interval, other: Expression) -> bool | None:
 
 def _word(word: Word, other: Expression) -> bool | None:
     if isinstance(other, Word):
-        if word.text == other.text:
-            return True
-        return equal(word.product, other.product) if word.product and other.product else False
+        return word.text == other.text
     if isinstance(other, Value) and word.product is not None:
         return equal(word.product, other)
     return False
+
+
+def _literal(literal: Literal, other: Expression) -> bool | None:
+    if isinstance(other, Literal):
+        ranges = {literal.kind, other.kind} == {"to", "-"}
+        return (ranges or literal.kind == other.kind) and literal.parts == other.parts
+    if literal.kind == "time":
+        hours, minutes = divmod(int(str(literal.parts[0])), 60)
+        if isinstance(other, Value):  # 3 PM without its unit
+            return not minutes and as_fraction(other) == (hours % 12 or 12)
+        return _groups(Group("ratio", [integer(hours), integer(minutes)]), other)
+    if literal.kind == "to" and isinstance(other, Group):
+        return _groups(
+            Group("ratio", [rational(Fraction(str(end))) for end in literal.parts]), other
+        )
+    return False
+
+
+def _choice(choice: Choice, other: Expression) -> bool | None:
+    if isinstance(other, Choice):
+        if choice.letter != other.letter:
+            return False
+        return choice.says is None or other.says is None or _same(choice.says, other.says)
+    if isinstance(other, Value) and equal(generator(choice.letter), other):
+        return True
+    return choice.says is not None and _same(choice.says, other)
 
 
 def _groups(left: Expression, right: Expression) -> bool | None:
@@ -309,6 +364,9 @@ def _groups(left: Expression, right: Expression) -> bool | None:
         if isinstance(right, Value):
             return False if SETS.isdisjoint(names(right)) else None
         return False if left.kind == "set" else None
+    for one, other in ((left, right), (right, left)):
+        if (values := system_of(one)) and other.kind == "tuple":  # x = 1, y = 2 is (1, 2)
+            return _all_same(values, other.items)
     kinds = {left.kind, right.kind}
     if kinds == {"set"} or kinds == {"union"}:
         verdict = _sets(left.items, right.items)
@@ -333,6 +391,14 @@ def _groups(left: Expression, right: Expression) -> bool | None:
     return None
 
 
+def system_of(group: Group) -> list[Expression] | None:
+    """The values of equations that each name another letter, by name; None where it is no such."""
+    named = {item.name: item.right for item in group.items if isinstance(item, Equation)}
+    if group.kind != "set" or "" in named or not 1 < len(named) == len(group.items):
+        return None
+    return [named[name] for name in sorted(named)]
+
+
 def _all_same(left: list[Expression], right: list[Expression]) -> bool | None:
     if len(left) != len(right):
         return False
@@ -348,9 +414,13 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
             # `x=1, y=2` is `1, 2` but not `2, 1`.
             return _all_same(left, right)
     verdicts = []
-    for one, others in ((left, right), (right, left)):
-        verdicts += [_any([_same(item, other) for other in others]) for item in one]
-    return every(verdicts)
+    rest = list(right)
+    for item in left:
+        found = [_same(item, other) for other in rest]
+        verdicts.append(_any(found))
+        if True in found:
+            del rest[found.index(True)]
+    return every(verdicts) if len(left) == len(right) else False
 
 
 def _any(verdicts: list[bool | None]) -> bool | None:
@@ -360,7 +430,8 @@ def _any(verdicts: list[bool | None]) -> bool | None:
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (
-    (Percent, _percent), (Equation, _equation), (Member, _member), (Inequality, _inequality),
+    (Choice, _choice), (Literal, _literal), (Percent, _percent), (Equation, _equation),
+    (Member, _member), (Inequality, _inequality),
     (Word, _word), (Based, _based), (Interval, _interval),
 )  # fmt: skip
 """Who decides: the first whose kind one of the two is."""
