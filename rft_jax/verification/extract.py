@@ -51,8 +51,8 @@ _NO_ANSWER = Answer(None, NO_ANSWER)
 # Runs of four or more, so that a run of five is seen whole and is not taken for a marker.
 _HASHES = re.compile(r"####+")
 _LEAD = re.compile(
-    r"(?:\\text\w*\s*\{\s*)?(?:(?:so|thus|hence|therefore),? )?(?:(?:the )?(?:final |correct )?"
-    r"(?:answer|result|ans\b)(?: is| =)?|(?:最终)?答案(?:是|为)?|答)\s*[:：]?\s*(?P<closed>\})?\s*",
+    r"(?:\\text\w*\s*\{\s*|\*\*)?(?:(?:so|thus|hence|therefore),? )?(?:(?:the )?(?:final |correct )?"
+    r"(?:answer|result|total|ans\b)(?: is| =)?(?![a-z])|(?:最终)?答案(?:是|为)?|答)\s*[:：]?\s*(?P<closed>\})?(?:\*\*)?\s*",
     re.IGNORECASE,
 )
 _MATH_ENVIRONMENTS = (
@@ -67,8 +67,8 @@ _LEFTOVERS = re.compile(
 _BLANK = re.compile(r"(?:\\[hv]?phantom\s*\{[^{}]*\}|\\q?quad|\\[,;: ]|[~_?\s])*")
 _NUMBERED = re.compile(r"(?:step )?([0-9]+)[.):]?", re.IGNORECASE)
 
-_OPENED = r"<think(?:ing)?>|<reasoning>|<thought>|<\|begin_of_thought\|>|\[THINK\]|◁think▷"
-_CLOSED = r"</think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
+_OPENED = r"<(?:seed:)?think(?:ing)?>|<\|channel\|>analysis<\|message\|>|<reasoning>|<thought>|<\|begin_of_thought\|>|\[THINK\]|◁think▷"
+_CLOSED = r"</(?:seed:)?think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
 _REASONING = re.compile(rf"(?P<closed>{_CLOSED}|<\|channel\|>final<\|message\|>)|{_OPENED}")
 
 
@@ -158,8 +158,9 @@ def boxed_answer(text: str, same: Same = is_equal) -> Answer:
 
 _JUNK = r"(?:[\s$~.,:!?()\[\]{}*]|\\[,;:()\[\]! ]|\\q?quad(?![a-z])|\\(?:text|mathrm|mbox)\s*\{)*"
 _VALUE = (
-    r"(?:\$(?P<formula>[^$\n]*[0-9\\][^$\n]*)\$|JUNK(?P<bare>[-−+]?(?:\\?\$)?(?:[0-9](?:[0-9.,/]*[0-9])?%?|"
-    r"\\[a-zA-Z]+(?:\{(?:[^{}]|\{[^{}]*\})*\})*|(?<![A-Za-z])[A-J](?![A-Za-z]))))"
+    r"(?:\$(?P<formula>[^$\n]*[0-9\\][^$\n]*)\$|JUNK(?P<bare>[-−+]?(?:\\?\$)?(?:[0-9](?:[0-9.,/]*[0-9])?(?:\\?%)?|"
+    r"\\[a-zA-Z]+(?:\{(?:[^{}]|\{[^{}]*\})*\})*|[A-J](?![A-Za-z])|"
+    rf"(?:{'|'.join(sorted(NUMBER_WORDS))})(?![a-z]))))"
 )
 _OR = r"(?i:or|possibly|perhaps|maybe|alternatively|otherwise|else)(?![A-Za-z])"
 _AFTER = re.compile(
@@ -170,16 +171,21 @@ _AFTER = re.compile(
     .replace("(?P<formula>", "(")
     .replace("(?P<bare>", "(")
 )
+_WORD_AFTER = re.compile(rf"JUNK{_OR}JUNK([A-Za-z]+)".replace("JUNK", _JUNK))
 _BEFORE = re.compile(
     r"(?:\$([^$\n]+)\$|([-−]?[0-9][0-9.,/]*%?|\\[a-zA-Z]+(?:\{(?:[^{}]|\{[^{}]*\})*\})+|\b[A-J]\b))"
     rf"[)}}]*JUNK{_OR}(?:\s+[a-z]+){{0,2}}JUNK$".replace("JUNK", _JUNK)
 )
 
 
+_FRAMED_WORDS = re.compile(r"(?:\\text\w*\s*\{)?\s*\(?[A-Za-z ]+\)?\s*\}?")
+
+
 def _alone(answer: Answer, before: str, after: str, same: Same) -> Answer:
     """An answer, unless an alternative of another value stands beside it."""
     assert answer.text is not None
-    beside = [_AFTER.match(after)]
+    words = _FRAMED_WORDS.fullmatch(answer.text)
+    beside = [(_WORD_AFTER if words else _AFTER).match(after)]
     if len(before) > 2 and re.search(_OR, before):
         beside.append(_BEFORE.search(before))
     for match in beside:

@@ -206,8 +206,6 @@ class Arithmetic:
         self.expect(kind)
         bars, self._bars = self._bars, 0
         inner = self.value()
-        if self.take("over"):
-            inner /= self.value()
         self._bars = bars
         self.expect(_CLOSE[kind])
         return inner

@@ -54,6 +54,7 @@ _ENGLISH = frozenset({"no", "on", "yes", "odd", "one", "two", "six", "ten", "red
 _LETTERS = re.compile("[A-Za-z]+")
 _SEPARATING = re.compile(r"\b(?:and|or|infinity)\b")
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "approx"})
+_OPERATORS = frozenset("+-*/^!") | {"name", "number", "frac"}
 _OPENINGS = {"(": 1, "[": 1, "{": 1, "{{": 1, ")": -1, "]": -1, "}": -1, "}}": -1}
 _NAME_KINDS = frozenset(
     {"name", "(", ")", "|", ":", ",", "text", "words", "run", "mark", "number", "frac", "{", "}"}
@@ -92,9 +93,12 @@ def _parse(text: str) -> Expression:
     text = spelled(text)
     if whole := _TEXT.fullmatch(text):
         inner = whole[1].strip()
-        if len(inner) > 1 and _WORDS.fullmatch(inner):
+        try:
+            return _parse(inner)
+        except Unreadable:
+            if not _WORDS.fullmatch(inner):
+                raise
             return _word(inner)
-        return _parse(inner)
     if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
         longest = max(map(len, _LETTERS.findall(text)))
         if longest > 3 or "-" not in text:  # xy-z is a difference
@@ -277,6 +281,8 @@ class _Reader(Arithmetic):
                 self.at += 1
                 part = -part if kind == "-" else part
             self.at += 1
+            if self.kind in _OPERATORS:
+                raise Undefined
         elif (based := self._based()) is not None:
             part = based
         else:
@@ -345,7 +351,7 @@ class _Reader(Arithmetic):
         if opening == "{{" and self.take("}}"):
             self.depth -= 1
             return generator("∅")
-        items = self._items(bare=False, split=opening[0] == "{")
+        items = self._items(bare=opening == "{{", split=opening[0] == "{")
         closing = self.kind
         self.at += 1
         self.depth -= 1
@@ -370,6 +376,8 @@ class _Reader(Arithmetic):
         entries: list[Expression] = []
         while True:
             entries.append(self._chain() if edge == "cases" else self._side())
+            if edge == "cases":
+                self.take(",")
             if self.take("&"):
                 continue
             rows.append(Group("row", entries))

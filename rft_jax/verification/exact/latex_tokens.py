@@ -54,14 +54,15 @@ _COMMANDS: dict[str, Token] = {
         "binom": "binom dbinom tbinom", "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack",
         "{{": "lbrace", "}}": "rbrace", "|": "lvert rvert vert mid", "floor": "lfloor",
         "end floor": "rfloor", "ceil": "lceil", "end ceil": "rceil", "%": "percent",
-        "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx", "in": "in", "cup": "cup",
+        "infinity": "infty", "pm": "pm", "mp": "mp", ":": "colon", "approx": "approx", "in": "in", "cup": "cup",
         "degree": "degree", "circ": "circ", "over": "over",
         "mark": "angle measuredangle triangle overline vec overrightarrow hat widehat",
     }.items()
     for command in commands.split()
 } | {
     "pi": ("name", "π"), "imath": ("name", "i"), "emptyset": ("name", "∅"),
-    "varnothing": ("name", "∅"), "sqrt": ("sqrt", "latex"),
+    "varnothing": ("name", "∅"), "sqrt": ("sqrt", "latex"), "land": (",", "and"),
+    "wedge": (",", "and"), "lor": (",", "or"), "vee": (",", "or"),
 }  # fmt: skip
 _ESCAPED: dict[str, Token] = {
     r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""), r"\\": ("row", ""),

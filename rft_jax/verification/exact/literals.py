@@ -96,6 +96,8 @@ def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expressio
     for pattern in _CHOICES:
         if choice := pattern.fullmatch(text):
             said = choice.groupdict().get("text")
+            if said and re.fullmatch(r"\(?[A-J]\W?", said):  # B: C matches or divides
+                return None
             return Choice(choice[1], read(said) if said else None)
     text = text.removesuffix(".")
     return _in_digits(text) or _date(text) or _time(text) or measure_of(text, least=2)

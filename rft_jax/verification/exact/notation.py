@@ -39,7 +39,7 @@ _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"
 _CONDITION = (  # says of which letters a formula holds, and sets them no condition
     r"(?:for|where|with)\b(?:\b(?:any|all|every|each|some|an?|the|real|integers?|constants?|arbitrary|"
     r"numbers?|values?|of|is|are|and|[a-zA-Z])\b|[\s,.}$]|\\in(?![a-z])|\\text\s*\{|\\[,; ]|"
-    r"\\mathbb\s*\{?[A-Z])*$"
+    r"\\mathbb\s*\{?Z)*$"
 )
 _ANY_LETTERS = rf"(?<=\S)[\s,]*(?:\\[,;: ]|\\q?quad)*\s*(?:\\text\s*\{{\s*|\b){_CONDITION}"
 # (what a text has in it, pattern, replacement): each once, in this order.
@@ -48,22 +48,27 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     for needle, pattern, replacement in (
         ("\\\\", r"(?:\s*\\\\)+\s*$", ""),
         ("box", r"\\(?:boxed|fbox|framebox)\s*(?=\{)", ""),
+        ("over", r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-z])((?:[^{}]|\{[^{}]*\})*)\}",
+                 r"\\frac{\1}{\2}"),
+        ("\\", r"\\(?:(?:text)?color\s*\{\w+\}|underline|boldsymbol|bm|bf)(?![a-zA-Z])", ""),
+        ("\\text{", r"\\text\s*\{\s*-\s*\}", "-"),
+        (r"\in", r"(?<=\S)[\s,]+(?:\\[,;: ]|\\q?quad)*\s*\(?[a-z]\s*\\in\s*\\mathbb\s*\{?Z\}?\)?$", ""),
         ("phantom", r"\\[hv]?phantom\s*\{[^{}]*\}", " "),
         ("for", _ANY_LETTERS, ""),
         ("where", _ANY_LETTERS, ""),
-        (r"\begin", r"\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|equation)\*?\}", " @ "),
+        (r"\begin", r"\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|equation)\*?\}", "\x1f"),
         ("frac", rf"\\[dt]?frac\s*\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}\s*"
                  rf"\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}", r"\\text{\1\2/\3\4}"),
         ("^", r"\s*\^\s*\{?\s*(?:\\(?:text|mathrm|rm)\s*)?\{?(st|nd|rd|th)\b\}{0,2}", r"\1"),
         ("R", r"\\(?:mathbf|mathds|mathrm|Bbb|reals)\s*\{?R\}?|\\(?:R|Reals|reals|Re)(?![a-zA-Z])"
               r"|\{\\(?:bf|Bbb|mathbb)\s+R\}", r"\\mathbb{R}"),
-        ("real", r"(?:\\text\s*\{\s*)?(?:the set of )?\b(?:all(?: of the)?|the) real(?: number)?s\b\s*\}?"
-                 r"(?!\s*[a-z])", r"\\mathbb{R}"),
-        ("_", r"_\s*\{?\s*(?:\\text\w*\s*\{)?\s*\(?\s*(?:base[ -])?\s*([0-9]+|[a-z]{3,7})\s*\)?\}{0,2}",
-              r"_{\1}"),
-        ("_{", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_\{)", r"\1"),
-        ("base", r"(?<=[0-9A-Z])[\s~]*\(?[\s,]*(?:(?:in|\\text\s*\{\s*\(?)\s*)?base\s+([0-9]+|[a-z]{3,7})"
-                 r"\)?\s*\}?$", r"_{\1}"),
+        ("eal", r"(?:\\text\s*\{\s*)?(?i:(?:the set of )?\b(?:all(?: of the)?|the) real(?: number)?s)\b"
+                r"\s*\}?(?!\s*[a-z])", r"\\mathbb{R}"),
+        ("_", r"_\s*(?:\{\s*(\\text\w*\s*\{)?|\\text\w*\s*\{)\s*\(?\s*(?:base[ -])?\s*"
+              r"([0-9]+|[a-z]{3,7})\s*\)?\s*\}(?(1)\s*\})", r"_{\2}"),
+        (")", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_)", r"\1"),
+        ("base", r"(?<=[0-9A-Z])[\s~]*\(?[\s,]*(?:in )?(?:\\text\s*\{\s*\(?(?:in )?)?base\s*\}?\s*"
+                 r"([0-9]+|[a-z]{3,7})\)?\s*\}?$", r"_{\1}"),
         ("pounds", r"\\pounds(?![a-z])", "£"),
         ("euro", r"\\euro(?:\{\})?(?![a-z])", "€"),
     )
@@ -104,8 +109,8 @@ def spelled(text: str) -> str:
     for needle, pattern, replacement in _RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
-    if "@" in text and "\\" in text:  # rows of aligned formulas
-        rows = text.replace("@", " ").replace("&", " ").split("\\\\")
+    if "\x1f" in text:  # rows of aligned formulas
+        rows = text.replace("\x1f", " ").replace("&", " ").split("\\\\")
         text = ", ".join(row.strip() for row in rows if row.strip())
     if "_{" in text:
         for base, word in enumerate(_BASES, 2):

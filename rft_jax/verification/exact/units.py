@@ -59,7 +59,7 @@ NO_UNITS = NUMBER_WORDS | words(
 )
 """Words that change what a number says, or state an alternative or a denial."""
 
-_TAILS = words("old tall long wide high deep thick apart left remaining today now total altogether")
+_TAILS = words("old tall long wide high deep thick apart left remaining today now total all altogether")
 _CHANGING = re.compile(
     r"(?!(?:months|baths|paths|cloths|births)$).*ths|.*(?:illions?|fold|ss|us|is)"
 )
@@ -114,8 +114,8 @@ def _says_what(found: list[str]) -> bool:
     ]
     if found[0] == "of":  # 12% of them
         return True
-    if found[0] in _LINKS:  # 12 per day, 12 a day
-        return len(found) > 1 and _says_what(found[1:])
+    if found[0] in _LINKS and len(found) > 1:  # 12 per day, 12 a day
+        return found[1] in _TAILS or _says_what(found[1:])
     for at, word in enumerate(found):
         if word in _LINKS and at:
             return len(found) > at + 1
