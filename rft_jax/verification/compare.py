@@ -22,7 +22,7 @@ from rft_jax.verification.exact.expressions import (
     same,
 )
 from rft_jax.verification.exact.literals import Literal, measure_of
-from rft_jax.verification.exact.notation import squeezed
+from rft_jax.verification.exact.notation import SPACE, spelled
 from rft_jax.verification.exact.numbers import Number, equal, parse_number
 
 NOT_A_NUMBER = "not a number"
@@ -36,6 +36,11 @@ _UNEQUAL = Judgement(Verdict.INCORRECT, "not equal")
 _SEPARATORS = re.compile(r"[\s,;]+|\bor\b|\band\b")
 _OPERATORS = frozenset("+-−*/×÷=·")
 _MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π¼-¾⅐-⅞]")
+
+_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])")
+_GAPS = re.compile(
+    r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|(?<=[A-Za-z])(\s)\s*(?=[A-Za-z])|(?<=[0-9])(\s)\s*(?=[0-9])|\s+"
+)
 
 _reference_expression = lru_cache(maxsize=1024)(parse_expression)
 
@@ -53,8 +58,6 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     expected, number = parse_number(reference), parse_number(answer)
     if expected is not None and number is not None:
         return _EQUAL if _within(number, expected, tolerance) else _UNEQUAL
-    if expected is not None and _states_several(answer):
-        return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
     if not _MATHEMATICAL.search(answer) and expected is not None:
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
     if expected is None and _is_same_text(answer, reference):
@@ -66,10 +69,13 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
         known = parse_expression(str(expected.value))
     if stated is None and number is not None and not number.percent:
         stated = parse_expression(str(number.value))
+    decided = None
     if known is not None and stated is not None:
         decided = same(*_alike(stated, answer, known, reference))
-        if decided is not None:
-            return _EQUAL if decided else _UNEQUAL
+    if not decided and expected is not None and _states_several(answer):
+        return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
+    if decided is not None:
+        return _EQUAL if decided else _UNEQUAL
     if math and not is_undefined(reference):
         return _symbolic(answer, reference, known)
     if known is None and expected is None:
@@ -139,12 +145,21 @@ def _states_several(answer: str) -> bool:
 def _is_same_text(answer: str, reference: str) -> bool:
     if answer == reference or max(len(answer), len(reference)) > MAX_CHARACTERS:
         return answer == reference
-    return squeezed(answer) == squeezed(reference)
+    return _squeezed(answer) == _squeezed(reference)
+
+
+def _squeezed(text: str) -> str:
+    """What two texts share when they differ in spaces, sizes and spellings only; a space stays
+    between two letters and between two digits."""
+    text = _SIZES.sub(" ", SPACE.sub(" ", spelled(text))).replace("\\dfrac", "\\frac")
+    return _GAPS.sub(lambda gap: f"{gap[1] or ''}{'' if gap.lastindex is None else ' '}", text)
 
 
 def _is_void(reference: str) -> bool:
     """Whether a reference states nothing: 1/0, an unclosed brace, or signs alone."""
+    if _reference_expression(reference) is not None:
+        return False
     if not any(character.isalnum() for character in reference):
-        return _reference_expression(reference) is None
+        return True
     brackets = [sum(map(reference.count, kinds)) for kinds in ("{", "}", "([", ")]")]
     return brackets[0] != brackets[1] or brackets[2] != brackets[3] or is_undefined(reference)

@@ -51,12 +51,14 @@ _NO_ANSWER = Answer(None, NO_ANSWER)
 # Runs of four or more, so that a run of five is seen whole and is not taken for a marker.
 _HASHES = re.compile(r"####+")
 _LEAD = re.compile(
-    r"(?:\\text\w*\s*\{\s*|\*\*)?(?:(?:so|thus|hence|therefore),? )?(?:(?:the )?(?:final |correct )?"
-    r"(?:answer|result|total|ans\b)(?: is| =)?(?![a-z])|(?:最终)?答案(?:是|为)?|答)\s*[:：]?\s*(?P<closed>\})?(?:\*\*)?\s*",
+    r"(?:\\text\w*\s*\{\s*|\*\*)?(?:(?:so|thus|hence|therefore),? )?"
+    r"(?:(?:the )?(?:final |correct )?(?:answer|result|total|ans\b)(?: is| =)?(?![a-z])"
+    r"|(?:最终)?答案(?:是|为)?|答)\s*[:：]?\s*(?P<closed>\})?(?:\*\*)?\s*",
     re.IGNORECASE,
 )
 _MATH_ENVIRONMENTS = (
-    ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"),
+    ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
+    ("`", "`"),
 )  # fmt: skip
 _NUMBERS = re.compile(r"[0-9]+(?:[.,/][0-9]+)*")
 _WORDS = re.compile(r"[A-Za-z]+")
@@ -67,14 +69,21 @@ _LEFTOVERS = re.compile(
 _BLANK = re.compile(r"(?:\\[hv]?phantom\s*\{[^{}]*\}|\\q?quad|\\[,;: ]|[~_?\s])*")
 _NUMBERED = re.compile(r"(?:step )?([0-9]+)[.):]?", re.IGNORECASE)
 
-_OPENED = r"<(?:seed:)?think(?:ing)?>|<\|channel\|>analysis<\|message\|>|<reasoning>|<thought>|<\|begin_of_thought\|>|\[THINK\]|◁think▷"
-_CLOSED = r"</(?:seed:)?think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
-_REASONING = re.compile(rf"(?P<closed>{_CLOSED}|<\|channel\|>final<\|message\|>)|{_OPENED}")
+_OPENED = (
+    r"<(?:seed:)?think(?:ing)?>|<reasoning>|<thought>|<\|begin_of_thought\|>|\[THINK\]|◁think▷|"
+    r"<\|channel\|>analysis<\|message\|>"
+)
+_CLOSED = (
+    r"</(?:seed:)?think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|"
+    r"◁/think▷|<\|channel\|>final<\|message\|>"
+)
+_REASONING = re.compile(rf"(?P<closed>{_CLOSED})|{_OPENED}")
 
 
 def after_reasoning(text: str) -> str:
     """What a text states once its reasoning is closed; nothing where it is opened and never is."""
-    if "<" not in text and "[" not in text and "◁" not in text:
+    # Quick for most: `<` is a calculator's `<<`, if it is there at all.
+    if "[" not in text and "◁" not in text and text.count("<") == 2 * text.count("<<"):
         return text
     marks = list(_REASONING.finditer(text))
     if not marks:
@@ -89,19 +98,22 @@ def hash_answer(text: str, same: Same = is_equal) -> Answer:
     its own place (`#### 2.`), is a heading. Numbers after the line, other than the answer's own,
     make it no final answer.
     """
-    text = after_reasoning(text)
-    ends = [match.end() for match in _HASHES.finditer(text) if match.end() - match.start() == 4]
+    return _hash(after_reasoning(text), same)
+
+
+def _hash(text: str, same: Same) -> Answer:
+    ends = _marks(text)
     if not ends:
         return _NO_ANSWER
     line, _, rest = text[ends[-1] :].partition("\n")
     answer = unwrapped(line)
     if not answer:
         return _NO_ANSWER
-    before = text[max(0, ends[-1] - 4 - _BESIDE) : ends[-1] - 4].rpartition("\n")[2]
-    if before.strip(" *"):
-        found = _alone(Answer(answer, ""), before, "", same)
-        if found.text is None:
-            return found
+    start = ends[-1] - 4
+    if start and text[start - 1] != "\n":
+        before = text[max(0, start - _BESIDE) : start].rpartition("\n")[2]
+        if _alone(Answer(answer, ""), before, "", same).text is None:
+            return Answer(None, TWO_ANSWERS)
     for place, (end, following) in enumerate(itertools.pairwise(ends), 1):
         line = text[end : following - 4].partition("\n")[0].strip(" *")
         numbered = _NUMBERED.fullmatch(line)
@@ -113,6 +125,16 @@ def hash_answer(text: str, same: Same = is_equal) -> Answer:
     if rest and not rest.isspace() and _states_another(rest, answer):
         return Answer(None, TEXT_AFTER_ANSWER)
     return Answer(answer, "")
+
+
+def _marks(text: str) -> list[int]:
+    """Where each `####` ends."""
+    first = text.find("####")
+    if first < 0:
+        return []
+    if text.find("####", first + 1) < 0:
+        return [first + 4]
+    return [match.end() for match in _HASHES.finditer(text) if match.end() - match.start() == 4]
 
 
 _BOX_TOKENS = re.compile(
@@ -127,7 +149,10 @@ def boxed_answer(text: str, same: Same = is_equal) -> Answer:
     Boxes of different content are one list of answers, which is equal to a reference only if that
     is the same list. A box in a box is part of what that says.
     """
-    text = after_reasoning(text)
+    return _boxed(after_reasoning(text), same)
+
+
+def _boxed(text: str, same: Same) -> Answer:
     boxes: list[tuple[int, int, int, int]] = []
     open_braces: list[tuple[bool, int, int]] = []
     within = 0
@@ -158,9 +183,9 @@ def boxed_answer(text: str, same: Same = is_equal) -> Answer:
 
 _JUNK = r"(?:[\s$~.,:!?()\[\]{}*]|\\[,;:()\[\]! ]|\\q?quad(?![a-z])|\\(?:text|mathrm|mbox)\s*\{)*"
 _VALUE = (
-    r"(?:\$(?P<formula>[^$\n]*[0-9\\][^$\n]*)\$|JUNK(?P<bare>[-−+]?(?:\\?\$)?(?:[0-9](?:[0-9.,/]*[0-9])?(?:\\?%)?|"
-    r"\\[a-zA-Z]+(?:\{(?:[^{}]|\{[^{}]*\})*\})*|[A-J](?![A-Za-z])|"
-    rf"(?:{'|'.join(sorted(NUMBER_WORDS))})(?![a-z]))))"
+    r"(?:\$(?P<formula>[^$\n]*[0-9\\][^$\n]*)\$|JUNK(?P<bare>[-−+]?(?:\\?\$)?(?:[0-9]|\\[a-zA-Z])"
+    r"(?:[^\s$;()!?{}]|\{(?:[^{}]|\{[^{}]*\})*\}|\s[-+*/]\s(?=[0-9]))*|[A-J](?![A-Za-z])|"
+    rf"(?:{'|'.join(sorted(NUMBER_WORDS))})(?![a-z])))"
 )
 _OR = r"(?i:or|possibly|perhaps|maybe|alternatively|otherwise|else)(?![A-Za-z])"
 _AFTER = re.compile(
@@ -189,7 +214,7 @@ def _alone(answer: Answer, before: str, after: str, same: Same) -> Answer:
     if len(before) > 2 and re.search(_OR, before):
         beside.append(_BEFORE.search(before))
     for match in beside:
-        if match and not same(next(filter(None, match.groups())), answer.text):
+        if match and not same(next(filter(None, match.groups())).rstrip(".,:*\\"), answer.text):
             return Answer(None, TWO_ANSWERS)
     return answer
 
@@ -229,11 +254,11 @@ def auto_answer(text: str, same: Same = is_equal) -> Answer:
     A `####` line of words is a heading when a box follows it.
     """
     text = after_reasoning(text)
-    marked = hash_answer(text, same)
+    marked = _hash(text, same)
     if "box" not in text:
         return marked
-    boxed = boxed_answer(text, same)
-    if "####" not in text:
+    boxed = _boxed(text, same)
+    if marked.reason == NO_ANSWER:
         return boxed
     if boxed.text is None:
         return marked if boxed.reason == NO_ANSWER else boxed
@@ -350,7 +375,7 @@ def _listed(contents: Iterable[str], same: Same) -> Answer:
 
 
 def _states_another(text: str, answer: str) -> bool:
-    """Whether words after an answer hold a number other than the answer's own, or an alternative."""
+    """Whether words after an answer hold another number, or an alternative."""
     own = parse_number(answer)
     for match in _NUMBERS.finditer(text):
         number = parse_number(match.group())

@@ -21,7 +21,7 @@ from rft_jax.verification.exact.algebra import (
     names,
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
-from rft_jax.verification.exact.latex_tokens import END, tokens_of
+from rft_jax.verification.exact.latex_tokens import tokens_of
 from rft_jax.verification.exact.literals import literal_of
 from rft_jax.verification.exact.notation import spelled
 from rft_jax.verification.exact.structures import (
@@ -56,9 +56,8 @@ _SEPARATING = re.compile(r"\b(?:and|or|infinity)\b")
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "approx"})
 _OPERATORS = frozenset("+-*/^!") | {"name", "number", "frac"}
 _OPENINGS = {"(": 1, "[": 1, "{": 1, "{{": 1, ")": -1, "]": -1, "}": -1, "}}": -1}
-_NAME_KINDS = frozenset(
-    {"name", "(", ")", "|", ":", ",", "text", "words", "run", "mark", "number", "frac", "{", "}"}
-)
+_NAME_SIGNS = frozenset({"(", ")", "|", ":", ",", "{", "}", "mark"})
+_NAME_KINDS = _NAME_SIGNS | {"name", "text", "words", "run", "number", "frac"}
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
 _ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
 _ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
@@ -141,30 +140,26 @@ class _Reader(Arithmetic):
     def _items(self, *, bare: bool, split: bool) -> list[Expression]:
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
         `split`, one with `\\pm` is two."""
-        items: list[Expression] = []
-        systems: list[Expression] = []
-        separators, word = set(), ""
+        groups: list[list[Expression]] = [[]]  # apart by `;`
+        words: set[str] = set()
         while True:
-            items += self._split(bare) if split else [self._side()]
-            if len(items) > MAX_ITEMS:
+            groups[-1] += self._split(bare) if split else [self._side()]
+            if sum(map(len, groups)) > MAX_ITEMS:
                 raise Unreadable
-            between = set()
-            while self.kind in (",", ";"):  # `1, \\text{ and } 2`
-                between.add(self.kind)
-                word = self.tokens[self.at][1] or word
-                self.at += 1
-            separators |= between
-            if not between:
+            if self.kind not in (",", ";"):
                 break
-            if between == {";"} and system_of(Group("set", items)):  # x=1, y=2; x=3, y=4
-                systems.append(Group("set", items))
-                items = []
-        if systems and system_of(last := Group("set", items)):
-            return [*systems, last]
-        items += [item for system in systems for item in system.items]
-        if len(separators) > 1:
-            raise Unreadable
-        both = joined(items, word) if bare and len(items) > 1 else None
+            while self.kind in (",", ";"):  # `1, \\text{ and } 2`
+                words.add(self.tokens[self.at][1])
+                if self.kind == ";" and groups[-1]:
+                    groups.append([])
+                self.at += 1
+        if len(groups) > 1 and max(map(len, groups)) > 1:  # x=1, y=2; x=3, y=4
+            systems = [Group("set", group) for group in groups]
+            if not all(map(system_of, systems)):
+                raise Unreadable
+            return [*systems]
+        items = [item for group in groups for item in group]
+        both = joined(items, words) if bare and len(items) > 1 else None
         return items if both is None else [both]
 
     def _split(self, bare: bool) -> list[Expression]:
@@ -218,12 +213,10 @@ class _Reader(Arithmetic):
             if kind != "run":
                 words.append(token[1] or kind)
             at += 1
-        letters = [
-            word for word in words if word not in ("(", ")", "|", ":", ",", "{", "}", "mark")
-        ]
+        letters = [word for word in words if word not in _NAME_SIGNS]
         if not letters or letters[0][0] in ".0123456789" or set(letters) == {"frac"}:
             return ""
-        product = len(letters) > 1 and len(letters) == len(words)  # a mark says that it is a name
+        product = len(letters) > 1 and len(letters) == len(words)
         if (product or "frac" in letters) and not all(
             letter.isupper() or letter == "frac" for letter in letters
         ):  # xy = 6 names nothing
@@ -303,25 +296,21 @@ class _Reader(Arithmetic):
     def _based(self) -> Based | None:
         """Digits with the index of a base, and a sign."""
         at = self.at + (self.kind == "-")
-        (kind, text), (after, base) = (
-            self.tokens[at],
-            self.tokens[min(at + 1, len(self.tokens) - 1)],
-        )
-        if kind != "number" or after != "base":
+        kind, text = self.tokens[at]
+        if kind != "number" or self.tokens[at + 1][0] != "base":
             return None
+        base = self.tokens[at + 1][1]
         digits = text.replace(".", "", 1)
         if not digits.isdigit() or not 2 <= int(base) <= 36 or int(max(digits)) >= int(base):
             raise Unreadable
-        sign = -1 if at > self.at else 1
+        value = -Fraction(text) if at > self.at else Fraction(text)
         self.at = at + 2
-        return Based(sign * Fraction(text), int(base))
+        return Based(value, int(base))
 
     def _quantity(self) -> Expression:
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""
         self.take("$")
         value = self.value()
-        if self.take("over"):
-            value /= self.value()
         self.take("$")
         if self.take("%"):
             return Percent(value)
@@ -387,8 +376,6 @@ class _Reader(Arithmetic):
                 break
         self.expect("matrix")
         if edge == "cases":
-            if all(len(row.items) == 1 for row in rows if isinstance(row, Group)):  # a system
-                return _shared_name([item for row in rows for item in row.items])  # type: ignore[attr-defined]
             return Group("cases", rows)
         return Group("determinant" if edge in "vV" and edge else "matrix", rows)
 
@@ -397,11 +384,9 @@ def _equation(name: str, left: Expression | None, right: Expression) -> Expressi
     value = left if isinstance(left, Value) else None
     if name and isinstance(right, Group) and right.kind == "tuple" and name[0] == "(":
         letters = name[1:-1].split(",")
-        if len(letters) == len(right.items) == len(set(letters)):  # (x, y) = (1, 2)
-            return Group(
-                "set",
-                [Equation(*each) for each in zip(letters, map(generator, letters), right.items)],
-            )
+        if len(letters) == len(right.items):  # (x, y) = (1, 2)
+            named = zip(letters, map(generator, letters), right.items, strict=True)
+            return Group("set", [Equation(*each) for each in named])
     if name:
         return Equation(name, value, right)
     if value is None or not isinstance(right, Value):

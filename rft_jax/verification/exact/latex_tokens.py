@@ -11,7 +11,7 @@ import re
 from rft_jax.verification.exact.algebra import Unreadable
 from rft_jax.verification.exact.functions import NAMES
 from rft_jax.verification.exact.notation import spelled
-from rft_jax.verification.exact.units import ATTACHED, LETTERS, is_unit, words
+from rft_jax.verification.exact.units import ATTACHED, LETTERS, is_measure, is_unit, words
 
 MAX_TOKENS = 1_000
 
@@ -32,7 +32,8 @@ _TOKEN = re.compile(
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm)\s*
       \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
   | (?P<field>\\mathbb\s*\{?[A-Z]\}?)
-  | (?P<matrix>\\(?P<edge>begin|end)\s*\{(?P<shape>(?:small|[bBpvV])?matrix|array|cases)\}(?:\{[clr|]*\})?)
+  | (?P<matrix>\\(?P<edge>begin|end)\s*\{
+      (?P<shape>(?:small|[bBpvV])?matrix|array|cases)\}(?:\{[clr|]*\})?)
   | (?P<command>\\[a-zA-Z]+)
   | (?P<escaped>\\[\\{}%$])
   | (?P<letters>[a-zA-Z]+)
@@ -50,12 +51,12 @@ _COMMANDS: dict[str, Token] = {
     command: (kind, "")
     for kind, commands in {
         "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", "<": "lt", ">": "gt",
-        ">=": "ge geq geqslant", "!=": "ne neq", "frac": "frac dfrac tfrac cfrac nicefrac sfrac xfrac",
-        "binom": "binom dbinom tbinom", "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack",
-        "{{": "lbrace", "}}": "rbrace", "|": "lvert rvert vert mid", "floor": "lfloor",
-        "end floor": "rfloor", "ceil": "lceil", "end ceil": "rceil", "%": "percent",
-        "infinity": "infty", "pm": "pm", "mp": "mp", ":": "colon", "approx": "approx", "in": "in", "cup": "cup",
-        "degree": "degree", "circ": "circ", "over": "over",
+        ">=": "ge geq geqslant", "!=": "ne neq", ":": "colon", "%": "percent", "in": "in",
+        "frac": "frac dfrac tfrac cfrac nicefrac sfrac xfrac", "binom": "binom dbinom tbinom",
+        "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack", "{{": "lbrace", "}}": "rbrace",
+        "|": "lvert rvert vert mid", "floor": "lfloor", "end floor": "rfloor", "ceil": "lceil",
+        "end ceil": "rceil", "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx",
+        "cup": "cup", "degree": "degree", "circ": "circ",
         "mark": "angle measuredangle triangle overline vec overrightarrow hat widehat",
     }.items()
     for command in commands.split()
@@ -71,11 +72,6 @@ _WORDS: dict[str, Token] = {
     "sqrt": ("sqrt", "plain"), "pi": ("name", "π"), "and": (",", "and"), "or": (",", "or"),
     "infinity": ("infinity", ""), "percent": ("%", ""), "pct": ("%", ""), "percentage": ("%", ""),
 }  # fmt: skip
-_UNITS = ATTACHED - words("st nd rd th") | words(
-    "inch inches foot feet yard yards mile miles meter meters metre metres gram grams liter liters "
-    "second seconds minute minutes hour hours day days week weeks month months year years degree "
-    "degrees deg dollar dollars cent cents unit units square cubic sq people students ways points"
-)
 _SYMBOLS: dict[str, Token] = {
     symbol: (symbol, "") for symbol in (*"-+*/^!()[]{}|,;:&%$=<>", "<=", ">=", "!=")
 } | {"**": ("^", "")}  # fmt: skip
@@ -144,7 +140,7 @@ def _add_letters(word: str, tokens: list[Token]) -> None:
         tokens.append(("cup", ""))
     elif word in _WORDS:
         tokens.append(_WORDS[word])
-    elif word in _UNITS:
+    elif is_measure(word) if len(word) > 3 else word in ATTACHED:
         tokens.append(("text", word))
     elif len(word) == 1:
         tokens.append(("name", word))

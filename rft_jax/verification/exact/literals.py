@@ -1,14 +1,15 @@
 r"""What is written in digits, dashes and words and is no arithmetic.
 
-| literal  | notations                                        | same as                             |
-|----------|--------------------------------------------------|-------------------------------------|
-| date     | `2024-03-09`, `March 9, 2024`, `9th of March`    | the same day, the year where given  |
-| time     | `3:45 PM`, `3 p.m.`, `noon`                      | `15:45`; `3 PM` also 3              |
-| sequence | `5-3`, `555-1234`, `3/9/2024`                    | the same numbers in the same order  |
-| range    | `3 to 4`                                         | also `3-4` and `3:4`                |
-| cycle    | `(1\,2\,3)(4\,5)`                                | the same permutation                |
-| measure  | `2 hours and 30 minutes`                         | the same in other units of the list |
-| choice   | `C. 14`, `\textbf{(C)}\ 14`, `Option C`          | its letter, and what it says        |
+| literal  | notations                                       | same as                            |
+|----------|-------------------------------------------------|------------------------------------|
+| date     | `2024-03-09`, `March 9, 2024`, `9th of March`   | the same day, the year where given |
+| time     | `3:45 PM`, `3 p.m.`                             | `15:45`; `3 PM` also 3             |
+| -, /     | `5-3`, `555-1234`, `3/9/2024`                   | the same numbers in that order     |
+| to       | `3 to 4`                                        | also `3-4` and `3:4`               |
+| cycle    | `(1\,2\,3)(4\,5)`                               | the same permutation               |
+| based    | `1010 base 2`                                   | `1010_2`, but not 1010             |
+| measure  | `2 hours and 30 minutes`                        | as much in other units of the list |
+| a choice | `C. 14`, `\textbf{(C)}\ 14`, `Option C`         | its letter, and what it says       |
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from rft_jax.verification.exact.algebra import Expression
-from rft_jax.verification.exact.notation import flat
+from rft_jax.verification.exact.notation import BASES, flat
 
 
 @dataclass(slots=True, frozen=True)
@@ -27,7 +29,7 @@ class Literal(Expression):
     """`parts` say all of it; a range may stand for a ratio and for a sequence of two."""
 
     kind: str
-    parts: tuple[object, ...]
+    parts: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -38,11 +40,11 @@ class Choice(Expression):
     says: Expression | None
 
 
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
-_MONTH = (
-    r"(?P<month>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
-    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
-)
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september",
+    "october", "november", "december",
+)  # fmt: skip
+_MONTH = r"(?P<month>[A-Za-z]{3,9})\.?"
 _DAY, _YEAR = r"(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?", r"(?P<year>[0-9]{4})"
 _DATES = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -54,9 +56,9 @@ _DATES = tuple(
     )
 )
 _TIME = re.compile(r"(1?[0-9])(?::([0-5][0-9]))? ?([ap])\.? ?m\.?", re.IGNORECASE)
-_HOURS = {"noon": 720, "12 noon": 720, "midnight": 0, "12 midnight": 0}
 _SEQUENCE = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})")
 _RANGE = re.compile(r"(?:from )?([0-9]+(?:\.[0-9]+)?) (?:to|through) ([0-9]+(?:\.[0-9]+)?)")
+_BASE = re.compile(r"\(?(-?[0-9]+(?:\.[0-9]+)?)\)?,? \(?(?:in )?base ([0-9]+|[a-z]+)\)?")
 _CYCLES = re.compile(r"(?:\( ?[0-9]+(?: [0-9]+)+ ?\) ?)+")
 _UNIT_VALUES = {
     unit: (dimension, factor)
@@ -75,7 +77,6 @@ _UNIT_VALUES = {
 }  # fmt: skip
 _PART = r"([0-9]+(?:\.[0-9]+)?)(?: ([0-9]+)/([0-9]+))?[ -]?([A-Za-z]+)\.?"
 _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
-_PARTS = re.compile(_PART)
 _OPTION = "(?:[Oo]ption|[Cc]hoice|OPTION)"
 _CHOICES = tuple(
     re.compile(pattern)
@@ -109,7 +110,7 @@ def measure_of(text: str, least: int = 1) -> Literal | None:
     if not _MEASURE.fullmatch(text):
         return None
     totals: dict[str, Fraction] = {}
-    parts = _PARTS.findall(text)
+    parts = re.findall(_PART, text)
     for number, over, under, unit in parts:
         name = unit if unit in _UNIT_VALUES else unit.casefold().removesuffix("s")
         if name not in _UNIT_VALUES or (under and not int(under)):
@@ -126,6 +127,9 @@ def _in_digits(text: str) -> Literal | None:
         return Literal(mark, tuple(map(int, text.split(mark)))) if not _date(text) else None
     if bounds := _RANGE.fullmatch(text):
         return Literal("to", tuple(map(Fraction, bounds.groups())))
+    if based := _BASE.fullmatch(text):
+        base = BASES.get(based[2], based[2])
+        return Literal("based", (Fraction(based[1]), base))
     if not _CYCLES.fullmatch(text):
         return None
     cycles = []
@@ -140,20 +144,20 @@ def _date(text: str) -> Literal | None:
     for pattern in _DATES:
         if match := pattern.fullmatch(text):
             said = match.groupdict()
-            name = said.get("month")
-            month = _MONTHS.index(name[:3].casefold()) + 1 if name else int(said["number"] or 0)
-            numbers = (said.get("year"), said.get("day"))
-            year, day = (int(number) if number else None for number in numbers)
-            return Literal("date", (year, month, day))
+            numbers = [
+                int(said[name]) if said.get(name) else 0 for name in ("year", "number", "day")
+            ]
+            if name := (said.get("month") or "").casefold():
+                if not (months := [month for month in _MONTHS if month.startswith(name)]):
+                    return None
+                numbers[1] = _MONTHS.index(months[0]) + 1
+            return Literal("date", tuple(numbers))
     return None
 
 
 def _time(text: str) -> Literal | None:
-    """Minutes after midnight."""
-    if text.casefold() in _HOURS:
-        return Literal("time", (_HOURS[text.casefold()],))
+    """Hour and minute of the day."""
     match = _TIME.fullmatch(text)
     if match is None or not 1 <= int(match[1]) <= 12:
         return None
-    hour = int(match[1]) % 12 + 12 * (match[3] in "pP")
-    return Literal("time", (60 * hour + int(match[2] or 0),))
+    return Literal("time", (int(match[1]) % 12 + 12 * (match[3] in "pP"), int(match[2] or 0)))

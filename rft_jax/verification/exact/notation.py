@@ -2,7 +2,7 @@ r"""One spelling for what LaTeX, Unicode and English spell in several ways.
 
 `spelled` is for the reader of expressions (`\nicefrac` and `¾`, `\mathbb R`, `is at least`, boxes
 within an answer), `flat` for that of numbers and of plain text, where no LaTeX is left around
-words, and `squeezed` for telling whether two texts are the same.
+words.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _UNICODE = str.maketrans(
         "⟩": r"\rangle ", "∠": r"\angle ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
         "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "—": "-", "¢": " cents",
     }
-    | {sign: "-" for sign in "−‐‑﹣－"}
-    | {"＋": "+"}
-    | {space: " " for space in "\u00a0\u2009\u202f\u3000"}
+    | dict.fromkeys("−‐‑﹣－", "-") | dict.fromkeys("\u00a0\u2009\u202f\u3000", " ") | {"＋": "+"}
     | {
         sign: rf"\frac{{{over}}}{{{under}}}"
         for sign in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
@@ -35,7 +33,10 @@ _SCRIPTS = re.compile("([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|([₀-₉]+)")
 
 _TEXT = r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|operatorname|rm)\s*"
 _FLAT_TEXT = rf"{_TEXT}\{{((?:[^{{}}\\$]|\{{[^{{}}]*\}}|\\[,;: ]|\\cdot)*)\}}"
-_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "sixteen"]
+BASES = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
+    "nine": "9", "ten": "10", "sixteen": "16",
+}  # fmt: skip
 _CONDITION = (  # says of which letters a formula holds, and sets them no condition
     r"(?:for|where|with)\b(?:\b(?:any|all|every|each|some|an?|the|real|integers?|constants?|arbitrary|"
     r"numbers?|values?|of|is|are|and|[a-zA-Z])\b|[\s,.}$]|\\in(?![a-z])|\\text\s*\{|\\[,; ]|"
@@ -50,54 +51,44 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("box", r"\\(?:boxed|fbox|framebox)\s*(?=\{)", ""),
         ("over", r"\{((?:[^{}]|\{[^{}]*\})*)\\over(?![a-z])((?:[^{}]|\{[^{}]*\})*)\}",
                  r"\\frac{\1}{\2}"),
+        ("over", r"^([^{}]*)\\over(?![a-z])([^{}]*)$", r"\\frac{\1}{\2}"),
         ("\\", r"\\(?:(?:text)?color\s*\{\w+\}|underline|boldsymbol|bm|bf)(?![a-zA-Z])", ""),
         ("\\text{", r"\\text\s*\{\s*-\s*\}", "-"),
-        (r"\in", r"(?<=\S)[\s,]+(?:\\[,;: ]|\\q?quad)*\s*\(?[a-z]\s*\\in\s*\\mathbb\s*\{?Z\}?\)?$", ""),
+        (r"\in", r"(?<=\S),\s*(?:\\[,;: ]|\\q?quad)*\s*[a-z]\s*\\in\s*\\mathbb\s*\{?Z\}?$", ""),
         ("phantom", r"\\[hv]?phantom\s*\{[^{}]*\}", " "),
         ("for", _ANY_LETTERS, ""),
         ("where", _ANY_LETTERS, ""),
-        (r"\begin", r"\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|equation)\*?\}", "\x1f"),
+        (r"\begin{cases}", r"^\\begin\{cases\}([^&]*)\\end\{cases\}$", "\x1f\\1"),  # a system
+        (r"\begin", r"\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split)\*?\}", "\x1f"),
         ("frac", rf"\\[dt]?frac\s*\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}\s*"
                  rf"\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}", r"\\text{\1\2/\3\4}"),
         ("^", r"\s*\^\s*\{?\s*(?:\\(?:text|mathrm|rm)\s*)?\{?(st|nd|rd|th)\b\}{0,2}", r"\1"),
         ("R", r"\\(?:mathbf|mathds|mathrm|Bbb|reals)\s*\{?R\}?|\\(?:R|Reals|reals|Re)(?![a-zA-Z])"
               r"|\{\\(?:bf|Bbb|mathbb)\s+R\}", r"\\mathbb{R}"),
-        ("eal", r"(?:\\text\s*\{\s*)?(?i:(?:the set of )?\b(?:all(?: of the)?|the) real(?: number)?s)\b"
-                r"\s*\}?(?!\s*[a-z])", r"\\mathbb{R}"),
+        ("eal", r"(?:\\text\s*\{\s*)?(?i:(?:the set of )?\b(?:all|the) real(?: number)?s)\b\s*\}?"
+                r"(?!\s*[a-z])", r"\\mathbb{R}"),
         ("_", r"_\s*(?:\{\s*(\\text\w*\s*\{)?|\\text\w*\s*\{)\s*\(?\s*(?:base[ -])?\s*"
               r"([0-9]+|[a-z]{3,7})\s*\)?\s*\}(?(1)\s*\})", r"_{\2}"),
         (")", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_)", r"\1"),
-        ("base", r"(?<=[0-9A-Z])[\s~]*\(?[\s,]*(?:in )?(?:\\text\s*\{\s*\(?(?:in )?)?base\s*\}?\s*"
-                 r"([0-9]+|[a-z]{3,7})\)?\s*\}?$", r"_{\1}"),
-        ("pounds", r"\\pounds(?![a-z])", "£"),
-        ("euro", r"\\euro(?:\{\})?(?![a-z])", "€"),
     )
 )  # fmt: skip
-_PHRASES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
-    (
-        needle,
-        re.compile(rf"(?:\\text\s*\{{\s*)?\b(?:is |are |must be )?(?:{words})(?=[^a-z])\s*\}}?"),
-        f" {sign} ",
-    )
+_PHRASES = tuple(
+    (needle, re.compile(rf"(?:\\text\s*\{{\s*)?\b(?:is )?(?:{words})(?=[^a-z])\s*\}}?"), sign)
     for needle, words, sign in (
-        ("than", "greater than or equal to|no(?:t)? (?:less|smaller) than", ">="),
-        ("than", "(?:less|smaller) than or equal to|no(?:t)? (?:more|greater|larger) than", "<="),
-        ("than", "(?:strictly )?(?:greater|more|larger|bigger) than", ">"),
-        ("than", "(?:strictly )?(?:less|smaller|fewer) than", "<"),
-        ("least", "at least", ">="),
-        ("most", "at most", "<="),
-        ("equal", "not equal to", "!="),
-        ("equal", "equals|equal to", "="),
+        ("than", "greater than or equal to|no(?:t)? (?:less|smaller) than", " >= "),
+        ("than", "(?:less|smaller) than or equal to|no(?:t)? (?:more|greater|larger) than", " <= "),
+        ("than", "(?:strictly )?(?:greater|more|larger|bigger) than", " > "),
+        ("than", "(?:strictly )?(?:less|smaller|fewer) than", " < "),
+        ("least", "at least", " >= "), ("most", "at most", " <= "),
+        ("equal", "not equal to", " != "), ("equal", "equals|equal to", " = "),
     )
-)
+)  # fmt: skip
+_NO_BRACES = {ord(brace): None for brace in "{}"}
 _INNER = re.compile(_FLAT_TEXT)
-_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
+SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s*\{?\\circ\s*\}?|\\degree(?![A-Za-z])|\^\s*\{?°\}?")
 _GROUP = re.compile(r"(?<=[0-9])(?:\{,\\?!?\}|,\\!) *(?=[0-9]{3})")
 _BLANKS = re.compile(r"[ \t]+")
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])")
-_NO_SPACE = re.compile(r"(?<![0-9])\s+|(?<=[0-9])\s+(?![0-9])")
-_COMMAND_SPACE = re.compile(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])")
 
 
 @lru_cache(maxsize=4096)
@@ -113,20 +104,13 @@ def spelled(text: str) -> str:
         rows = text.replace("\x1f", " ").replace("&", " ").split("\\\\")
         text = ", ".join(row.strip() for row in rows if row.strip())
     if "_{" in text:
-        for base, word in enumerate(_BASES, 2):
-            text = text.replace(f"_{{{word}}}", f"_{{{16 if word == 'sixteen' else base}}}")
+        for word, base in BASES.items():
+            text = text.replace(f"_{{{word}}}", f"_{{{base}}}")
     for needle, pattern, sign in _PHRASES:
         if needle in text:
             text = pattern.sub(sign, text)
     if "\\" in text:
-        text = _INNER.sub(
-            lambda match: (
-                rf"\text{{{_plain_inner(match[1])}}}"
-                if "\\" in match[1] or "{" in match[1]
-                else match[0]
-            ),
-            text,
-        )
+        text = _INNER.sub(_plain_inner, text)
     return text.strip()
 
 
@@ -137,23 +121,9 @@ def flat(text: str) -> str:
     if "\\" in text or "{" in text:
         text = _GROUP.sub(",", text)
         text = _DEGREES.sub("°", text)
-        text = _SPACE.sub(" ", text.replace("\\!", ""))
+        text = SPACE.sub(" ", text.replace("\\!", ""))
         text = _INNER.sub(r" \1", text)
     return _BLANKS.sub(" ", text).strip()
-
-
-def squeezed(text: str) -> str:
-    """What two texts share when they differ in spaces, sizes and spellings only."""
-    text = _SIZES.sub(" ", _SPACE.sub(" ", spelled(text)))
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    text = _COMMAND_SPACE.sub(r"\1{}", text)
-    return re.sub(r"(?<=[A-Za-z]) +(?=[A-Za-z])|(?<=[0-9]) +(?=[0-9])|\s+", _kept, text)
-
-
-def _kept(match: re.Match[str]) -> str:
-    before, after = match.string[: match.start()][-1:], match.string[match.end() :][:1]
-    both = before + after
-    return " " if len(both) == 2 and (both.isalpha() or both.isdigit()) else ""
 
 
 def _script(match: re.Match[str]) -> str:
@@ -161,6 +131,6 @@ def _script(match: re.Match[str]) -> str:
     return f"{sign}{{{match[0].translate(_RAISED)}}}"
 
 
-def _plain_inner(text: str) -> str:
-    text = _SPACE.sub(" ", text.replace("\\cdot", " "))
-    return text.replace("{", "").replace("}", "")
+def _plain_inner(match: re.Match[str]) -> str:
+    inner = SPACE.sub(" ", match[1].replace("\\cdot", " ")).translate(_NO_BRACES)
+    return rf"\text{{{inner}}}"

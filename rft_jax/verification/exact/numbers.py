@@ -40,7 +40,10 @@ def equal(first: Number, second: Number) -> bool:
 
 # ASCII digits only, by intention: \d also takes those of other scripts.
 _GROUPED = r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+|(?:['’][0-9]{3})+)(?![0-9,])|[0-9]+"
-_CURRENCY = r"(?:US|CA|AU|A|C|HK|NZ|S|R)?\\?\$|[€£¥₹₽₩₪₺฿]|Rs\.?|(?:USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD|CHF)(?= )"
+_CURRENCY = (
+    r"(?:US|CA|AU|A|C|HK|NZ|S|R)?\\?\$|[€£¥₹₽₩₪₺฿]|\\(?:pounds|euro)|Rs\.?"
+    r"|(?:USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD|CHF)(?= )"
+)
 _NUMBER = re.compile(
     rf"(?P<sign>[+\-])?(?:(?P<currency>{_CURRENCY})[ ]?)?(?P<inner_sign>[+\-])?"
     rf"(?:(?P<whole>{_GROUPED})"

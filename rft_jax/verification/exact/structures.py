@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from rft_jax.verification.exact.algebra import (
     ONE,
@@ -235,30 +235,23 @@ def _inequalities(first: Inequality, second: Inequality) -> bool | None:
     return True if all(verdicts) else None
 
 
-def joined(items: list[Expression], word: str) -> Expression | None:
+def joined(items: list[Expression], words: set[str]) -> Expression | None:
     """Inequalities of one letter that all hold, as one; None where they are alternatives.
 
-    `word` is what stands between them: and, or, or a comma, which joins where that is not empty.
+    `words` stand between them: or, and; only commas join where that leaves something.
     """
-    if word == "or" or not all(isinstance(item, Inequality) for item in items):
+    if "or" in words or not all(isinstance(item, Inequality) for item in items):
         return None
-    both = Inequality([part for item in items for part in item.parts])  # type: ignore[attr-defined]
-    bounds = _as_interval(both)
-    if bounds is None:
-        if word == "and" and len(set().union(*(_letters(part) for part, _ in both.parts))) == 1:
-            raise Unreadable
-        return None
-    low, high = _ends(bounds[1])
-    if low is not None and high is not None and low < high:
-        return both
-    if word == "and":
+    both = Inequality([part for item in cast(list[Inequality], items) for part in item.parts])
+    if (bounds := _as_interval(both)) is not None:
+        inner: Any = bounds[1]
+        ends: list[Any] = inner.items if isinstance(inner, Group) else [inner.low, inner.high]
+        low, high = map(as_fraction, ends)
+        if low is None or high is None or low < high:
+            return both
+    if "and" in words and len(set().union(*(_letters(part) for part, _ in both.parts))) == 1:
         raise Unreadable
     return None
-
-
-def _ends(interval: Expression) -> list[Fraction | None]:
-    ends = interval.items if isinstance(interval, Group) else [interval.low, interval.high]  # type: ignore[attr-defined]
-    return [as_fraction(end) for end in ends]  # type: ignore[arg-type]
 
 
 def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
@@ -331,15 +324,13 @@ def _literal(literal: Literal, other: Expression) -> bool | None:
     if isinstance(other, Literal):
         ranges = {literal.kind, other.kind} == {"to", "-"}
         return (ranges or literal.kind == other.kind) and literal.parts == other.parts
-    if literal.kind == "time":
-        hours, minutes = divmod(int(str(literal.parts[0])), 60)
-        if isinstance(other, Value):  # 3 PM without its unit
-            return not minutes and as_fraction(other) == (hours % 12 or 12)
-        return _groups(Group("ratio", [integer(hours), integer(minutes)]), other)
-    if literal.kind == "to" and isinstance(other, Group):
-        return _groups(
-            Group("ratio", [rational(Fraction(str(end))) for end in literal.parts]), other
-        )
+    if literal.kind == "based" and isinstance(other, Based):
+        return literal.parts == (other.digits, str(other.base))
+    if literal.kind == "time" and isinstance(other, Value):  # 3 PM without its unit
+        hours, minutes = literal.parts
+        return minutes == 0 and as_fraction(other) == (hours % 12 or 12)
+    if literal.kind in ("time", "to") and isinstance(other, Group):
+        return _groups(Group("ratio", [rational(Fraction(part)) for part in literal.parts]), other)
     return False
 
 

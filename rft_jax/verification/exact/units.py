@@ -33,7 +33,7 @@ _MEASURES = ATTACHED - words("st nd rd th") | words(
     "kcal cal mole mol bit byte pixel acre hectare ha au ly light-year hp psi atm mol eV keV MeV "
     "people person man men woman women child children mouse mice goose geese tooth teeth sheep "
     "fish deer cattle foot-pound rpm fps bpm wpm µm μm Ω lumen candela student point percentage "
-    "apple orange item piece book way time person-hour man-hour year-old"
+    "apple orange item piece book way person-hour man-hour year-old"
 )
 _LINKS = words("of per a an the each every in for by to with on at from")
 """What leads from a unit to what it is of; what follows is not looked at but for `NO_UNITS`."""
@@ -59,10 +59,8 @@ NO_UNITS = NUMBER_WORDS | words(
 )
 """Words that change what a number says, or state an alternative or a denial."""
 
-_TAILS = words("old tall long wide high deep thick apart left remaining today now total all altogether")
-_CHANGING = re.compile(
-    r"(?!(?:months|baths|paths|cloths|births)$).*ths|.*(?:illions?|fold|ss|us|is)"
-)
+_TAILS = words("old tall long wide high deep thick apart left remaining today now total all")
+_CHANGING = re.compile(r"(?!(?:months|baths|paths|births)$).*ths|.*(?:illions?|fold|ss|us|is)")
 _SINGULAR = re.compile(r"[a-z]{2,}(?:-[a-z]+)*")
 _PLURAL = re.compile(r"[A-Za-z]?[a-z'’-]{2,}s")
 _POWER = r"(?:\^?\{?-?[1-4]\}?|[²³]|⁻[¹²³])"
@@ -85,11 +83,8 @@ def is_unit(text: str, attached: bool = False) -> bool:
     text = text.strip(" -")
     if not text.isascii() and _CJK.fullmatch(text):
         return True
-    if text[:1] == "/":  # 12/day
-        text = text[1:].lstrip()
-        attached = False
-        if len(text) < 2:
-            return False
+    if text[:1] == "/" and len(text) > 2:  # 12/day
+        text, attached = text[1:].lstrip(), False
     found: list[str] = []
     at = 0
     while at < len(text):
@@ -109,18 +104,15 @@ def is_unit(text: str, attached: bool = False) -> bool:
 
 def _says_what(found: list[str]) -> bool:
     """Whether words are measures, or one word and a plural, up to a link and what it leads to."""
-    found = [word for word in found if word.casefold() not in ("square", "cubic", "sq", "cu")] or [
-        "units"
-    ]
-    if found[0] == "of":  # 12% of them
-        return True
-    if found[0] in _LINKS and len(found) > 1:  # 12 per day, 12 a day
-        return found[1] in _TAILS or _says_what(found[1:])
-    for at, word in enumerate(found):
-        if word in _LINKS and at:
-            return len(found) > at + 1
-        named = at == 0 and len(found) > 1 and _SINGULAR.fullmatch(word) and _heads(found[1])
-        if not (_heads(word) or named or (at and word in _TAILS)):
+    first, *rest = found
+    if first in _LINKS and rest:  # 12 per day, 12 a day, 12 in all, 12% of them
+        return first == "of" or rest[0] in _TAILS or _says_what(rest)
+    if not _heads(first) and not (rest and _SINGULAR.fullmatch(first) and _heads(rest[0])):
+        return False
+    for at, word in enumerate(rest):
+        if word in _LINKS:
+            return len(rest) > at + 1
+        if not (_heads(word) or word in _TAILS):
             return False
     return True
 
@@ -132,9 +124,8 @@ def _heads(word: str) -> bool:
 def is_measure(word: str) -> bool:
     """Whether a word is a measure of the list, its plural or capitals included."""
     small = word.casefold()
-    return (
-        word in LETTERS
-        or word in _MEASURES
-        or small in _MEASURES
-        or (small.endswith("s") and len(small) > 4 and small[:-1] in _MEASURES)
-    )
+    return word in LETTERS or not {
+        word,
+        small,
+        small[:-1] if small.endswith("s") else small,
+    }.isdisjoint(_MEASURES)
