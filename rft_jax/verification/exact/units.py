@@ -33,7 +33,7 @@ _MEASURES = ATTACHED - words("st nd rd th") | words(
     "kcal cal mole mol bit byte pixel acre hectare ha au ly light-year hp psi atm mol eV keV MeV "
     "people person man men woman women child children mouse mice goose geese tooth teeth sheep "
     "fish deer cattle foot-pound rpm fps bpm wpm µm μm Ω lumen candela student point percentage "
-    "apple orange item piece book way person-hour man-hour year-old"
+    "way person-hour man-hour year-old"
 )
 _LINKS = words("of per a an the each every in for by to with on at from")
 """What leads from a unit to what it is of; what follows is not looked at but for `NO_UNITS`."""
