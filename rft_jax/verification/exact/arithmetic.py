@@ -166,12 +166,11 @@ class Arithmetic:
         return self._primary()
 
     def _primary(self) -> Value:
+        self.take("run")
         kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
             return self._number(text)
-        if kind == "run":
-            return self._primary()
         if kind == "infinity":
             raise Undefined
         if kind == "name":

@@ -7,6 +7,8 @@ left to the next layer, never guessed. Units and degrees are dropped, so `5\\tex
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from fractions import Fraction
 
@@ -75,10 +77,8 @@ def is_undefined(text: str) -> bool:
     """Whether a text is understood to have no value, as 1/0 has none."""
     try:
         _parse(text[:MAX_CHARACTERS])
-    except Undefined:
-        return True
-    except Unreadable:
-        pass
+    except Unreadable as error:
+        return isinstance(error, Undefined)
     return False
 
 
@@ -287,7 +287,7 @@ class _Reader(Arithmetic):
     def _lone_word(self) -> Word | None:
         """Words that are an item by themselves: no product without a sign that it is one."""
         kind, text = self.tokens[self.at]
-        size = {"words": 1, "run": len(text) + 1}.get(kind, 0)
+        size = 1 if kind == "words" else len(text) + 1 if kind == "run" else 0
         if not size or self.tokens[self.at + size][0] not in _ITEM_ENDS:
             return None
         self.at += size
@@ -345,11 +345,8 @@ class _Reader(Arithmetic):
         self.at += 1
         self.depth -= 1
         if (opening, closing) in (("{{", "}}"), ("{", "}")):
-            unlike: list[Expression] = []
-            for item in items:
-                if not any(same(item, other) for other in unlike):
-                    unlike.append(item)
-            return Group("set", unlike)
+            repeated = [any(same(item, one) for one in items[:at]) for at, item in enumerate(items)]
+            return Group("set", [*itertools.compress(items, map(operator.not_, repeated))])
         if (opening, closing) == ("(", ")"):
             return Group("tuple", items)
         if (opening, closing) == ("[", "]") and len(items) != 2:

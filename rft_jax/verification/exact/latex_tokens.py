@@ -25,9 +25,8 @@ _TOKEN = re.compile(
     (?P<space>[ \t\r\n~]+ | \\[,!;:\ ] | \\q?quad(?![a-zA-Z])
       | \\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z]))
   | (?P<thousands>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?)
-  | (?P<scientific>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z.]))
   | (?P<number>[0-9]{1,3}(?:(?:\{,\\?!?\}|,?\\!|,\\,|\\,)\ ?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
-      | [0-9]+(?:\.[0-9]+)? | \.[0-9]+)
+      | [0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z.]))? | \.[0-9]+)
   | (?P<fraction>\\(?:[cdt]|nice|s|x)?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm)\s*
       \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
@@ -101,9 +100,7 @@ def tokens_of(text: str) -> list[Token]:
                 depth -= 1
             tokens.append(token)
         elif kind == "number":
-            tokens.append(("number", re.sub(r"[^0-9.]", "", match[0])))
-        elif kind == "scientific":
-            tokens.append(("number", match[0]))
+            tokens.append(("number", re.sub(r"[^0-9.eE+-]", "", match[0])))
         elif kind == "letters":
             _add_letters(match[0], tokens)
         elif kind == "command":

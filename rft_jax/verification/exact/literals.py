@@ -77,31 +77,28 @@ _UNIT_VALUES = {
 }  # fmt: skip
 _PART = r"([0-9]+(?:\.[0-9]+)?)(?: ([0-9]+)/([0-9]+))?[ -]?([A-Za-z]+)\.?"
 _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
-_OPTION = "(?:[Oo]ption|[Cc]hoice|OPTION)"
-_CHOICES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        rf"(?:{_OPTION} ?)?\(([A-J])\) ?(?P<text>(?:(?<= )[^+*/^=<>,;:)\s]|[0-9$]).*)",
-        rf"(?:{_OPTION} ?)?([A-J])[.):] ?(?P<text>(?<= )\S.*)",
-        rf"{_OPTION} ?\(?([A-J])[.):]*",
-        r"\(?([A-J])[.):]+",
-    )
+_CHOOSING = re.compile(
+    r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?[.):])"
+)
+_CHOICE = re.compile(
+    r"((?:[Oo]ption|[Cc]hoice|OPTION) ?)?\(?(?P<letter>[A-J])(?:[.):]+|(?(1)|(?!)))"
+    r"(?: ?(?P<says>(?<= )[^+*/^=<>,;:)\s].*|(?<=\))[0-9$].*))?"
 )
 
 
 def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expression | None:
     """The literal a whole text is, or None; `read` reads what a choice says."""
+    choosing = _CHOOSING.match(text)
+    if not choosing and ("\\frac" in text or "\\sqrt" in text or "=" in text):
+        return None  # as most of LaTeX
     text = flat(text).strip("$ ").replace("--", "-")
-    if not any(character.isalnum() for character in text[:3]):
-        return None
-    for pattern in _CHOICES:
-        if choice := pattern.fullmatch(text):
-            said = choice.groupdict().get("text")
-            if said and re.fullmatch(r"\(?[A-J]\W?", said):  # B: C matches or divides
-                return None
-            return Choice(choice[1], read(said) if said else None)
+    if choosing and (choice := _CHOICE.fullmatch(text)):
+        says = choice["says"]
+        if says and re.fullmatch(r"\(?[A-J]\W?", says):  # B: C matches or divides
+            return None
+        return Choice(choice["letter"], read(says) if says else None)
     text = text.removesuffix(".")
-    return _in_digits(text) or _date(text) or _time(text) or measure_of(text, least=2)
+    return _date(text) or _time(text) or _in_digits(text) or measure_of(text, least=2)
 
 
 def measure_of(text: str, least: int = 1) -> Literal | None:
@@ -124,7 +121,7 @@ def measure_of(text: str, least: int = 1) -> Literal | None:
 def _in_digits(text: str) -> Literal | None:
     if _SEQUENCE.fullmatch(text):
         mark = "-" if "-" in text else "/"
-        return Literal(mark, tuple(map(int, text.split(mark)))) if not _date(text) else None
+        return Literal(mark, tuple(map(int, text.split(mark))))
     if bounds := _RANGE.fullmatch(text):
         return Literal("to", tuple(map(Fraction, bounds.groups())))
     if based := _BASE.fullmatch(text):

@@ -1,8 +1,7 @@
 r"""One spelling for what LaTeX, Unicode and English spell in several ways.
 
-`spelled` is for the reader of expressions (`\nicefrac` and `¾`, `\mathbb R`, `is at least`, boxes
-within an answer), `flat` for that of numbers and of plain text, where no LaTeX is left around
-words.
+`spelled` is for the reader of expressions (`\nicefrac` and `¾`, `\mathbb R`, `is at least`), `flat`
+for that of numbers and of plain text, where no LaTeX is left around words.
 """
 
 from __future__ import annotations
@@ -83,6 +82,8 @@ _PHRASES = tuple(
         ("equal", "not equal to", " != "), ("equal", "equals|equal to", " = "),
     )
 )  # fmt: skip
+_ALL_RULES = _RULES + _PHRASES
+_PLAIN_RULES = tuple(rule for rule in _ALL_RULES if "\\" not in rule[0])
 _NO_BRACES = {ord(brace): None for brace in "{}"}
 _INNER = re.compile(_FLAT_TEXT)
 SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
@@ -97,7 +98,7 @@ def spelled(text: str) -> str:
     if not text.isascii():
         text = text.translate(_UNICODE)
         text = _SCRIPTS.sub(_script, text.replace("°", r"^\circ "))
-    for needle, pattern, replacement in _RULES:
+    for needle, pattern, replacement in _ALL_RULES if "\\" in text else _PLAIN_RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
     if "\x1f" in text:  # rows of aligned formulas
@@ -106,9 +107,6 @@ def spelled(text: str) -> str:
     if "_{" in text:
         for word, base in BASES.items():
             text = text.replace(f"_{{{word}}}", f"_{{{base}}}")
-    for needle, pattern, sign in _PHRASES:
-        if needle in text:
-            text = pattern.sub(sign, text)
     if "\\" in text:
         text = _INNER.sub(_plain_inner, text)
     return text.strip()
@@ -127,8 +125,7 @@ def flat(text: str) -> str:
 
 
 def _script(match: re.Match[str]) -> str:
-    sign = "^" if match[1] else "_"
-    return f"{sign}{{{match[0].translate(_RAISED)}}}"
+    return f"{'^' if match[1] else '_'}{{{match[0].translate(_RAISED)}}}"
 
 
 def _plain_inner(match: re.Match[str]) -> str:

@@ -90,10 +90,6 @@ def parse_number(text: str) -> Number | None:
     return Number(-value if (sign or inner_sign) == "-" else value, percent)
 
 
-def _ungrouped(digits: str) -> str:
-    return digits.translate(_NO_SEPARATORS)
-
-
 def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
     """0.1666... written as 0.1 and the period 6."""
     value = int((whole + decimals) or "0") + Fraction(int(period), 10 ** len(period) - 1)
@@ -102,11 +98,11 @@ def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
 
 def _value(groups: dict[str, str | None]) -> Fraction | None:
     """The magnitude, or None where a denominator is zero or a mixed number's part is no part."""
-    whole = _ungrouped(groups["whole"] or "")
+    whole = (groups["whole"] or "").translate(_NO_SEPARATORS)
     decimals = groups["only_decimals"] or groups["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals))
     if groups["denominator"]:
-        divisor = int(_ungrouped(groups["denominator"]))
+        divisor = int(groups["denominator"].translate(_NO_SEPARATORS))
         if divisor == 0:
             return None
         value /= divisor

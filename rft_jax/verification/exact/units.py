@@ -2,7 +2,7 @@
 
 A unit is a measure (`km/h`, `m s^{-1}`, `cm^2`), a counted thing in the plural (`clips`, `red
 clips`), or one of these with what they are of (`slices of pizza`). Words that scale, divide, deny
-or hedge (`dozens`, `halved`, `below zero`) are none, nor is anything that is not listed here.
+or hedge (`dozens`, `halved`, `below zero`) are none, nor is any other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ ATTACHED = words(
 )
 """Units that may touch their number: `5cm`, but `5 m`, since `5m` is a product."""
 LETTERS = words("m g s h L l N W V J A C F d")
-"""Single letters that are units after a number and a space, or in `\\text{}` after a number. Not K,
-which may be a thousand."""
+"""Units after a number and a space, or in `\\text{}` after one. Not K, which may be a thousand."""
 _MEASURES = ATTACHED - words("st nd rd th") | words(
     "meter metre kilometer kilometre centimeter centimetre millimeter millimetre inch inches foot "
     "feet yard mile gram kilogram milligram pound ounce ton tonne liter litre milliliter gallon "
@@ -42,8 +41,7 @@ NUMBER_WORDS = words(
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
     "hundred thousand million billion trillion dozen half halves third thirds fourths fifths "
     "sixths sevenths eighths ninths tenths hundredths thousandths"
-)
-"""Words that state another number."""
+)  # they state another number
 NO_UNITS = NUMBER_WORDS | words(
     "one tens dozens scores score twenties hundreds thousands millions billions trillions lakh "
     "lakhs crore crores gross grosses myriad myriads grand couple couples single singles double "
@@ -59,13 +57,15 @@ NO_UNITS = NUMBER_WORDS | words(
 )
 """Words that change what a number says, or state an alternative or a denial."""
 
-_TAILS = words("old tall long wide high deep thick apart left remaining today now total all")
+_TAILS = words(
+    "old tall long wide high deep thick apart left remaining today now total all each altogether"
+)
 _CHANGING = re.compile(r"(?!(?:months|baths|paths|births)$).*ths|.*(?:illions?|fold|ss|us|is)")
 _SINGULAR = re.compile(r"[a-z]{2,}(?:-[a-z]+)*")
 _PLURAL = re.compile(r"[A-Za-z]?[a-z'’-]{2,}s")
+_WORD = r"[A-Za-zµμΩ°Å]+(?:['’-][A-Za-z]+)*"
 _POWER = r"(?:\^?\{?-?[1-4]\}?|[²³]|⁻[¹²³])"
-_TOKEN = re.compile(rf"([A-Za-zµμΩ°Å]+(?:['’-][A-Za-z]+)*\.?)({_POWER}?)|([ ]*[/·*.][ ]*|[ ]+)")
-_MOST_WORDS = 7
+_PHRASE = re.compile(rf"(?:{_WORD}\.?{_POWER}?(?:[ ]*[/·*][ ]*|[ ]+|$)){{1,7}}")
 # Chinese, Japanese and Korean counters, and up to four characters of what they count.
 _COUNTER = (
     "个|個|元|円|圆|块|塊|角|美元|欧元|本|张|張|枚|人|名|位|岁|歳|年|个月|月|日|天|周|小时|小時|時間|"
@@ -85,15 +85,7 @@ def is_unit(text: str, attached: bool = False) -> bool:
         return True
     if text[:1] == "/" and len(text) > 2:  # 12/day
         text, attached = text[1:].lstrip(), False
-    found: list[str] = []
-    at = 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None or len(found) > _MOST_WORDS:
-            return False
-        if match[1]:
-            found.append(match[1].rstrip("."))
-        at = match.end()
+    found = re.findall(_WORD, text) if _PHRASE.fullmatch(text) else []
     if not found or (attached and found[0] not in ATTACHED):
         return False
     parts = [part for word in found for part in re.split("['’-]", word)]
@@ -107,7 +99,11 @@ def _says_what(found: list[str]) -> bool:
     first, *rest = found
     if first in _LINKS and rest:  # 12 per day, 12 a day, 12 in all, 12% of them
         return first == "of" or rest[0] in _TAILS or _says_what(rest)
-    if not _heads(first) and not (rest and _SINGULAR.fullmatch(first) and _heads(rest[0])):
+    if (
+        first not in _TAILS
+        and not _heads(first)
+        and not (rest and _SINGULAR.fullmatch(first) and _heads(rest[0]))
+    ):
         return False
     for at, word in enumerate(rest):
         if word in _LINKS:
