@@ -23,7 +23,8 @@ MAX_CHARACTERS = 400
 MAX_DEPTH = 12
 MAX_DEGREE = 200
 """Largest product of the exponents that stand around one another."""
-MAX_CALLS = 3
+MAX_CALLS = 12
+MAX_NESTED = 3
 """Deepest nesting of functions, roots and exponents."""
 MAX_NODES = 90
 """Largest tree of a difference that sympy is asked to simplify."""
@@ -41,15 +42,17 @@ _GENERATORS = 12
 _LARGE = re.compile(
     r"""
     [0-9]{40}                                       # a huge number
-  | \^\s*[({]?[^a-zA-Z})]*[0-9)}]\s*\^[^0-9]*[0-9]  # a tower of powers
+  | \^\s*(?:[0-9]+|\{[^{}]*[0-9)]\s*\}|\([^()]*\))\s*\^  # a tower of powers
+  | \^\s*[{(][^a-zA-Z{}]*\^ | \^\s*[{(][^{}]*!      # and one in braces
   | \^\s*\{?\s*[-+(]*\s*[0-9]{4}                    # a huge exponent
-  | [0-9]{3}\s*\}?\)?\s*!  | !\s*!                  # a large factorial, or one of one
-  | [0-9!^}]\s*[)}\]]\s*!                           # and one of what has to be computed first
+  | [0-9]{3}\s*! | !\s*!                            # a large factorial, or one of one
+  | [)}\]]\s*!                                      # and one of what has to be computed first
   | binom\s*\{[^{}]*(?:[0-9]{4}|[{!^])              # a large binomial
-  | (?:-\s*){4} | (?:\\[a-z]*(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt).*?){13}   # or many calls
+  | (?:-\s*){4}                                     # signs without end
     """,
     re.VERBOSE,
 )
+_SMALL_FACTORIAL = re.compile(r"\((?:[a-z]|(?<![0-9])[0-9]{1,2}(?![0-9])|[-+\s]){1,12}\)\s*!")
 _REFUSED = re.compile(
     r"""
     [^\x20-\x7e]                                    # not ASCII
@@ -87,7 +90,9 @@ def available() -> bool:
 
 def too_large(text: str) -> bool:
     """Whether computing what a text says may take too long; seen before anything is computed."""
-    return len(text) > MAX_CHARACTERS or bool(_LARGE.search(text)) or _grows(text)
+    if len(text) > MAX_CHARACTERS or _LARGE.search(_SMALL_FACTORIAL.sub("n!", text)):
+        return True
+    return len(re.findall(_CALLS, text)) > MAX_CALLS or _grows(text)
 
 
 def refusable(text: str) -> bool:
@@ -119,7 +124,7 @@ def _grows(text: str) -> bool:
             continue
         if not token[1]:
             last = 1
-        if len(degrees) > MAX_DEPTH or last > MAX_DEGREE or calls[-1] + waiting > MAX_CALLS:
+        if len(degrees) > MAX_DEPTH or last > MAX_DEGREE or calls[-1] + waiting > MAX_NESTED:
             return True
     return False
 
