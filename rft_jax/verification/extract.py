@@ -63,7 +63,7 @@ _MATH_ENVIRONMENTS = (
 _NUMBERS = re.compile(r"[0-9]+(?:[.,/][0-9]+)*")
 _WORDS = re.compile(r"[A-Za-z]+")
 _LEFTOVERS = re.compile(
-    r"<<[^<>\n]*>>|\s*(?:<\|[\w ]+\|>|<｜[^<>｜]+｜>|</s>|<eos>|<end_of_turn>)\s*$|\s*\\\\\s*$"
+    r"<<[^<>\n]*>>|\s*(?:<\|[\w ]+\|>|<｜[^<>｜]+｜>|</s>|<eos>|<end_of_turn>)\s*$|\s*\\+\s*$"
 )
 """A calculator's marks, a token that ends a turn, the end of a row."""
 _BLANK = re.compile(r"(?:\\[hv]?phantom\s*\{[^{}]*\}|\\q?quad|\\[,;: ]|[~_?\s])*")

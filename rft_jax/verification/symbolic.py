@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from rft_jax.verification.exact.structures import every
+from rft_jax.verification.exact.units import words
 
 MAX_CHARACTERS = 400
 MAX_DEPTH = 12
@@ -61,8 +62,7 @@ _REFUSED = re.compile(
   | [0-9][a-zA-Z]+\s*[0-9]                          # 12a3
   | (?<![_0-9])[0-9]+(?:\s|\\[,;:!]|\\\ |~|\\q?quad)+[0-9]   # 5 6, and cycles
   | [A-Z]\s*\^\s*\{?\s*(?:[TH*](?![a-zA-Z])|\\(?:top|dagger|intercal|ast|star))  # a transpose
-  | \\(?:int|i+nt|oint|sum|prod|lim|det|partial|nabla|frac\s*\{?d|gcd|lcm|pmod|bmod|mod|circ\s*[a-z]
-     |mathbb|forall|exists|Rightarrow|rightarrow|ldots|dots|cdots|vdots)
+  | \\(?:frac\s*\{?d|circ\s*[a-z])                  # a derivative, a composition
   | ['"`@\#?;:$]                                   # 12:00 is no quotient
   | /\s*(?:[0-9.]+|[a-zA-Z])\s*[a-zA-Z\\(]          # 1/2x
   | (?<![\\a-zA-Z])[a-zA-Z][0-9]                    # x2
@@ -80,6 +80,15 @@ _SIZES = re.compile(
 _DEGREES = re.compile("sin|cos|tan|cot|sec|csc")
 
 
+_KNOWN = words(
+    "frac dfrac tfrac cfrac sqrt binom sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh "
+    "ln log exp pi alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi "
+    "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega infty "
+    "left right cdot times div le leq ge geq lt gt ne neq pm mp cup cap in bigl bigr "
+    "begin end lbrace rbrace lvert rvert lfloor rfloor lceil rceil circ degree mathrm operatorname "
+    "emptyset varnothing quad displaystyle ell prime max min"
+)
+"""Commands whose meaning latex2sympy knows; others it reads as letters, or not at all."""
 _SINGLE_LETTER = re.compile(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 
 
@@ -98,6 +107,8 @@ def too_large(text: str) -> bool:
 def refusable(text: str) -> bool:
     """Whether a text is not given to sympy: it may take too long, or math-verify misreads it."""
     if too_large(text) or _REFUSED.search(text):
+        return True
+    if not _KNOWN.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
         return True
     return "circ" in text and bool(_DEGREES.search(text))  # latex2sympy drops degrees
 

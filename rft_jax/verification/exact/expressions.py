@@ -8,7 +8,6 @@ left to the next layer, never guessed. Units and degrees are dropped, so `5\\tex
 from __future__ import annotations
 
 import itertools
-import operator
 import re
 from fractions import Fraction
 
@@ -159,6 +158,8 @@ class _Reader(Arithmetic):
                 raise Unreadable
             return [*systems]
         items = [item for group in groups for item in group]
+        if "or" in words and all(same(items[0], item) for item in items):  # 1/2 or 0.5
+            return items[:1]
         both = joined(items, words) if bare and len(items) > 1 else None
         return items if both is None else [both]
 
@@ -345,8 +346,8 @@ class _Reader(Arithmetic):
         self.at += 1
         self.depth -= 1
         if (opening, closing) in (("{{", "}}"), ("{", "}")):
-            repeated = [any(same(item, one) for one in items[:at]) for at, item in enumerate(items)]
-            return Group("set", [*itertools.compress(items, map(operator.not_, repeated))])
+            unlike = [not any(same(a, b) for b in items[:at]) for at, a in enumerate(items)]
+            return Group("set", [*itertools.compress(items, unlike)])
         if (opening, closing) == ("(", ")"):
             return Group("tuple", items)
         if (opening, closing) == ("[", "]") and len(items) != 2:

@@ -61,8 +61,7 @@ _COMMANDS: dict[str, Token] = {
     for command in commands.split()
 } | {
     "pi": ("name", "π"), "imath": ("name", "i"), "emptyset": ("name", "∅"),
-    "varnothing": ("name", "∅"), "sqrt": ("sqrt", "latex"), "land": (",", "and"),
-    "wedge": (",", "and"), "lor": (",", "or"), "vee": (",", "or"),
+    "varnothing": ("name", "∅"), "sqrt": ("sqrt", "latex"),
 }  # fmt: skip
 _ESCAPED: dict[str, Token] = {
     r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""), r"\\": ("row", ""),

@@ -93,10 +93,9 @@ def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expressio
         return None  # as most of LaTeX
     text = flat(text).strip("$ ").replace("--", "-")
     if choosing and (choice := _CHOICE.fullmatch(text)):
-        says = choice["says"]
-        if says and re.fullmatch(r"\(?[A-J]\W?", says):  # B: C matches or divides
-            return None
-        return Choice(choice["letter"], read(says) if says else None)
+        if (says := choice["says"]) is None:
+            return Choice(choice["letter"], None)
+        return None if re.fullmatch(r"\(?[A-J]\W?", says) else Choice(choice["letter"], read(says))
     text = text.removesuffix(".")
     return _date(text) or _time(text) or _in_digits(text) or measure_of(text, least=2)
 

@@ -20,19 +20,18 @@ ATTACHED = words(
     "kmh kWh kPa Hz kHz MHz GHz MB GB kB °C °F ° USD EUR GBP cents dollars st nd rd th"
 )
 """Units that may touch their number: `5cm`, but `5 m`, since `5m` is a product."""
-LETTERS = words("m g s h L l N W V J A C F d")
+LETTERS = words("m g s h L l N W V J A C F")
 """Units after a number and a space, or in `\\text{}` after one. Not K, which may be a thousand."""
 _MEASURES = ATTACHED - words("st nd rd th") | words(
     "meter metre kilometer kilometre centimeter centimetre millimeter millimetre inch inches foot "
     "feet yard mile gram kilogram milligram pound ounce ton tonne liter litre milliliter gallon "
     "quart pint cup tablespoon teaspoon tbsp tsp second minute hour day week month year decade "
-    "century centuries sq cu square cubic fluid fl degree deg celsius fahrenheit kelvin kelvins "
-    "radian rad gradian dollar cent penny pence euro rupee yen yuan peso ruble rouble franc won "
-    "INR CNY RMB JPY unit units knot hertz hz newton joule watt volt ampere amp ohm pascal calorie "
-    "kcal cal mole mol bit byte pixel acre hectare ha au ly light-year hp psi atm mol eV keV MeV "
-    "people person man men woman women child children mouse mice goose geese tooth teeth sheep "
-    "fish deer cattle foot-pound rpm fps bpm wpm µm μm Ω lumen candela student point percentage "
-    "way person-hour man-hour year-old"
+    "century centuries sq cu square cubic fluid fl degree deg celsius fahrenheit kelvin radian rad "
+    "dollar cent penny pence euro rupee yen yuan peso ruble franc won INR CNY RMB JPY unit knot hz "
+    "hertz newton joule watt volt ampere amp ohm pascal calorie kcal cal mole mol bit byte pixel "
+    "acre hectare ha au ly hp psi atm eV keV MeV people person man men woman women child children "
+    "mouse mice goose geese tooth teeth sheep fish deer cattle foot-pound rpm fps bpm wpm µm μm Ω "
+    "lumen candela student point percentage way person-hour man-hour year-old"
 )
 _LINKS = words("of per a an the each every in for by to with on at from")
 """What leads from a unit to what it is of; what follows is not looked at but for `NO_UNITS`."""
@@ -49,11 +48,11 @@ NO_UNITS = NUMBER_WORDS | words(
     "quarter quarters hundredth thousandth millionth millionths fold or nor not no maybe perhaps "
     "possibly probably approximately approx about around roughly nearly almost plus minus times "
     "over under above below less fewer more greater than least most except without but if when "
-    "unless divided multiplied reduced increased squared cubed square-root factorial mod modulo "
-    "modulus choose point negative positive opposite inverse reciprocal reciprocals powers roots "
-    "multiples e pi i sqrt sin cos tan log logs ln exp infinity inf nan wrong incorrect false "
-    "unknown untrue is are was were has had this as equals equal remainder remainders base bases "
-    "and then minuses halved doubled tripled something odd even percents bps basis"
+    "unless divided multiplied reduced increased squared cubed factorial mod modulo modulus choose "
+    "point negative positive opposite inverse reciprocal reciprocals powers roots multiples e pi i "
+    "sqrt sin cos tan log logs ln exp infinity inf nan wrong incorrect false unknown is are was "
+    "were has had this as equals equal remainder remainders base bases and then halved doubled "
+    "tripled something odd even percents bps basis mille"
 )
 """Words that change what a number says, or state an alternative or a denial."""
 
