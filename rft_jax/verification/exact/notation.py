@@ -82,8 +82,7 @@ _PHRASES = tuple(
         ("equal", "not equal to", " != "), ("equal", "equals|equal to", " = "),
     )
 )  # fmt: skip
-_ALL_RULES = _RULES + _PHRASES
-_PLAIN_RULES = tuple(rule for rule in _ALL_RULES if "\\" not in rule[0])
+_PLAIN_RULES = tuple(rule for rule in _RULES + _PHRASES if "\\" not in rule[0])
 _NO_BRACES = {ord(brace): None for brace in "{}"}
 _INNER = re.compile(_FLAT_TEXT)
 SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
@@ -98,7 +97,7 @@ def spelled(text: str) -> str:
     if not text.isascii():
         text = text.translate(_UNICODE)
         text = _SCRIPTS.sub(_script, text.replace("°", r"^\circ "))
-    for needle, pattern, replacement in _ALL_RULES if "\\" in text else _PLAIN_RULES:
+    for needle, pattern, replacement in _RULES + _PHRASES if "\\" in text else _PLAIN_RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
     if "\x1f" in text:  # rows of aligned formulas
