@@ -42,6 +42,17 @@ _CONDITION = (  # says of which letters a formula holds, and sets them no condit
     r"\\mathbb\s*\{?Z)*$"
 )
 _ANY_LETTERS = rf"(?<=\S)[\s,]*(?:\\[,;: ]|\\q?quad)*\s*(?:\\text\s*\{{\s*|\b){_CONDITION}"
+_PHRASES = tuple(
+    (needle, re.compile(rf"(?:\\text\s*\{{\s*)?\b(?:is )?(?:{words})(?=[^a-z])\s*\}}?"), sign)
+    for needle, words, sign in (
+        ("than", "greater than or equal to|no(?:t)? (?:less|smaller) than", " >= "),
+        ("than", "(?:less|smaller) than or equal to|no(?:t)? (?:more|greater|larger) than", " <= "),
+        ("than", "(?:strictly )?(?:greater|more|larger|bigger) than", " > "),
+        ("than", "(?:strictly )?(?:less|smaller|fewer) than", " < "),
+        ("least", "at least", " >= "), ("most", "at most", " <= "),
+        ("equal", "not equal to", " != "), ("equal", "equals|equal to", " = "),
+    )
+)  # fmt: skip
 # (what a text has in it, pattern, replacement): each once, in this order.
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (needle, re.compile(pattern), replacement)
@@ -70,19 +81,8 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
               r"([0-9]+|[a-z]{3,7})\s*\)?\s*\}(?(1)\s*\})", r"_{\2}"),
         (")", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_)", r"\1"),
     )
-)  # fmt: skip
-_PHRASES = tuple(
-    (needle, re.compile(rf"(?:\\text\s*\{{\s*)?\b(?:is )?(?:{words})(?=[^a-z])\s*\}}?"), sign)
-    for needle, words, sign in (
-        ("than", "greater than or equal to|no(?:t)? (?:less|smaller) than", " >= "),
-        ("than", "(?:less|smaller) than or equal to|no(?:t)? (?:more|greater|larger) than", " <= "),
-        ("than", "(?:strictly )?(?:greater|more|larger|bigger) than", " > "),
-        ("than", "(?:strictly )?(?:less|smaller|fewer) than", " < "),
-        ("least", "at least", " >= "), ("most", "at most", " <= "),
-        ("equal", "not equal to", " != "), ("equal", "equals|equal to", " = "),
-    )
-)  # fmt: skip
-_PLAIN_RULES = tuple(rule for rule in _RULES + _PHRASES if "\\" not in rule[0])
+) + _PHRASES  # fmt: skip
+_PLAIN_RULES = tuple(rule for rule in _RULES if "\\" not in rule[0])
 _NO_BRACES = {ord(brace): None for brace in "{}"}
 _INNER = re.compile(_FLAT_TEXT)
 SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
@@ -97,7 +97,7 @@ def spelled(text: str) -> str:
     if not text.isascii():
         text = text.translate(_UNICODE)
         text = _SCRIPTS.sub(_script, text.replace("°", r"^\circ "))
-    for needle, pattern, replacement in _RULES + _PHRASES if "\\" in text else _PLAIN_RULES:
+    for needle, pattern, replacement in _RULES if "\\" in text else _PLAIN_RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
     if "\x1f" in text:  # rows of aligned formulas
