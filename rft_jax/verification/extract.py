@@ -196,7 +196,11 @@ _AFTER = re.compile(
     .replace("(?P<formula>", "(")
     .replace("(?P<bare>", "(")
 )
-_WORD_AFTER = re.compile(rf"JUNK{_OR}JUNK([A-Za-z]+)".replace("JUNK", _JUNK))
+_WORD_AFTER = re.compile(
+    rf"JUNK{_OR}JUNK(?!(?:so|equivalently|simply|just|as|if|we|the|it)\b)([A-Za-z]+)".replace(
+        "JUNK", _JUNK
+    )
+)
 _BEFORE = re.compile(
     r"(?:\$([^$\n]+)\$|([-−]?[0-9][0-9.,/]*%?|\\[a-zA-Z]+(?:\{(?:[^{}]|\{[^{}]*\})*\})+|\b[A-J]\b))"
     rf"[)}}]*JUNK{_OR}(?:\s+[a-z]+){{0,2}}JUNK$".replace("JUNK", _JUNK)

@@ -88,7 +88,9 @@ def is_unit(text: str, attached: bool = False) -> bool:
     if not found or (attached and found[0] not in ATTACHED):
         return False
     parts = [part for word in found for part in re.split("['’-]", word)]
-    if any(word.casefold() in NO_UNITS or _CHANGING.fullmatch(word) for word in (*found, *parts)):
+    if not NO_UNITS.isdisjoint(map(str.casefold, (*found, *parts))):
+        return False
+    if any(_CHANGING.fullmatch(word) and not is_measure(word) for word in found):
         return False
     return _says_what(found)
 
@@ -97,23 +99,21 @@ def _says_what(found: list[str]) -> bool:
     """Whether words are measures, or one word and a plural, up to a link and what it leads to."""
     first, *rest = found
     if first in _LINKS and rest:  # 12 per day, 12 a day, 12 in all, 12% of them
-        return first == "of" or rest[0] in _TAILS or _says_what(rest)
-    if (
-        first not in _TAILS
-        and not _heads(first)
-        and not (rest and _SINGULAR.fullmatch(first) and _heads(rest[0]))
-    ):
+        single = first in ("per", "a", "an", "each", "every") and _SINGULAR.fullmatch(rest[0])
+        return bool(single) or first == "of" or _says_what(rest)
+    named = rest and _SINGULAR.fullmatch(first) and _heads(rest[0])
+    if not named and not _heads(first):
         return False
-    for at, word in enumerate(rest):
-        if word in _LINKS:
-            return len(rest) > at + 1
-        if not (_heads(word) or word in _TAILS):
+    for at, word in enumerate(rest, 1):
+        if word in _LINKS and at < len(rest):
+            return True
+        if not _heads(word):
             return False
     return True
 
 
 def _heads(word: str) -> bool:
-    return is_measure(word) or bool(_PLURAL.fullmatch(word))
+    return is_measure(word) or word in _TAILS or bool(_PLURAL.fullmatch(word))
 
 
 def is_measure(word: str) -> bool:
