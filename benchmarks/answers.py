@@ -134,7 +134,8 @@ def spell_small(value: Fraction, chance: Chance) -> str:
 
 
 def spell_list(value: Value, chance: Chance) -> str:
-    joint = chance.choice((",", ", ", r" \text{ and } ", "; ", " or "))
+    joints = (",", ", ", r" \text{ and } ", "; ", " or ")  # `5 or 5` is 5
+    joint = chance.choice(joints if len(set(value)) > 1 else joints[:-1])
     return joint.join(shuffled(value, chance))
 
 
