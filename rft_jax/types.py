@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,14 +37,17 @@ class Question:
 
     id: row number in its source, unique within one source and stable between runs.
     text: the question as the source states it.
-    answer: the bare reference answer, e.g. `72` (what follows the last `####`).
+    answer: the bare reference answer, e.g. `72` (what follows the last `####`); under a checker of
+    the user's own any JSON value.
     solution: the worked demonstration that ends in the answer, or None where the source has none.
+    columns: what else the source's row holds, for such a checker; nothing under a rule.
     """
 
     id: int
     text: str
-    answer: str
+    answer: Any
     solution: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,19 @@ class Judgement:
     """A verdict with its reason, e.g. (INCORRECT, "no answer").
 
     slow: it took over half of the time that one output may take; the pool says so.
+    answer: what the output states, and reward: in [0, 1]; each only where a checker says it.
     """
 
     verdict: Verdict
     reason: str
     slow: bool = field(default=False, compare=False)
+    answer: str | None = None
+    reward: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The reward; 1 for correct and else 0 where none is said."""
+        return float(self.verdict is Verdict.CORRECT) if self.reward is None else self.reward
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Sample:
     tokens: the completion, EOS included when there is one.
     log_probs: log pi(o_t | q, o_<t) of the sampling distribution, in nats, one per token.
     finished: True when the output ended with EOS; False when it was cut at the length limit.
+    stated, reward: the answer it states and its reward, as a checker says them.
     """
 
     question_id: int
@@ -77,11 +90,18 @@ class Sample:
     finished: bool
     verdict: Verdict
     reason: str
+    stated: str | None = None
+    reward: float | None = None
 
     @property
     def accepted(self) -> bool:
         """I(o) = 1."""
         return self.verdict is Verdict.CORRECT
+
+    @property
+    def value(self) -> float:
+        """The reward; I(o) where none is said."""
+        return float(self.accepted) if self.reward is None else self.reward
 
     @property
     def num_tokens(self) -> int:
@@ -119,8 +139,9 @@ class Remote(Sample):
 class Facts(NamedTuple):
     """What a method's coefficient sees of the B decided outputs of a step or a pool, on the host.
 
-    question_ids: outputs of one question are a group. correct: I(o) = 1. rewards: 1.0 where
-    correct, else 0.0. lengths: |o| in tokens, EOS included. finished: ended with EOS.
+    question_ids: outputs of one question are a group. correct: I(o) = 1. rewards: in [0, 1], as a
+    checker says them, else 1.0 where correct and 0.0 where not. lengths: |o| in tokens, EOS
+    included. finished: ended with EOS.
     log_probs: log pi(o | q) of the sampling distribution in nats; nan for demonstrations.
     limit: the most tokens that an output may have, data.max_completion_tokens.
     """

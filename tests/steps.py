@@ -19,6 +19,7 @@ from rft_jax.runs.utilization import meter
 from rft_jax.training.packing import TrainingSequence, pack_step
 from rft_jax.training.selection import select, training_sequences, weigh
 from rft_jax.types import Question, Sample
+from rft_jax.verification.canary import FirstOutputs
 
 Draw = Callable[..., Rollout]
 """(questions, step=, num_samples=, ...) -> the verified samples of a round."""
@@ -82,6 +83,7 @@ def steps(
 ) -> list[Stepped]:
     """Steps of `loop.step`, one after the other; draw: stands in for sampling and verifying."""
     run = mock.create_autospec(Run, instance=True)
+    run.first_outputs = FirstOutputs(config, resumed=True)
     run.config, run.folder, run.sampling = config, folder, sampling()
     run.meter = meter(config, 8, device_kind="cpu", count=1)
     run.rollout_params = lambda state: policy()

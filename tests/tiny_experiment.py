@@ -38,6 +38,11 @@ def everything(reference: str, output: str) -> bool:
     return True
 
 
+def half(question: str, reference: int, output: str, goal: int) -> tuple[float, str]:
+    """A checker of a user's own that reads a column; longer outputs are half right."""
+    return (1.0 if len(output) % 2 == goal else 0.5), output[:1]
+
+
 def nothing(reference: str, output: str) -> bool:
     """A verifier that accepts no output."""
     return False

@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -49,13 +49,23 @@ def of_questions(source: str, questions: Iterable[Question]) -> Input:
     return _of_rows(source, ([q.id, q.text, q.answer, q.solution] for q in questions))
 
 
+def of_rows(name: str, source: str, questions: Sequence[Question]) -> Inputs:
+    """The questions of a source by their name, and the other columns of its rows where they are
+    kept for a verifier."""
+    inputs = {name: of_questions(source, questions)}
+    if any(question.columns for question in questions):
+        columns = ([question.columns] for question in questions)
+        inputs[f"{name}, other columns"] = _of_rows(source, columns)
+    return inputs
+
+
 def of_outputs(where: str, pairs: Iterable[tuple[Question, Sample]]) -> Input:
     """The outputs of a pool and their questions, in their order."""
     rows = (
         [
             question.id, question.text, question.answer, sample.sample_index, sample.step,
             sample.text, sample.tokens, sample.log_probs, sample.finished, sample.verdict,
-            sample.reason,
+            sample.reason, *([] if sample.reward is None else [sample.reward]),
         ]
         for question, sample in pairs
     )  # fmt: skip

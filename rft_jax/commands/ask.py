@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rft_jax.checkpoint.policy import Policy
-from rft_jax.commands.options import Asking
+from rft_jax.commands import verify
+from rft_jax.commands.options import Asking, Judging
 from rft_jax.config import DataConfig, MeshConfig
 from rft_jax.config.data import PROMPTING
 from rft_jax.data import sources
@@ -19,9 +20,12 @@ from rft_jax.data.prompts import ends_text, exceeding, prompt_text, prompt_token
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.errors import ConfigError, DataError, ModelError
 from rft_jax.types import Question
+from rft_jax.verification.canary import evaluation_spec, limits_of, training_spec
+from rft_jax.verification.rules import Limits, VerifierSpec
 
 QUESTIONS_PER_BATCH = 64
 """Of a published model."""
+JUDGING = Judging()
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +46,47 @@ class Asked:
     questions_per_batch: int
 
 
-def ask(asking: Asking, policy: Policy, given: Sequence[Question] = ()) -> Asked:
+def verifier_of(policy: Policy, judging: Judging) -> tuple[VerifierSpec, Limits]:
+    """The verifier of the run's evaluations, or the default one, but for what is given."""
+    run = policy.config
+    if run is None:
+        spec, limits = verify.judge(judging)
+    else:
+        own = evaluation_spec(run) or training_spec(run)
+        spec, limits = verify.override(own, limits_of(run), judging)
+    for name in ("comparison", "tolerance"):
+        if spec.takes_any_answer and getattr(judging, name) is not None:
+            raise ConfigError(
+                f"{name} does nothing beside the rule {spec.name}, which compares by itself: "
+                "leave it out."
+            )
+    return spec, limits
+
+
+def ask(
+    asking: Asking, policy: Policy, given: Sequence[Question] = (), judging: Judging = JUDGING
+) -> Asked:
     """Load the questions and make every prompt; logs the format, and the first prompt.
 
-    given: questions in place of those of the source `asking.questions`, which then only names them.
+    given: questions in place of those of the source `asking.questions`, which then only names them;
+    judging: what reads their answers and columns, in place of the policy's own.
     Raises DataError, ModelError and ConfigError for what does not fit.
     """
     run = policy.config
     with _naming_options():
         data = _prompting(asking, policy)
         tokenizer = with_ends(policy.tokenizer, data)
-    questions = tuple(given) or sources.load(asking.questions, data.data_dir)
+    spec, _ = verifier_of(policy, judging)
+    questions = tuple(given) or sources.load(
+        asking.questions,
+        data.data_dir,
+        columns=spec.reads_rows,
+        any_answer=spec.takes_any_answer,
+    )
+    if not spec.takes_any_answer and any(not isinstance(q.answer, str) for q in questions):
+        raise DataError(
+            f"{asking.questions}: an answer is no text; only a verifier of your own reads others."
+        )
     with _naming_options():
         lengths = [len(prompt_tokens(q.text, data, tokenizer)) for q in questions]
     longest, allowed = max(lengths), asking.max_prompt_tokens

@@ -14,9 +14,8 @@ import jax
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.checkpoint.start import to_sample_from
-from rft_jax.commands import verify as scoring
-from rft_jax.commands.ask import Asked
-from rft_jax.commands.options import RESULTS, Judging, Measuring
+from rft_jax.commands.ask import Asked, verifier_of
+from rft_jax.commands.options import RESULTS, Measuring
 from rft_jax.config import EvaluationConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.errors import ConfigError
@@ -26,7 +25,6 @@ from rft_jax.io.paths import check_folder, write_atomically, writing
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.engine import Sampling, output_row, showing
 from rft_jax.types import Params, Question, Sample, Verdict
-from rft_jax.verification.canary import evaluation_spec, limits_of, training_spec
 from rft_jax.verification.pool import VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
 
@@ -61,7 +59,7 @@ def evaluate(
     cannot run, ConfigError for options that do nothing.
     """
     drawing = _drawing(policy, asked, measuring)
-    spec, limits = _verifier(policy, measuring.judging)
+    spec, limits = verifier_of(policy, measuring.judging)
     num_samples = drawing.test_samples_per_question
     mesh = make_mesh(asked.mesh)
     total = len(asked.questions) * (1 + num_samples)
@@ -77,7 +75,7 @@ def evaluate(
                 num_samples=num_samples,
                 on_part=showing(progress),
             )
-        votes = own_votes(outputs, verifier)
+        votes = own_votes(asked.questions, outputs, verifier)
     metrics, rows = measure(asked.questions, outputs, votes)
     rates = estimates(outputs, votes)
     metrics |= {name: one.value for name, one in rates.items()}
@@ -152,23 +150,6 @@ def _drawing(policy: Policy, asked: Asked, measuring: Measuring) -> EvaluationCo
         temperature=measuring.temperature or own.temperature,
         questions_per_batch=asked.questions_per_batch,
     )
-
-
-def _verifier(policy: Policy, judging: Judging) -> tuple[VerifierSpec, Limits]:
-    """The verifier of the run's evaluations, or the default one, but for what is given."""
-    run = policy.config
-    if run is None:
-        spec, limits = scoring.judge(judging)
-    else:
-        own = evaluation_spec(run) or training_spec(run)
-        spec, limits = scoring.override(own, limits_of(run), judging)
-    for name in ("comparison", "tolerance"):
-        if ":" in spec.name and getattr(judging, name) is not None:
-            raise ConfigError(
-                f"{name} does nothing beside the rule {spec.name}, which compares by itself: "
-                "leave it out."
-            )
-    return spec, limits
 
 
 def _settings(

@@ -296,7 +296,7 @@ def _evaluate(options: EvaluateOptions, fields: Sequence[args.Option]) -> int:
     from rft_jax.commands.policy import open_policy, prepare
 
     policy = open_policy(options.opening.checkpoint, options.opening.compute_dtype).policy
-    asked = prepare(options.asking, policy)
+    asked = prepare(options.asking, policy, judging=options.measuring.judging)
     running.import_jax()
     from rft_jax.commands.evaluate import write
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rft_jax.checkpoint import policy as policies
-from rft_jax.commands.ask import Asked, ask
+from rft_jax.commands.ask import JUDGING, Asked, ask
 from rft_jax.commands.options import Asking, ComputeDtype, Drawing, Judging, Measuring
 from rft_jax.config import MeshConfig
 from rft_jax.config.serialize import suggest
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rft_jax.commands.evaluate import Evaluated
     from rft_jax.types import Params
 
-Questions = str | Iterable[str | Mapping[str, str] | Question]
+Questions = str | Iterable[str | Mapping[str, Any] | Question]
 """A source such as jsonl:PATH, or questions: texts, {"question": ..., "answer": ...}, Questions."""
 
 
@@ -103,22 +103,22 @@ class OpenedPolicy:
         names = {field.name for field in dataclasses.fields(Judging)}
         judging = Judging.of(**{name: settings.pop(name) for name in names & set(settings)})
         measuring = Measuring(judging, samples_per_question, temperature)
-        asked = self._ask(questions, settings, needs_answers=True)
+        asked = self._ask(questions, settings, judging)
         from rft_jax.commands.evaluate import evaluate
 
         return evaluate(self.policy, asked, measuring, self._load(asked))
 
     def _ask(
-        self, questions: Questions, asking: Mapping[str, Any], needs_answers: bool = False
+        self, questions: Questions, asking: Mapping[str, Any], judging: Judging | None = None
     ) -> Asked:
         names = [field.name for field in dataclasses.fields(Asking)][1:]
         for name in asking:
             if name not in names:
                 raise ConfigError(f"{name} is no option{suggest(name, names)}")
         if isinstance(questions, str):
-            return prepare(Asking(questions, **asking), self.policy)
-        given = _questions(questions, needs_answers)
-        return prepare(Asking("given", **asking), self.policy, given)
+            return prepare(Asking(questions, **asking), self.policy, judging=judging)
+        given = _questions(questions, needs_answers=judging is not None)
+        return prepare(Asking("given", **asking), self.policy, given, judging)
 
     def _load(self, asked: Asked) -> Params:
         from rft_jax.checkpoint.start import to_sample_from
@@ -129,12 +129,17 @@ class OpenedPolicy:
         return self._params[asked.mesh]
 
 
-def prepare(asking: Asking, policy: policies.Policy, given: tuple[Question, ...] = ()) -> Asked:
+def prepare(
+    asking: Asking,
+    policy: policies.Policy,
+    given: tuple[Question, ...] = (),
+    judging: Judging | None = None,
+) -> Asked:
     """What the policy is asked, all that can be checked before device work; and jax set up for it.
 
-    given: questions in place of those of asking.questions.
+    given: questions in place of those of asking.questions; judging: of an evaluation.
     """
-    asked = ask(asking, policy, given)
+    asked = ask(asking, policy, given, judging or JUDGING)
     from rft_jax.distributed.process import keep_programs, split_cpu
 
     keep_programs()
@@ -143,13 +148,13 @@ def prepare(asking: Asking, policy: policies.Policy, given: tuple[Question, ...]
 
 
 def _questions(
-    questions: Iterable[str | Mapping[str, str] | Question], needs_answers: bool
+    questions: Iterable[str | Mapping[str, Any] | Question], needs_answers: bool
 ) -> tuple[Question, ...]:
     rows = tuple(_question(number, one) for number, one in enumerate(questions))
     if not rows:
         raise DataError("questions are empty: give one or more.")
     for number, row in enumerate(rows):
-        if needs_answers and not row.answer:
+        if needs_answers and row.answer == "":
             raise DataError(f"questions[{number}] has no answer, which an evaluation needs.")
     if len({row.id for row in rows}) < len(rows):
         raise DataError("questions have the same id twice: an id is unique.")
@@ -166,4 +171,10 @@ def _question(number: int, one: object) -> Question:
             f'questions[{number}] is {one!r}: a text, {{"question": ..., "answer": ...}} or a '
             "Question is expected."
         )
-    return Question(number, row["question"], str(row.get("answer", "")))
+    answer = row.get("answer", "")
+    return Question(
+        number,
+        row["question"],
+        answer if isinstance(answer, list | dict) else str(answer),
+        columns={name: row[name] for name in row if name not in ("question", "answer")},
+    )

@@ -20,6 +20,7 @@ from rft_jax.io.paths import check_file, new_file
 from rft_jax.observe.progress import Progress
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
+from rft_jax.verification.functions import GIVEN
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
 
@@ -51,7 +52,7 @@ def score_file(
     if out.exists() and path.exists() and out.samefile(path):
         raise DataError(f"--out is {out}, the file that is read: name another.")
     check_file(out)
-    total, skipped = _checked(path, skip_bad)
+    total, skipped = _checked(path, spec, skip_bad)
     counts: Counter[tuple[str, str]] = Counter()
     with (
         new_file(out) as file,
@@ -60,6 +61,11 @@ def score_file(
     ):
         for row, judgement in _judged(path, pool):
             row |= {"verdict": judgement.verdict.value, "reason": judgement.reason}
+            row |= {
+                name: value
+                for name, value in (("stated", judgement.answer), ("reward", judgement.reward))
+                if value is not None
+            }
             file.write(json.dumps(row) + "\n")
             counts[row["verdict"], row["reason"]] += 1
             done = counts.total()
@@ -81,7 +87,8 @@ def verify(
     """Judge outputs, each in a worker process.
 
     Args:
-        rows: of `reference` (a bare answer, or a solution that ends in `#### 18`) and `output`.
+        rows: of `reference` (a bare answer, or a solution that ends in `#### 18`) and `output`; for
+            a function of yours also `question` and whatever it reads.
         verifier: auto (the default), hash, boxed, tagged, lenient_last_number or module:function.
         comparison: exact, or math, the default where math-verify is installed.
         checks: what a correct output must also pass: equations, ends_with_answer, module:function.
@@ -102,12 +109,13 @@ def verify(
         workers=workers,
         timeout_seconds=timeout_seconds,
     )
+    spec, limits = judge(judging)
     items = []
     for number, row in enumerate(rows):
-        if (problem := _problem(row)) is not None:
+        if (problem := _problem(row, spec)) is not None:
             raise DataError(f"rows[{number}]: {problem}: fix the row, or leave it out.")
-        items.append(Item(row["reference"], row["output"], True))
-    with VerifierPool(*judge(judging)) as pool:
+        items.append(_item(row))
+    with VerifierPool(spec, limits) as pool:
         return pool.verify(items)
 
 
@@ -162,10 +170,10 @@ def table(scores: Scores) -> str:
 
 def _judged(path: Path, pool: VerifierPool) -> Iterator[tuple[dict[str, Any], Judgement]]:
     """Rows with their judgements, in order; one block is judged while the next is read."""
-    rows = _good_rows(path)
+    rows = _good_rows(path, pool.spec)
     waiting: list[tuple[list[dict[str, Any]], Future[list[Judgement]]]] = []
     while block := list(islice(rows, ROWS_AT_ONCE)):
-        items = [Item(row["reference"], row["output"], True) for row in block]
+        items = [_item(row) for row in block]
         waiting.append((block, pool.submit(items)))
         if len(waiting) > 1:
             done, future = waiting.pop(0)
@@ -174,10 +182,16 @@ def _judged(path: Path, pool: VerifierPool) -> Iterator[tuple[dict[str, Any], Ju
         yield from zip(done, future.result(), strict=True)
 
 
-def _checked(path: Path, skip_bad: bool) -> tuple[int, int]:
+def _item(row: Mapping[str, Any]) -> Item:
+    """A row as a verifier takes it; a function of the user's reads its question and columns too."""
+    columns = {name: row[name] for name in row if name not in GIVEN}
+    return Item(row["reference"], row["output"], True, str(row.get("question", "")), columns)
+
+
+def _checked(path: Path, spec: VerifierSpec, skip_bad: bool) -> tuple[int, int]:
     """(good rows, malformed rows); DataError for the first malformed one unless skip_bad."""
     good = bad = 0
-    for number, row in _rows(path):
+    for number, row in _rows(path, spec):
         if isinstance(row, dict):
             good += 1
         elif skip_bad:
@@ -189,26 +203,27 @@ def _checked(path: Path, skip_bad: bool) -> tuple[int, int]:
     return good, bad
 
 
-def _good_rows(path: Path) -> Iterator[dict[str, Any]]:
-    return (row for _, row in _rows(path) if isinstance(row, dict))
+def _good_rows(path: Path, spec: VerifierSpec) -> Iterator[dict[str, Any]]:
+    return (row for _, row in _rows(path, spec) if isinstance(row, dict))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _rows(path: Path, spec: VerifierSpec) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line number from 1, the row or what is wrong with it)."""
     try:
         with contextlib.closing(data_rows(path)) as rows:
             for number, row in rows:
-                yield number, row if isinstance(row, str) else _problem(row) or row
+                yield number, row if isinstance(row, str) else _problem(row, spec) or row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _problem(row: object) -> str | None:
+def _problem(row: object, spec: VerifierSpec) -> str | None:
     """What is wrong with a row."""
     if not isinstance(row, Mapping):
         return f"the row is a {type(row).__name__}, not an object"
     for name in ("reference", "output"):
-        if not isinstance(row.get(name), str):
+        known = name in row and name == "reference" and spec.takes_any_answer
+        if not known and not isinstance(row.get(name), str):
             held = type(row[name]).__name__ if name in row else "missing"
             return f"field {name!r} must be text, it is {held}"
     return None

@@ -25,8 +25,9 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where questions come from. A source is `tfds:NAME/SPLIT` or `jsonl:PATH`, either with an
-    optional slice of rows such as `[:7000]` or `[7000:]`."""
+    """Where questions come from. A source is `tfds:NAME/SPLIT`, `jsonl:PATH` or
+    `reasoning_gym:NAME?size=N&seed=N`, each with an optional slice of rows such as `[:7000]` or
+    `[7000:]`."""
 
     train: str
     """Questions to train on; for SFT they must carry solutions (demonstrations)."""

@@ -202,7 +202,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     if near:
         expected = f"one of {', '.join(near)}"
     elif typing.get_origin(hint) is tuple:
-        expected = "a tuple of strings"
+        expected = f"a tuple of {'number' if _inner(hint) is float else 'string'}s"
     elif is_dataclass(hint):
         expected = f"a {hint.__name__}"  # type: ignore[union-attr]
     else:
@@ -210,11 +210,16 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     raise ConfigError(f"{name} is {value!r}: {expected} is expected{suggest(str(value), near)}")
 
 
+def _inner(hint: Any) -> Any:
+    """The type of a tuple's items."""
+    return typing.get_args(hint)[0]
+
+
 def _fits(value: object, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return isinstance(value, str) and value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        return isinstance(value, tuple) and all(_fits(item, _inner(hint)) for item in value)
     if hint is float:
         return type(value) in (float, int)
     return type(value) is hint  # a bool, though an instance of int, is none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,13 +15,22 @@ class VerificationConfig:
 
     verifier: str = "auto"
     """A built-in rule: `hash` (a `####` line), `boxed` (`\\boxed{}`), `tagged`
-    (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: random verdicts); or
-    a function of yours as `module:function`."""
+    (`<answer></answer>`), `auto` (`hash`, else `boxed`), `random` (a control: random verdicts),
+    `reasoning_gym` (the scores of its tasks); or a function of yours as `module:function`."""
     comparison: Literal["exact", "math"] = "exact"
     """How answers are compared: exactly, or also by math-verify where that cannot decide."""
     checks: tuple[str, ...] = ()
     """What a correct output must pass in addition: `equations` (every `<<a=b>>` holds exactly),
     `ends_with_answer`, or functions of yours as `module:function`."""
+    weights: tuple[float, ...] = ()
+    """Weights of the verifier and of each check: the reward is the weighted mean of theirs. Empty:
+    each must accept."""
+    threshold: float = 1.0
+    """Least reward with which an output is correct, where a function of yours, reasoning_gym or
+    weights give rewards."""
+    examples: str = field(default="", metadata=MAY_CHANGE)
+    """JSONL file of outputs that the verifier is tried on before the first step: `reference`,
+    `output`, `expected` (correct, incorrect, undecided) and what else it reads; empty for none."""
     random_rate: float = 0.5
     """Share of outputs that the verifier `random` accepts."""
     canary: Literal["solutions", "answers", "off"] = "solutions"
@@ -39,9 +49,13 @@ class VerificationConfig:
     """Share of undecided outputs in a step above which a warning is logged."""
     stop_undecided: float = field(default=1.0, metadata=MAY_CHANGE)
     """Share of undecided outputs in a step above which the run stops; 1 for never."""
+    first_outputs: int = field(default=256, metadata=MAY_CHANGE)
+    """The first N sampled outputs of a run stop it where none is accepted or more than half are
+    undecided, and are warned of where all are accepted; 0 for never."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "workers", "memory_mb", "max_characters")
+        at_least(0, self, "first_outputs")
         require(
             self.timeout_seconds > 0,
             f"verification.timeout_seconds is {self.timeout_seconds}: it must be positive.",
@@ -54,7 +68,25 @@ class VerificationConfig:
             "verification.verifier is 'lenient_last_number', which accepts guesses: it is for "
             "evaluation only (evaluation.verifier); choose auto, hash, boxed or tagged.",
         )
-        if self.verifier == "random" or ":" in self.verifier:
+        require(
+            0 < self.threshold <= 1,
+            f"verification.threshold is {self.threshold}: it must lie above 0 and at most at 1.",
+        )
+        rewarding = any(":" in name for name in (self.verifier, *self.checks))
+        require(
+            self.threshold == 1
+            or rewarding
+            or self.verifier == "reasoning_gym"
+            or bool(self.weights),
+            "verification.threshold does nothing where no verifier gives rewards: remove it.",
+        )
+        require(
+            len(self.weights) in (0, 1 + len(self.checks))
+            and all(0 < w < math.inf for w in self.weights),
+            f"verification.weights is {self.weights}: a positive number for the verifier and for "
+            f"each of {len(self.checks)} checks is expected.",
+        )
+        if self.verifier in ("random", "reasoning_gym") or ":" in self.verifier:
             require(
                 self.comparison == "exact",
                 f"verification.comparison does nothing beside verifier {self.verifier!r}, which "

@@ -1,9 +1,11 @@
-"""Questions from TFDS (`tfds:NAME/SPLIT`) and JSONL files (`jsonl:PATH`), either with a slice."""
+"""Questions from TFDS (`tfds:NAME/SPLIT`), JSONL files (`jsonl:PATH`) and the tasks of
+reasoning-gym (`reasoning_gym:NAME?size=N&seed=N`), each with a slice if wanted."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -11,38 +13,49 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
-from rft_jax.errors import DataError
+from rft_jax.errors import DataError, suggest
 from rft_jax.io.jsonl import data_rows
 from rft_jax.types import Question
 
 OWN_DATA = "arithmetic_problems"
 """The TFDS data set that this project generates (arithmetic_builder.py)."""
 
-_SOURCE = re.compile(r"(?P<kind>tfds|jsonl):(?P<target>.+?)(?P<slice>\[[^\[\]]*\])?")
+_SOURCE = re.compile(r"(?P<kind>tfds|jsonl|reasoning_gym):(?P<target>.+?)(?P<slice>\[[^\[\]]*\])?")
 _SLICE = re.compile(r"\[(-?\d+)?:(-?\d+)?\]")
 _MARK = "####"
+_OWN = ("question", "answer", "solution")
 
 
-def load(source: str, data_dir: str = "") -> tuple[Question, ...]:
+def load(
+    source: str, data_dir: str = "", *, columns: bool = False, any_answer: bool = False
+) -> tuple[Question, ...]:
     """The questions of a source; an id is the row number in the whole source, slice or not.
 
     Args:
-        source: `tfds:NAME/SPLIT` or `jsonl:PATH`, either followed by a slice such as `[:7000]`.
-            Paths are relative to the working directory.
+        source: `tfds:NAME/SPLIT`, `jsonl:PATH` or `reasoning_gym:NAME?size=N&seed=N` (and further
+            settings of the task), followed by a slice such as `[:7000]` if wanted. Paths are
+            relative to the working directory.
         data_dir: folder of prepared TFDS data; empty for TFDS's own default.
+        columns: keep the columns other than question, answer and solution.
+        any_answer: an answer may be any JSON value, not only text.
 
     Raises DataError.
     """
-    named = _SOURCE.fullmatch(source)
+    named, reading = _SOURCE.fullmatch(source), (columns, any_answer)
     if not named:
         raise DataError(
-            f"source {source!r} is not understood: write tfds:NAME/SPLIT or jsonl:PATH, with a "
-            "slice such as [:7000] if wanted."
+            f"source {source!r} is not understood: write tfds:NAME/SPLIT, jsonl:PATH or "
+            "reasoning_gym:NAME?size=N&seed=N, with a slice such as [:7000] if wanted."
         )
     if named["kind"] == "jsonl":
-        questions = _jsonl_questions(Path(os.path.expanduser(named["target"])))
+        questions = _jsonl_questions(Path(os.path.expanduser(named["target"])), reading)
         return tuple(questions[row] for row in _rows(source, named["slice"], len(questions)))
+    if named["kind"] == "reasoning_gym":
+        entries = _generated(source, named["target"])
+        rows = _rows(source, named["slice"], len(entries))
+        return tuple(_of_task(row, entries[row], f"{source}: row {row}", reading) for row in rows)
     name, _, split = named["target"].rpartition("/")
     if not name or not split:
         raise DataError(f"source {source!r} names no split: write tfds:NAME/SPLIT.")
@@ -51,7 +64,7 @@ def load(source: str, data_dir: str = "") -> tuple[Question, ...]:
         rows = _rows(source, named["slice"], len(table))
         records = table.__getitems__(list(rows))
     return tuple(
-        _question(row, _decoded(record), f"tfds:{name}/{split}: row {row}")
+        _question(row, _decoded(record), f"tfds:{name}/{split}: row {row}", reading)
         for row, record in zip(rows, records, strict=True)
     )
 
@@ -77,13 +90,19 @@ def _rows(source: str, written: str | None, count: int) -> range:
     return rows
 
 
-def _question(row: int, record: Mapping[str, Any], where: str) -> Question:
+def _question(
+    row: int, record: Mapping[str, Any], where: str, reading: tuple[bool, bool]
+) -> Question:
     """One row as a Question. An `answer` with a `####` mark is a GSM8K solution."""
     text = _text(record, "question", where)
-    answer = _text(record, "answer", where)
     solution = _text(record, "solution", where) if "solution" in record else None
+    with_columns, any_answer = reading
+    columns = {name: record[name] for name in record if name not in _OWN} if with_columns else {}
+    if any_answer and "answer" in record and not isinstance(record["answer"], str):
+        return Question(row, text, record["answer"], solution, columns)
+    answer = _text(record, "answer", where)
     if _MARK not in answer:
-        return Question(id=row, text=text, answer=answer.strip(), solution=solution)
+        return Question(row, text, answer.strip(), solution, columns)
     if answer.count(_MARK) > 1:
         raise DataError(
             f"{where}: answer has {answer.count(_MARK)} {_MARK} marks: keep the one before the "
@@ -97,7 +116,7 @@ def _question(row: int, record: Mapping[str, Any], where: str) -> Question:
     reference = answer.partition(_MARK)[2].replace(",", "").strip()
     if not reference:
         raise DataError(f"{where}: answer has nothing after {_MARK}: write the final answer there.")
-    return Question(id=row, text=text, answer=reference, solution=answer)
+    return Question(row, text, reference, answer, columns)
 
 
 def _text(record: Mapping[str, Any], field: str, where: str) -> str:
@@ -110,7 +129,8 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     value = record[field]
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: {field} is of type {type(value).__name__}: it must be text, in quotes."
+            f"{where}: {field} is of type {type(value).__name__}: it must be text, in quotes"
+            + (" (only a verifier of your own reads other answers)." if field == "answer" else ".")
         )
     if not value.strip():
         raise DataError(f"{where}: {field} is empty: fill it in or leave the row out.")
@@ -124,12 +144,12 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _jsonl_questions(path: Path) -> list[Question]:
+def _jsonl_questions(path: Path, reading: tuple[bool, bool]) -> list[Question]:
     """Every row of a file, so that a bad row is found wherever the slice lies."""
     try:
         with contextlib.closing(data_rows(path)) as rows:
             return [
-                _question(row, _object(content, f"{path}:{number}"), f"{path}:{number}")
+                _question(row, _object(content, f"{path}:{number}"), f"{path}:{number}", reading)
                 for row, (number, content) in enumerate(rows)
             ]
     except OSError as error:
@@ -146,11 +166,60 @@ def _object(content: dict[str, Any] | str, where: str) -> dict[str, Any]:
 
 
 def _decoded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """TFDS gives text as bytes."""
-    return {
-        key: value.decode("utf-8") if isinstance(value, bytes) else value
-        for key, value in record.items()
-    }
+    """TFDS gives text as bytes, and lists and numbers as numpy's."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+    return {key: plain(value) for key, value in record.items()}
+
+
+def _generated(source: str, target: str) -> list[dict[str, Any]]:
+    """The entries of a task of reasoning-gym, with what its own scores need."""
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError as error:
+        raise DataError(
+            f"source {source!r} needs reasoning-gym ({error}): "
+            'pip install "rft_jax[reasoning-gym]".'
+        ) from error
+    name, _, query = target.partition("?")
+    if name not in DATASETS:
+        raise DataError(
+            f"source {source!r}: reasoning-gym has no task {name}{suggest(name, DATASETS)}"
+        )
+    settings = {key: _value(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    for required in ("size", "seed"):
+        if type(settings.get(required)) is not int:
+            raise DataError(f"source {source!r} names no {required}: write {required}=NUMBER.")
+    try:
+        entries = list(create_dataset(name, **settings))
+    except Exception as error:  # whatever a task thinks of its settings
+        raise DataError(f"source {source!r}: {type(error).__name__}: {error}.") from error
+    return [entry | {"task": name, "settings": json.dumps(settings)} for entry in entries]
+
+
+def _of_task(
+    row: int, entry: Mapping[str, Any], where: str, reading: tuple[bool, bool]
+) -> Question:
+    """An entry of a task as a Question; its answer is left as it is, and may be missing."""
+    with_columns, any_answer = reading
+    answer = entry["answer"]
+    if not any_answer:
+        answer = _text(entry, "answer", where)
+    solution = None if answer is None else f"<answer>{answer}</answer>"
+    columns = {name: entry[name] for name in entry if name not in _OWN} if with_columns else {}
+    return Question(row, _text(entry, "question", where), answer, solution, columns)
+
+
+def _value(text: str) -> Any:
+    """A setting as JSON, such as 3, true or ["+","-"]; what is none is a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _tfds_table(name: str, split: str, data_dir: str) -> Any:

@@ -164,11 +164,13 @@ def _rows(
     return [told[question.id] for question in questions]
 
 
-def own_votes(outputs: Outputs, verifier: VerifierPool) -> list[Votes] | None:
+def own_votes(
+    questions: Sequence[Question], outputs: Outputs, verifier: VerifierPool
+) -> list[Votes] | None:
     """The votes of the sampled outputs of each question; none of those that another process has."""
     own = {sample.question_id for sample in outputs.greedy.own}
     groups = [group if group[0].question_id in own else [] for group in outputs.groups]
-    return cast_votes(groups, verifier)
+    return cast_votes(groups, verifier, questions)
 
 
 def measure(
@@ -187,6 +189,9 @@ def measure(
         "greedy/standard_error": standard_error(verdicts),
         "greedy/undecided": float(np.mean([verdict is None for verdict in verdicts])),
     }
+    if any(sample.reward is not None for sample in greedy.samples):
+        decided = [one for one in greedy.samples if one.verdict is not Verdict.UNDECIDED]
+        metrics["greedy/reward"] = float(np.mean([sample.value for sample in decided]))
     shown = sampled or greedy
     if sampled is not None:
         metrics |= _sampled_metrics(rows, len(outputs.groups[0]))
@@ -207,7 +212,7 @@ def evaluate(
     """Draw outputs for every question, and measure them; arguments as of `draw`."""
     assert sampling.verifier is not None, "an evaluation verifies"
     outputs = draw(params, questions, sampling, config, num_samples=num_samples)
-    return measure(questions, outputs, own_votes(outputs, sampling.verifier))
+    return measure(questions, outputs, own_votes(questions, outputs, sampling.verifier))
 
 
 def write_rows(path: Folder, rows: Sequence[dict[str, Any]]) -> None:

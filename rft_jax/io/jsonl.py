@@ -23,6 +23,9 @@ _LONGEST = (
 Fields = Mapping[str, type | tuple[type, ...]]
 """Names that every line must have, with the types allowed for each."""
 
+JSON = (str, int, float, bool, list, dict, type(None))
+"""Of a name that may have any value."""
+
 _DEEPEST = 100
 """Levels of nesting: what is nested deeper cannot be relied on to be written again."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rft_jax.config.method import resolve
 from rft_jax.errors import ConfigError, DataError, UserError
-from rft_jax.io.jsonl import Fields, numbered_lines, parse, parse_line, read_jsonl
+from rft_jax.io.jsonl import JSON, Fields, numbered_lines, parse, parse_line, read_jsonl
 from rft_jax.io.paths import Folder
 from rft_jax.observe import log
 
@@ -24,7 +24,7 @@ _SAMPLED_FIELDS: Fields = {"num_samples": int, "num_correct": int}
 """Of a question that was sampled beside its greedy output."""
 _OUTPUT_FIELDS: Fields = {
     "question_id": int, "sample_index": int, "step": int, "text": str, "tokens": list,
-    "finished": bool, "verdict": str, "reason": str, "question": str, "answer": str,
+    "finished": bool, "verdict": str, "reason": str, "question": str, "answer": JSON,
 }  # fmt: skip
 
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow and black, too light and

@@ -122,4 +122,7 @@ def _shown(run: str, output: dict[str, Any]) -> dict[str, Any]:
     """What the browser of outputs shows of one."""
     names = ("step", "question_id", "sample_index", "verdict", "reason", "finished", "question",
              "text", "answer")  # fmt: skip
-    return {"run": run, "tokens": len(output["tokens"])} | {name: output[name] for name in names}
+    shown = {name: output[name] for name in names}
+    if not isinstance(shown["answer"], str):  # of a checker of the user's own
+        shown["answer"] = json.dumps(shown["answer"])
+    return {"run": run, "tokens": len(output["tokens"])} | shown

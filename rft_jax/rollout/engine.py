@@ -247,7 +247,7 @@ def sample(
             outputs.steps = max(outputs.steps, part.steps)
             outputs.entropies |= zip(part.drafts, part.entropies.tolist(), strict=True)
             items = [
-                Item(questions[number // num_samples].answer, draft.text, draft.finished)
+                Item.of(questions[number // num_samples], draft.text, draft.finished)
                 for number, draft in part.drafts.items()
             ]
             submitted = time.perf_counter()
@@ -271,10 +271,14 @@ def verify(outputs: Outputs) -> Rollout:
     with phase("verifying"):
         for numbers, future in outputs.judging:
             for number, judgement in zip(numbers, future.result(), strict=True):
-                verdict, reason = judgement.verdict, judgement.reason
                 slow += judgement.slow
-                draft = outputs.drafts[number]
-                own[number] = Sample(**draft._asdict(), verdict=verdict, reason=reason)
+                own[number] = Sample(
+                    **outputs.drafts[number]._asdict(),
+                    verdict=judgement.verdict,
+                    reason=judgement.reason,
+                    stated=judgement.answer,
+                    reward=judgement.reward,
+                )
     waited = time.perf_counter() - waiting
     # A place of its own: who waits for another one's verdicts is further than that one.
     sampling.at(f"exchange of step {step + 1}")
@@ -340,7 +344,7 @@ def showing(progress: Progress) -> Callable[[Part], None]:
 def output_row(question: Question, output: Draft | Sample) -> dict[str, Any]:
     """An output as a row of a file for others to read, `rft-jax verify` among them. log_prob: of
     the whole output, in nats."""
-    return {
+    return dict(question.columns) | {
         "question_id": question.id,
         "question": question.text,
         "reference": question.answer,

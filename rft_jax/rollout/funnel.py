@@ -34,7 +34,8 @@ def funnel(
     """Metrics of one rollout, or of a whole pool, by name; None where nothing is there to average.
 
     sampled >= finished >= parsed >= correct, and distinct >= kept, which are of the correct ones
-    where the method trains on accepted outputs; undecided stand beside.
+    where the method trains on accepted outputs; undecided stand beside. reward: the mean over
+    decided outputs, where a checker says rewards.
     """
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
     correct = [sample for sample in decided if sample.accepted]
@@ -44,7 +45,9 @@ def funnel(
     histogram, _ = np.histogram(rates, bins=bins, range=(0.0, 1.0))
     sampled_tokens = sum(sample.num_tokens for sample in samples)
     accepted_tokens = sum(sample.num_tokens for sample in correct)
-    return {
+    rewards = [sample.value for sample in decided]
+    said = any(sample.reward is not None for sample in decided)
+    return ({"reward": float(np.mean(rewards))} if said else {}) | {
         "funnel/sampled": len(samples),
         "funnel/finished": sum(sample.finished for sample in samples),
         "funnel/parsed": sum(

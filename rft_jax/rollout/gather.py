@@ -31,7 +31,7 @@ def _record(width: int) -> np.dtype:
     return np.dtype([
         ("there", "?"), ("shared", "?"), ("finished", "?"), ("verdict", "u1"),
         ("sample_index", "<i4"), ("row", "<i4"), ("length", "<i4"), ("entropy", "<f8"),
-        ("log_prob", "<f8"),
+        ("log_prob", "<f8"), ("reward", "<f8"),
         ("reason", f"S{REASON_BYTES}"), ("tokens", "<i4", (width,)), ("log_probs", "<f4", (width,)),
     ])  # fmt: skip
 
@@ -74,6 +74,7 @@ def gather_samples(
         record["verdict"] = _VERDICTS.index(sample.verdict)
         record["length"], record["entropy"] = sample.num_tokens, entropies[number]
         record["log_prob"] = sample.log_prob
+        record["reward"] = np.nan if sample.reward is None else sample.reward
         record["reason"] = _short(sample.reason)
         if shares and shares(sample):
             record["shared"] = True
@@ -96,11 +97,15 @@ def _told(record: np.void, question: Question, step: int, tokenizer: Tokenizer) 
     length, finished = int(record["length"]), bool(record["finished"])
     verdict, reason = _VERDICTS[record["verdict"]], bytes(record["reason"]).decode()
     address = (question.id, int(record["sample_index"]), step)
+    reward = None if np.isnan(record["reward"]) else float(record["reward"])
     if not record["shared"]:
         return Remote(
-            *address, "", (), (), finished, verdict, reason, length, float(record["log_prob"])
-        )
+            *address, "", (), (), finished, verdict, reason,
+            reward=reward, length=length, sum_log_probs=float(record["log_prob"]),
+        )  # fmt: skip
     tokens = record["tokens"][:length].tolist()
     text = tokenizer.decode(tokens[:-1] if finished else tokens)
     log_probs = tuple(record["log_probs"][:length].tolist())
-    return Sample(*address, text, tuple(tokens), log_probs, finished, verdict, reason)
+    return Sample(
+        *address, text, tuple(tokens), log_probs, finished, verdict, reason, reward=reward
+    )

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from rft_jax.distributed.collectives import is_main
 from rft_jax.errors import DataError
-from rft_jax.io.jsonl import numbered_lines, parse_line
+from rft_jax.io.jsonl import JSON, Fields, numbered_lines, parse_line
 from rft_jax.io.paths import Folder, folder_of, make, write_atomically
 from rft_jax.keys import Purpose
 from rft_jax.types import Question, Sample, Verdict
 
 _PURPOSES: dict[str, Purpose] = {purpose.name.lower(): purpose for purpose in Purpose}
-_FIELDS = {
+_FIELDS: Fields = {
     "question_id": int,
     "sample_index": int,
     "step": int,
@@ -33,7 +33,7 @@ _FIELDS = {
     "verdict": str,
     "reason": str,
     "question": str,
-    "answer": str,
+    "answer": JSON,
     "seed": int,
 }
 
@@ -145,7 +145,8 @@ def write(
             "purpose": purpose.name.lower(),
             "outputs": len(samples) if outputs is None else outputs,
         }
-        lines.append(json.dumps(asdict(sample) | facts, ensure_ascii=False) + "\n")
+        told = {name: value for name, value in asdict(sample).items() if value is not None}
+        lines.append(json.dumps(told | facts, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
 
@@ -215,6 +216,11 @@ def _read(path: Folder) -> list[_Drawn]:
         numbers = all(type(token) is int for token in tokens) and all(
             type(log_prob) in (int, float) for log_prob in log_probs
         )
+        reward = row.get("reward")  # only where a checker says one
+        if reward is not None and type(reward) not in (int, float):
+            raise DataError(
+                f"{where}: field 'reward' is {reward!r}, expected a number: remove the line."
+            )
         if not numbers or len(tokens) != len(log_probs):
             raise DataError(
                 f"{where}: 'tokens' and 'log_probs' must be equally many token ids and numbers: "
@@ -231,6 +237,8 @@ def _read(path: Folder) -> list[_Drawn]:
             finished=row["finished"],
             verdict=Verdict(row["verdict"]),
             reason=row["reason"],
+            stated=row.get("stated"),
+            reward=reward,
         )
         # Lines of earlier versions say nothing: theirs were all sampled as rollouts.
         purpose = _PURPOSES.get(str(row.get("purpose", "rollout")))

@@ -56,7 +56,7 @@ from rft_jax.training.selection import Kept, select, training_sequences, weigh
 from rft_jax.training.state import Layout
 from rft_jax.training.update import Updater
 from rft_jax.types import Params, Question, Sample, TrainState
-from rft_jax.verification.canary import watch_undecided
+from rft_jax.verification.canary import FirstOutputs, watch_undecided
 from rft_jax.verification.pool import VerifierPool
 
 Metrics = dict[str, Any]
@@ -107,7 +107,8 @@ class Run:
     """What stays the same from the first step of a run to its last. log: None but in process 0;
     stopped: the signal received so far, 0 for none, which all processes must ask for together;
     began: on time.perf_counter's clock, the seconds of earlier attempts before now; rests_on: takes
-    the outputs of a pool, and whether they must be those that were recorded."""
+    the outputs of a pool, and whether they must be those that were recorded; first_outputs: looks
+    at those of the first steps."""
 
     config: Config
     folder: Folder
@@ -124,6 +125,7 @@ class Run:
     stopped: Callable[[], int]
     began: float
     rests_on: Callable[[Input, bool], None]
+    first_outputs: FirstOutputs
 
     @property
     def name(self) -> str:
@@ -242,6 +244,7 @@ def _log_rollout(
     _write_log(run, state, rounds, asked)
     samples = samples_of(rounds)
     watch_undecided(samples, run.config, f"step {state.step + 1}")
+    run.first_outputs.see(samples)
     seconds, decoded = seconds_of(rounds), [one for drawn in rounds for one in drawn.decoded]
     return (
         funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))

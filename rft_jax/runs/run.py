@@ -40,7 +40,7 @@ from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import fresh_state, make_layout
 from rft_jax.training.update import Updater
 from rft_jax.types import Params
-from rft_jax.verification.canary import open_verifiers
+from rft_jax.verification.canary import FirstOutputs, open_verifiers
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ def run(
             stopped=lambda: largest(signal()),
             began=time.perf_counter(),
             rests_on=rests_on,
+            first_outputs=FirstOutputs(config, resumed=first > 0),
         )
         if saved is None:
             assert fresh is not None

@@ -35,6 +35,7 @@ from rft_jax.models.axes import logical_axes
 from rft_jax.models.transformer import abstract_params
 from rft_jax.rollout.engine import rows_for
 from rft_jax.types import Question
+from rft_jax.verification.canary import evaluation_spec, training_spec
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def ensure_tokenizer(config: Config, workdir: Folder) -> Tokenizer:
     if not path.exists():
         texts = [
             text
-            for question in load(settings.corpus, config.data.data_dir)
+            for question in load(settings.corpus, config.data.data_dir, any_answer=True)
             for text in (question.text, question.solution)
             if text
         ]
@@ -136,13 +137,12 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
     """
     data, sources = config.data, _sources(config)
     loaded = {
-        use: load(sources[f"data.{use}"], data.data_dir) if f"data.{use}" in sources else ()
+        use: _load(sources[f"data.{use}"], config) if f"data.{use}" in sources else ()
         for use in ("train", "validation", "test")
     }
-    inputs = {
-        name: digests.of_questions(source, loaded[name.removeprefix("data.")])
-        for name, source in sources.items()
-    }
+    inputs: Inputs = {}
+    for name, source in sources.items():
+        inputs |= digests.of_rows(name, source, loaded[name.removeprefix("data.")])
     if first := config.evaluation.num_questions:
         loaded["validation"] = loaded["validation"][:first]
     split = {
@@ -173,6 +173,17 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
             "questions: ask at most that many in a step."
         )
     return questions
+
+
+def _load(source: str, config: Config) -> tuple[Question, ...]:
+    """The questions of a source, with all that the verifiers of the run read of a row."""
+    specs = [training_spec(config), evaluation_spec(config) or training_spec(config)]
+    return load(
+        source,
+        config.data.data_dir,
+        columns=any(spec.reads_rows for spec in specs),
+        any_answer=all(spec.takes_any_answer for spec in specs),
+    )
 
 
 def settle_too_long(sentences: Sequence[str], data: DataConfig) -> None:
@@ -224,7 +235,7 @@ def inputs_of_finished(
     inputs: Inputs = {}
     for use, source in _sources(config).items():
         with contextlib.suppress(UserError):  # what is gone is needed no more
-            inputs[use] = digests.of_questions(source, load(source, config.data.data_dir))
+            inputs |= digests.of_rows(use, source, _load(source, config))
     with contextlib.suppress(UserError):
         inputs |= inputs_beside_data(config, workdir, run, known, starts=False)
     return {name: one for name, one in inputs.items() if one.sha256 is not None}

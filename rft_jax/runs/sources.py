@@ -32,7 +32,7 @@ from rft_jax.training.methods import is_trained
 from rft_jax.training.packing import Weight
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
-from rft_jax.verification.canary import watch_undecided
+from rft_jax.verification.canary import FirstOutputs, watch_undecided
 
 Metrics = dict[str, Any]
 
@@ -236,7 +236,8 @@ class Pool:
     ) -> dict[str, float] | None:
         """Sample what is not in the log yet; metrics of that, or None when stopped before the end.
 
-        A rollout that is there whole is not repeated, so a killed run resumes where it was.
+        A rollout that is there whole is not repeated, so a killed run resumes where it was. The
+        first outputs are looked at before more are sampled.
 
         Args:
             policy: the frozen start.
@@ -255,9 +256,13 @@ class Pool:
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         metrics: dict[str, float] = {}
+        first = FirstOutputs(self.config)
         with Progress(len(steps), len(there), name) as progress:
             for step, rows in enumerate(self.rounds()):
                 if step in there:
+                    if not first.done:
+                        logged = rollout_log.read_step(self.folder, step, self._outputs(rows))
+                        first.see([sample for _, sample in logged])
                     continue
                 if stopped():
                     return None
@@ -268,6 +273,7 @@ class Pool:
                     seed=self.config.seed, purpose=purpose, writer=writer(),
                     outputs=self._outputs(rows),
                 )  # fmt: skip
+                first.see(drawn.samples)
                 seconds = seconds_of([drawn])
                 for name, value in (seconds | slow_verdicts_of([drawn])).items():
                     metrics[name] = metrics.get(name, 0) + value

@@ -93,7 +93,7 @@ def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
     return Facts(
         question_ids=np.array([sample.question_id for sample in samples], np.int64),
         correct=correct,
-        rewards=correct.astype(np.float32),
+        rewards=np.array([sample.value for sample in samples], np.float32),
         lengths=np.array([sample.num_tokens for sample in samples], np.int64),
         finished=np.array([sample.finished for sample in samples], bool),
         log_probs=np.array([sample.log_prob for sample in samples], np.float64),

@@ -7,6 +7,8 @@ runs nothing, follows no length that it was told beyond the record, and waits fo
 
 from __future__ import annotations
 
+import hashlib
+import math
 import mmap
 import os
 import struct
@@ -18,7 +20,7 @@ from rft_jax.types import Judgement, Verdict
 MAX_ITEMS = 256
 """Records, and so items of the largest chunk."""
 TEXT_BYTES = 496
-"""Of a reason, in UTF-8; a longer one is cut."""
+"""Of a reason, and of an answer, in UTF-8; a longer one is cut, an answer with its digest."""
 IDLE = -1
 """In place of an item's index while none is at work."""
 CRASHED = Judgement(Verdict.UNDECIDED, "crashed")
@@ -27,9 +29,12 @@ _CURRENT, _DONE, _LOADED = range(3)
 """Words before the records: the item at work, how many are judged, what became of the start."""
 _OK, _FAILED = 1, 2
 _WORDS = struct.Struct("@3q")
-_HEAD = struct.Struct("<BBH")
-"""Of a record: the verdict, whether it took over half of the deadline, bytes of the reason."""
-_RECORD_BYTES = _HEAD.size + TEXT_BYTES
+_HEAD = struct.Struct("<BBHhd")
+"""Of a record: the verdict, whether it took over half of the deadline, bytes of the reason and of
+the answer (-1 for none), the reward (nan for none)."""
+_SIZES = struct.Struct("<Hh")
+"""Both sizes in it."""
+_RECORD_BYTES = _HEAD.size + 2 * TEXT_BYTES
 _ERROR_BYTES = 4000
 _VERDICTS = tuple(Verdict)
 
@@ -93,10 +98,9 @@ class Board:
         """Those of the first `count` items; a record that is none is of a crashed worker."""
         found = []
         for start in range(_WORDS.size, _WORDS.size + count * _RECORD_BYTES, _RECORD_BYTES):
-            verdict, slow, length = _HEAD.unpack_from(self._memory, start)
-            start += _HEAD.size
-            text = self._memory[start : start + min(length, TEXT_BYTES)]
-            found.append(_judgement(verdict, slow, text))
+            reason, answer = _SIZES.unpack_from(self._memory, start + 2)
+            end = start + _HEAD.size + min(reason, TEXT_BYTES) + min(max(answer, 0), TEXT_BYTES)
+            found.append(_judgement(self._memory[start:end]))
         return found
 
 
@@ -129,13 +133,32 @@ def hide(descriptor: int) -> None:
 
 @lru_cache(maxsize=1024)
 def _record(judgement: Judgement, slow: bool) -> bytes:
-    text = judgement.reason.encode(errors="replace")[:TEXT_BYTES]
-    text = text.decode(errors="ignore").encode()  # no half character
-    return _HEAD.pack(_VERDICTS.index(judgement.verdict), slow, len(text)) + text
+    reason, answer = _cut(judgement.reason), _cut(judgement.answer or "", digest=True)
+    reward = math.nan if judgement.reward is None else judgement.reward
+    size = -1 if judgement.answer is None else len(answer)
+    verdict = _VERDICTS.index(judgement.verdict)
+    return _HEAD.pack(verdict, slow, len(reason), size, reward) + reason + answer
+
+
+def _cut(text: str, *, digest: bool = False) -> bytes:
+    """The characters that fit, whole; with a digest of all where they do not all fit."""
+    whole = text.encode(errors="replace")
+    if len(whole) <= TEXT_BYTES:
+        return whole
+    end = f" {hashlib.sha256(whole).hexdigest()}" if digest else ""
+    return (whole[: TEXT_BYTES - len(end)].decode(errors="ignore") + end).encode()
 
 
 @lru_cache(maxsize=1024)
-def _judgement(verdict: int, slow: int, text: bytes) -> Judgement:
+def _judgement(record: bytes) -> Judgement:
+    verdict, slow, reason, answer, reward = _HEAD.unpack_from(record)
     if verdict >= len(_VERDICTS):
         return CRASHED
-    return Judgement(_VERDICTS[verdict], text.decode(errors="replace"), bool(slow))
+    texts, end = record[_HEAD.size :], min(reason, TEXT_BYTES)
+    return Judgement(
+        _VERDICTS[verdict],
+        texts[:end].decode(errors="replace"),
+        bool(slow),
+        None if answer < 0 else texts[end:].decode(errors="replace"),
+        reward if 0 <= reward <= 1 else None,
+    )

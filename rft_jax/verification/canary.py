@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from rft_jax.config import Config
-from rft_jax.errors import VerifierError
-from rft_jax.types import Judgement, Question, Sample, Verdict
+from rft_jax.errors import DataError, VerifierError
+from rft_jax.io.jsonl import data_rows
+from rft_jax.types import Judgement, Question, Remote, Sample, Verdict
+from rft_jax.verification import reasoning
 from rft_jax.verification.compare import may_be_equal
 from rft_jax.verification.extract import FORMS
+from rft_jax.verification.functions import (
+    AS_EXPECTED,
+    MOST_EXAMPLES,
+    Example,
+    KnownItem,
+    disagreement,
+    known_item,
+)
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import ERROR, NO_VERDICT, RANDOM, Limits, VerifierSpec
 
 REASONS_SHOWN = 3
 """Of undecided outputs, in a warning; the most frequent ones."""
+EXAMPLES_SHOWN = 3
+"""Of those that are judged otherwise."""
 PROBES = 4
 """Questions with which it is seen, whatever verification.canary is, that a function of the user's
 returns verdicts."""
 CANARY_QUESTIONS = 256
 """Questions whose known answers are judged before the first step, evenly spread over the data."""
+STOP_FIRST_UNDECIDED = 0.5
+"""Share of the first outputs above which a run stops."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +52,11 @@ def open_verifiers(
         training = evaluation = stack.enter_context(
             VerifierPool(training_spec(config), limits_of(config))
         )
+        try_examples(training, config.verification.examples)
         try_verifier(training, questions, config)
         if (spec := evaluation_spec(config)) is not None:
             evaluation = stack.enter_context(VerifierPool(spec, limits_of(config)))
+            try_examples(evaluation)
             try_verifier(evaluation, questions, config)
         yield training, evaluation
 
@@ -55,6 +74,8 @@ def training_spec(config: Config) -> VerifierSpec:
         comparison=settings.comparison,
         checks=settings.checks,
         random_rate=settings.random_rate,
+        threshold=settings.threshold,
+        weights=settings.weights,
     )
 
 
@@ -62,7 +83,62 @@ def evaluation_spec(config: Config) -> VerifierSpec | None:
     """The verifier of evaluations, or None where it is that of training."""
     if not config.evaluation.verifier:
         return None
-    return VerifierSpec(config.evaluation.verifier, config.verification.comparison)
+    settings = config.verification
+    return VerifierSpec(
+        config.evaluation.verifier, settings.comparison, threshold=settings.threshold
+    )
+
+
+def try_examples(pool: VerifierPool, path: str = "") -> None:
+    """Judge outputs whose verdicts are known: those of a file, and `examples` of the module that
+    the verifier is a function of.
+
+    Args:
+        pool: of the verifier.
+        path: a JSONL file of rows as functions.known_item takes them; empty for none.
+
+    Raises:
+        VerifierError: any gets another verdict.
+        DataError: the file cannot be read.
+    """
+    known = _known_items(path) if path else {}
+    judged = pool.verify([Item(*item[:2], True, *item[2:4]) for item in known.values()])
+    told = [
+        f"{where}: {disagreement(item.expected, judgement, item.output)}"
+        for (where, item), judgement in zip(known.items(), judged, strict=True)
+        if judgement.verdict is not item.expected
+    ]
+    if ":" in pool.name:
+        judged = pool.verify([Item(Example(n), "", True) for n in range(MOST_EXAMPLES)])
+        told += [
+            f"{pool.name.partition(':')[0]}.examples[{number}]: {judgement.reason}"
+            for number, judgement in enumerate(judged)
+            if judgement != AS_EXPECTED
+        ]
+    if told:
+        raise VerifierError(
+            f"verification.verifier is {pool.name!r}: {len(told)} of its examples are judged "
+            f"otherwise than they say: {'; '.join(told[:EXAMPLES_SHOWN])}"
+            f"{'; ...' if len(told) > EXAMPLES_SHOWN else ''}: fix the verifier or the examples."
+        )
+
+
+def _known_items(path: str) -> dict[str, KnownItem]:
+    """The examples of a file by FILE:LINE."""
+    known = {}
+    try:
+        with contextlib.closing(data_rows(Path(os.path.expanduser(path)))) as rows:
+            for number, row in rows:
+                try:
+                    known[f"{path}:{number}"] = known_item(row)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number}: {error}.") from None
+    except OSError as error:
+        raise DataError(
+            f"verification.examples is {path!r}, which cannot be read ({error.strerror}): give the "
+            "path of a JSONL file, relative to the working directory."
+        ) from None
+    return known
 
 
 def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Config) -> None:
@@ -98,11 +174,11 @@ def try_verifier(pool: VerifierPool, questions: Sequence[Question], config: Conf
             name,
         )
         return
-    right = [Item(question.answer, output, True) for question, output in known]
+    right = [Item.of(question, output) for question, output in known]
     wrong = [
-        Item(question.answer, output, True)
+        Item.of(question, output)
         for (question, _), (other, output) in zip(known, known[1:] + known[:1], strict=True)
-        if not may_be_equal(other.answer, question.answer)
+        if not _may_be_equal(other.answer, question.answer)
     ]
     judged = pool.verify(right + wrong)
     _require_agreement("right", right, judged[: len(right)], Verdict.CORRECT, pool)
@@ -136,16 +212,71 @@ def watch_undecided(samples: Sequence[Sample], config: Config, where: str) -> No
         logger.warning("%s", text)
 
 
+class FirstOutputs:
+    """Looks at the first outputs of a run, verification.first_outputs of them, once: where the
+    verifier pays for none, or leaves most undecided, the run stops before more is spent."""
+
+    def __init__(self, config: Config, *, resumed: bool = False) -> None:
+        """resumed: they were sampled by an earlier attempt; nothing is looked at."""
+        self._config = config
+        self._seen: list[Sample] = []
+        self.done = resumed or not config.verification.first_outputs
+
+    def see(self, samples: Sequence[Sample]) -> None:
+        """Take the next outputs, the same in every process of a job.
+
+        Raises VerifierError in all of them.
+        """
+        if self.done:
+            return
+        self._seen += samples
+        self.done = len(self._seen) >= self._config.verification.first_outputs
+        if self.done:
+            self._judge(self._seen)
+            self._seen = []
+
+    def _judge(self, samples: Sequence[Sample]) -> None:
+        decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
+        accepted = sum(sample.accepted for sample in samples)
+        # A method that reads rewards may learn from those below the threshold.
+        by_reward = self._config.row.rewards
+        paid = sum(sample.value for sample in decided) if by_reward else accepted
+        counts = Counter(f"{sample.verdict}: {sample.reason}" for sample in samples)
+        reasons = "; ".join(f"{n} {what}" for what, n in counts.most_common(REASONS_SHOWN))
+        # Of other processes' outputs the text is not known here.
+        own = [sample for sample in samples if not isinstance(sample, Remote)]
+        shown = (own[0], own[-1]) if own else ()
+        outputs = " and ".join(f"{_end(sample.text)!r} ({sample.reason})" for sample in shown)
+        shown_with = f"({reasons}), such as {outputs}"
+        first, undecided = f"of the first {len(samples)} outputs", len(samples) - len(decided)
+        mostly_undecided = undecided > STOP_FIRST_UNDECIDED * len(samples)
+        what = f"{undecided} are undecided" if mostly_undecided else "none is accepted"
+        if mostly_undecided or not paid:
+            raise VerifierError(
+                f"{first} {what} {shown_with}: see that verification.verifier reads what the model "
+                "writes, or start from a better model; verification.first_outputs=0 has the run go "
+                "on."
+            )
+        if accepted == len(decided):
+            logger.warning(
+                "%s every decided one is accepted %s: see that verification.verifier tells right "
+                "from wrong; there is nothing to learn where it accepts all.", first, shown_with,
+            )  # fmt: skip
+
+
+def _may_be_equal(first: Any, second: Any) -> bool:
+    texts = isinstance(first, str) and isinstance(second, str)
+    return first == second or (texts and may_be_equal(first, second))
+
+
 def _require_verdicts(questions: Sequence[Question], pool: VerifierPool) -> None:
-    items = [
-        Item(question.answer, question.solution or question.answer, True) for question in questions
-    ]
+    items = [Item.of(question, question.solution or str(question.answer)) for question in questions]
     for item, judgement in zip(items, pool.verify(items), strict=True):
         if judgement.reason.startswith(NO_VERDICT):
             raise VerifierError(
                 f"verification.verifier is {pool.name!r}: with the reference "
                 f"{_end(item.reference)!r} and the output {_end(item.output)!r} "
-                f"{judgement.reason.removeprefix(NO_VERDICT)}: return True, False or a Judgement."
+                f"{judgement.reason.removeprefix(NO_VERDICT)}."
             )
 
 
@@ -153,8 +284,8 @@ def _known_output(question: Question, verifier: str, mode: str) -> str:
     """An output that reaches the question's answer, or an empty text where none is known."""
     if mode == "solutions" and question.solution:
         return question.solution
-    form = FORMS.get(verifier)
-    return form.format(answer=question.answer) if form else ""
+    form = reasoning.FORM if verifier == reasoning.NAME else FORMS.get(verifier)
+    return form.format(answer=question.answer) if form and question.answer is not None else ""
 
 
 def _require_agreement(
@@ -168,7 +299,7 @@ def _require_agreement(
         (item, judgement)
         for item, judgement in zip(items, judged, strict=True)
         # A demonstration may fail a check (a miscalculation in the data): the answer was right.
-        if judgement.verdict is not expected and not judgement.reason.startswith("failed ")
+        if judgement.verdict is not expected and not pool.spec.is_of_check(judgement.reason)
     ]
     if not pairs:
         return
@@ -189,5 +320,6 @@ def _require_agreement(
     )
 
 
-def _end(text: str) -> str:
-    return text if len(text) <= 80 else "..." + text[-77:]
+def _end(value: Any) -> Any:
+    """The end of a text; another value whole."""
+    return "..." + value[-77:] if isinstance(value, str) and len(value) > 80 else value

@@ -13,13 +13,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rft_jax.errors import VerifierError
-from rft_jax.types import Judgement, Verdict
+from rft_jax.types import Judgement, Question, Verdict
 from rft_jax.verification.board import CRASHED, IDLE, MAX_ITEMS
 from rft_jax.verification.process import (
     START_SECONDS,
@@ -49,14 +49,23 @@ MAX_ENDS_WITHOUT_ITEM = 3
 
 
 class Item(NamedTuple):
-    """One output to judge against a reference: a bare answer, or a solution ending in one.
+    """One output to judge against a reference: a bare answer, or a solution ending in one; under a
+    checker of the user's own any value.
 
     finished: False for an output cut at the length limit, which is never correct by accident.
+    question, columns: of its row, for such a checker.
     """
 
-    reference: str
+    reference: Any
     output: str
     finished: bool
+    question: str = ""
+    columns: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, question: Question, output: str, finished: bool = True) -> Item:
+        """An output of a question."""
+        return cls(question.answer, output, finished, question.text, question.columns)
 
 
 class VerifierPool:
@@ -64,7 +73,7 @@ class VerifierPool:
 
     def __init__(self, spec: VerifierSpec, limits: Limits) -> None:
         """Start the workers; VerifierError when one cannot load the verifier."""
-        self.name = spec.name
+        self.spec, self.name = spec, spec.name
         self._limits = limits
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the five below
@@ -102,10 +111,10 @@ class VerifierPool:
         batch = _Batch(len(items))
         longest = self._limits.max_characters
         to_run = []
-        for position, (reference, output, finished) in enumerate(items):
-            if not finished:
+        for position, item in enumerate(items):
+            if not item.finished:
                 batch.judgements[position] = _TRUNCATED
-            elif len(output) > longest or len(reference) > longest:
+            elif len(item.output) > longest or _size(item.reference) > longest:
                 batch.judgements[position] = _TOO_LONG
             else:
                 to_run.append(position)
@@ -121,7 +130,7 @@ class VerifierPool:
             batch.finish()
         shares = len(self._threads) * CHUNKS_PER_WORKER
         size = min(MAX_ITEMS, math.ceil(len(to_run) / shares)) or 1
-        for chunk in _chunks(batch, items, to_run, size):
+        for chunk in _chunks(batch, items, to_run, size, rows=self.spec.reads_rows):
             self._chunks.put(chunk)
         return batch.future
 
@@ -214,11 +223,11 @@ class VerifierPool:
         After a failure the verdicts that arrived stand, the item at work is undecided, and the rest
         goes back to the queue in halves, so that a cluster of slow items spreads over the workers.
         """
-        total = len(chunk.pairs)
+        total = len(chunk.items)
         watched, since = IDLE, time.monotonic()
         complete = overdue = looks_done = False
         try:
-            process.send(chunk.pairs)
+            process.send(chunk.items)
             while not (complete or overdue):
                 woken, before = process.wait(POLL_SECONDS), looks_done
                 looks_done = process.is_done(total)
@@ -249,7 +258,7 @@ class VerifierPool:
                     _Chunk(
                         chunk.batch,
                         [chunk.positions[index] for index in indices],
-                        [chunk.pairs[index] for index in indices],
+                        [chunk.items[index] for index in indices],
                     )
                 )
         return total - len(left)
@@ -299,27 +308,33 @@ class _Batch:
 
 
 class _Chunk(NamedTuple):
-    """Items of one batch that travel together: their positions in it and (reference, output)."""
+    """Items of one batch that travel together: their positions in it, and of each (reference,
+    output), for a verifier that reads rows also (question, columns)."""
 
     batch: _Batch
     positions: list[int]
-    pairs: list[tuple[str, str]]
+    items: list[tuple[Any, ...]]
 
 
 def _chunks(
-    batch: _Batch, items: Sequence[Item], positions: Sequence[int], most: int
+    batch: _Batch, items: Sequence[Item], positions: Sequence[int], most: int, *, rows: bool
 ) -> Iterator[_Chunk]:
     """Chunks of the items at these positions, `most` of them in each, fewer of long ones."""
     chunk = _Chunk(batch, [], [])
     characters = 0
     for position in positions:
-        reference, output, _ = items[position]
+        item = items[position]
         chunk.positions.append(position)
-        chunk.pairs.append((reference, output))
-        characters += len(reference) + len(output)
-        if len(chunk.pairs) == most or characters > CHUNK_CHARACTERS:
+        chunk.items.append(item[:2] + item[3:] if rows else item[:2])
+        characters += _size(item[0]) + len(item[1]) + (_size(item[3:]) if rows else 0)
+        if len(chunk.items) == most or characters > CHUNK_CHARACTERS:
             yield chunk
             chunk = _Chunk(batch, [], [])
             characters = 0
-    if chunk.pairs:
+    if chunk.items:
         yield chunk
+
+
+def _size(value: Any) -> int:
+    """Characters of a value."""
+    return len(value if isinstance(value, str) else repr(value))

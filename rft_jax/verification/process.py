@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import IO
+from typing import IO, Any
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement
@@ -209,8 +209,9 @@ class WorkerProcess:
         if error:
             raise VerifierError(error)
 
-    def send(self, chunk: Sequence[tuple[str, str]]) -> None:
-        """Hand over (reference, output) pairs; WorkerGone when the worker does not take them."""
+    def send(self, chunk: Sequence[tuple[Any, ...]]) -> None:
+        """Hand over what the verifier is called with for each item; WorkerGone when the worker does
+        not take it."""
         self._board.clear()
         data = memoryview(pickle.dumps(list(chunk), protocol=pickle.HIGHEST_PROTOCOL))
         deadline = time.monotonic() + START_SECONDS

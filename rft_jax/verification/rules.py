@@ -1,19 +1,17 @@
-"""Verifiers: functions (reference, output) -> Judgement or bool, built in or the user's own."""
+"""Verifiers: the built-in rules, or the user's own (functions.py), made from a specification."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification import symbolic
-from rft_jax.verification.checks import CHECKS, Check
+from rft_jax.verification import reasoning, symbolic
+from rft_jax.verification.checks import CHECKS
 from rft_jax.verification.compare import BAD_REFERENCE, NOT_A_NUMBER, NOT_UNDERSTOOD, compare
 from rft_jax.verification.extract import (
     EXTRACTIONS,
@@ -22,14 +20,23 @@ from rft_jax.verification.extract import (
     Extraction,
     reference_answer,
 )
+from rft_jax.verification.functions import (
+    FAILED,
+    Checker,
+    combined,
+    load_check,
+    load_checker,
+    of_output,
+)
 
-Verifier = Callable[[str, str], Judgement | bool]
-"""(reference, output) -> verdict; True is CORRECT, False INCORRECT."""
+Verifier = Callable[..., Judgement | bool]
+"""(reference, output), and of a checker of the user's own also the question and the other columns
+of its row -> verdict; True is CORRECT, False INCORRECT."""
 
 Comparison = Literal["exact", "math"]
 
 RANDOM = "random"
-BUILT_IN = (*EXTRACTIONS, RANDOM)
+BUILT_IN = (*EXTRACTIONS, RANDOM, reasoning.NAME)
 
 TRUNCATED = "truncated"
 TOO_LONG = "too long"
@@ -38,8 +45,6 @@ ERROR = "error: "
 """What the reason begins with where a verifier failed."""
 NO_VERDICT = f"{ERROR}no verdict: "
 """The same where it returned what is none."""
-_ACCEPTED = Judgement(Verdict.CORRECT, "accepted")
-_REJECTED = Judgement(Verdict.INCORRECT, "rejected")
 
 _UNPARSED = UNREAD | {NOT_A_NUMBER, NOT_UNDERSTOOD, TRUNCATED}
 
@@ -66,9 +71,11 @@ class VerifierSpec(NamedTuple):
 
     name: a built-in rule, or a function of the user's as `module:function`.
     comparison: `exact`, or `math` for math-verify where the exact layers cannot decide.
-    checks: what a correct output must also pass; of CHECKS, or (output) -> bool of the user's.
+    checks: what a correct output must also pass; of CHECKS, or the user's.
     tolerance: largest relative difference of two plain numbers; 0 (always in training) for none.
     random_rate: share of outputs that `random` accepts.
+    threshold: least reward of a correct output.
+    weights: of the verifier and of each check in the reward; none: each must accept.
     """
 
     name: str
@@ -76,39 +83,27 @@ class VerifierSpec(NamedTuple):
     checks: tuple[str, ...] = ()
     tolerance: Fraction = Fraction(0)
     random_rate: float = 0.5
+    threshold: float = 1.0
+    weights: tuple[float, ...] = ()
 
     @property
     def is_built_in(self) -> bool:
         """Whether all code of it is this package's; otherwise a module of the user's is loaded."""
         return not any(":" in name for name in (self.name, *self.checks))
 
+    def is_of_check(self, reason: str) -> bool:
+        """Whether an output is incorrect for a check only: its answer is right."""
+        return reason in {f"{FAILED}{name}" for name in self.checks}
 
-class WrongResultError(TypeError):
-    """A verifier or a check returned what is no verdict."""
+    @property
+    def takes_any_answer(self) -> bool:
+        """Whether a reference may be other than text."""
+        return self.name == reasoning.NAME or ":" in self.name
 
-
-def as_judgement(result: object) -> Judgement:
-    """What a verifier returned, as a judgement; WrongResultError where it is no verdict."""
-    if isinstance(result, Judgement):
-        if type(result.verdict) is Verdict and type(result.reason) is str:
-            return result
-        if result.verdict not in tuple(Verdict):
-            known = ", ".join(Verdict)
-            raise WrongResultError(
-                f"the verifier's verdict is {result.verdict!r}, not one of {known}"
-            )
-        return Judgement(Verdict(result.verdict), str(result.reason))
-    return _ACCEPTED if _as_bool(result, "the verifier", "a bool or a Judgement") else _REJECTED
-
-
-def _as_bool(result: object, what: str, expected: str) -> bool:
-    if isinstance(result, bool):
-        return result
-    kind = type(result)
-    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):  # workers import no numpy
-        return bool(result)
-    shown = " ".join(repr(result)[:60].split())
-    raise WrongResultError(f"{what} returned {shown} ({kind.__name__}), not {expected}")
+    @property
+    def reads_rows(self) -> bool:
+        """Whether any of it may read the question and the other columns of its row."""
+        return self.name == reasoning.NAME or not self.is_built_in
 
 
 def is_parsed(judgement: Judgement) -> bool:
@@ -122,8 +117,12 @@ def load_verifier(spec: VerifierSpec) -> Verifier:
     Raises VerifierError, in one line, when there is none.
     """
     verifier = _named(spec)
-    checks = {name: _check(name) for name in spec.checks}
-    return _checked(verifier, checks) if checks else verifier
+    if not spec.reads_rows and not spec.checks:
+        return verifier
+    if spec.name in EXTRACTIONS or spec.name == RANDOM:
+        rule, verifier = verifier, lambda reference, output, *row: rule(reference, output)
+    checks = {name: _check(name, spec.threshold) for name in spec.checks}
+    return combined(verifier, checks, spec.weights, spec.threshold) if checks else verifier
 
 
 def _named(spec: VerifierSpec) -> Verifier:
@@ -138,11 +137,10 @@ def _named(spec: VerifierSpec) -> Verifier:
         return _rule(EXTRACTIONS[spec.name], spec)
     if spec.name == RANDOM:
         return _random(spec.random_rate)
+    if spec.name == reasoning.NAME:
+        return reasoning.load(spec.threshold)
     expected = f"a built-in rule ({', '.join(BUILT_IN)}) or a function of yours as module:function"
-    verifier: Verifier = _users_function(
-        "verification.verifier", spec.name, expected, "(reference, output) -> bool or Judgement"
-    )
-    return verifier
+    return load_checker("verification.verifier", spec.name, expected, spec.threshold)
 
 
 def _rule(extract: Extraction, spec: VerifierSpec) -> Verifier:
@@ -192,62 +190,8 @@ def _random(rate: float) -> Verifier:
     return judge
 
 
-def _check(name: str) -> Check:
+def _check(name: str, threshold: float) -> Checker:
     if name in CHECKS:
-        return CHECKS[name]
+        return of_output(CHECKS[name])
     expected = f"one of {', '.join(CHECKS)} or a function of yours as module:function"
-    check: Check = _users_function("verification.checks", name, expected, "(output) -> bool")
-    return check
-
-
-def _checked(verifier: Verifier, checks: dict[str, Check]) -> Verifier:
-    def judge(reference: str, output: str) -> Judgement:
-        judgement = as_judgement(verifier(reference, output))
-        if judgement.verdict is Verdict.CORRECT:
-            for name, check in checks.items():
-                if not _as_bool(check(output), f"the check {name}", "a bool"):
-                    return Judgement(Verdict.INCORRECT, f"failed {name}")
-        return judgement
-
-    return judge
-
-
-def _users_function(field: str, name: str, expected: str, signature: str) -> Any:
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise VerifierError(f"{field} is {name!r}: it must be {expected}.")
-    try:
-        module = importlib.import_module(module_name)
-    except BaseException as error:  # a module may also call sys.exit
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise VerifierError(
-            f"{field} is {name!r}: module {module_name} cannot be imported in a "
-            f"worker ({problem}); it must lie in the current folder or on the Python path."
-        ) from error
-    function = getattr(module, function_name, None)
-    if problem := _misfit(function, signature):
-        raise VerifierError(
-            f"{field} is {name!r}: {module_name}.{function_name} {problem}; it must be "
-            f"a function {signature}."
-        )
-    return function
-
-
-def _misfit(function: Any, signature: str) -> str:
-    """Why this is no such function; empty where it may be."""
-    if function is None:
-        return "does not exist"
-    if isinstance(function, type):
-        return "is a class"
-    if not callable(function):
-        return f"is a {type(function).__name__}"
-    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-        return "is an async function"
-    arguments = signature[1 : signature.index(")")].split(", ")
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError as error:
-        return f"cannot be called with {', '.join(arguments)} ({error})"
-    except ValueError:  # one of C that does not tell its arguments
-        pass
-    return ""
+    return load_check(name, expected, threshold)

@@ -8,6 +8,7 @@ judge. The kernel enforces the rest. Imports no jax.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import resource
@@ -38,17 +39,17 @@ class Blocked(BaseException):
         self.event = event
 
 
-def forbid_code() -> None:
-    """Block for the rest of this process: NEVER, and, unless a module is being imported, `compile`
-    of text and `open` for writing."""
-    sys.addaudithook(_check)
+def forbid_code(*, compiling: bool = True) -> None:
+    """Block for the rest of this process: NEVER, and, unless a module is being imported, `open` for
+    writing and, with `compiling`, `compile` of text."""
+    sys.addaudithook(functools.partial(_check, compiling))
 
 
-def _check(event: str, arguments: tuple[Any, ...]) -> None:
+def _check(compiling: bool, event: str, arguments: tuple[Any, ...]) -> None:
     if event in NEVER:
         raise Blocked(event)
     if event == "compile":
-        forbidden = arguments[0] is not None
+        forbidden = compiling and arguments[0] is not None
     elif event == "open":
         forbidden = bool((arguments[2] or 0) & _WRITING)
     else:

@@ -1,9 +1,9 @@
 """What a worker does: it judges the chunks that the pool sends. Imports no jax.
 
-Protocol: chunks come in through a pipe, each a pickled list of (reference, output). What the worker
-says stands in memory shared with the pool (board.py); a byte through a second pipe only says that
-there is something to look at, so that bytes of a verifier's own do no harm there. The pool never
-unpickles.
+Protocol: chunks come in through a pipe, each a pickled list of what a verifier is called with. What
+the worker says stands in memory shared with the pool (board.py); a byte through a second pipe only
+says that there is something to look at, so that bytes of a verifier's own do no harm there. The
+pool never unpickles.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
-from rft_jax.verification import sandbox
+from rft_jax.verification import reasoning, sandbox
 from rft_jax.verification.board import IDLE, Board, hide
+from rft_jax.verification.functions import WrongResultError, as_judgement
 from rft_jax.verification.rules import (
     ERROR,
     NO_VERDICT,
     Limits,
     Verifier,
     VerifierSpec,
-    WrongResultError,
-    as_judgement,
     load_verifier,
 )
 
@@ -78,7 +77,7 @@ def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | s
     if isinstance(verifier, str):
         return
     if spec.is_built_in:
-        sandbox.forbid_code()
+        sandbox.forbid_code(compiling=spec.name != reasoning.NAME)
     sandbox.limit_memory(limits.memory_mb)
     # The threads of a user's function may burn the deadline on every core.
     threads = 1 if spec.is_built_in else os.cpu_count() or 1
@@ -94,10 +93,10 @@ def serve(ends: Ends, spec: VerifierSpec, limits: Limits, verifier: Verifier | s
             _ring(ends.bell)
 
 
-def judge(verifier: Verifier, reference: str, output: str) -> Judgement:
+def judge(verifier: Verifier, *item: Any) -> Judgement:
     """The judgement of one item; whatever goes wrong in the verifier is undecided."""
     try:
-        return as_judgement(verifier(reference, output))
+        return as_judgement(verifier(*item))
     except sandbox.Blocked as error:
         return Judgement(Verdict.UNDECIDED, f"blocked: {error.event}")
     except MemoryError:
@@ -150,7 +149,7 @@ def die_with_parent(life_line: int) -> None:
 
 def _judge_chunk(
     verifier: Verifier,
-    chunk: list[tuple[str, str]],
+    chunk: list[tuple[Any, ...]],
     board: Board,
     processor_time: sandbox.ProcessorTime,
     slow_seconds: float,
@@ -159,9 +158,9 @@ def _judge_chunk(
     process = os.getpid()
     allowed = began = time.monotonic()
     processor_time.allow()
-    for index, (reference, output) in enumerate(chunk):
+    for index, item in enumerate(chunk):
         board.begin(index)
-        judgement = judge(verifier, reference, output)
+        judgement = judge(verifier, *item)
         if os.getpid() != process:  # the verifier forked and came back twice: this is the copy
             os._exit(0)
         ended = time.monotonic()

@@ -122,6 +122,7 @@ def test_what_may_change_is_marked_on_the_fields() -> None:
     in_verification = {name for name in changeable_fields() if name.startswith("verification.")}
     assert in_verification == {
         "verification.workers", "verification.warn_undecided", "verification.stop_undecided",
+        "verification.first_outputs", "verification.examples",
     }  # fmt: skip
 
 

@@ -150,9 +150,23 @@ def test_an_empty_file(jsonl):
         load(jsonl())
 
 
+def test_other_columns_and_other_answers_are_for_a_verifier_that_reads_them(jsonl, data_dir):
+    row = GOOD | {"tests": [[1, 2]], "id": "a"}
+    source = jsonl(row, row | {"answer": [2, {"x": None}]}, row | {"answer": None})
+    with pytest.raises(DataError, match=r"q.jsonl:2: answer is of type list: it must be text"):
+        load(source, columns=True)
+    questions = load(source, columns=True, any_answer=True)
+    assert [question.answer for question in questions] == ["2", [2, {"x": None}], None]
+    assert questions[0].columns == {"tests": [[1, 2]], "id": "a"}
+    assert load(source, any_answer=True)[0].columns == {}
+    assert load("tfds:toy_sums/train", data_dir, columns=True)[0].columns == {"note": "unused"}
+    with pytest.raises(DataError, match=r"q.jsonl:1: answer is missing"):
+        load(jsonl({"question": "?"}), any_answer=True)
+
+
 @pytest.mark.parametrize("source", ["", "q.jsonl", "csv:q", "jsonl:", "tfds:", "[:]"])
 def test_a_source_not_understood(source):
-    with pytest.raises(DataError, match=r"is not understood: write tfds:NAME/SPLIT or jsonl:PATH"):
+    with pytest.raises(DataError, match=r"is not understood: write tfds:NAME/SPLIT, jsonl:PATH or"):
         load(source)
 
 

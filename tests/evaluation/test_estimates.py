@@ -13,6 +13,7 @@ from rft_jax.observe.statistics import standard_error, wilson_interval
 from rft_jax.rollout.engine import Rollout
 from rft_jax.types import Question, Sample, Verdict
 from rft_jax.verification.pool import VerifierPool
+from rft_jax.verification.rules import VerifierSpec
 
 RIGHT, WRONG, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNDECIDED
 
@@ -39,11 +40,14 @@ SAMPLED = rollout(
 
 
 HASH = VerifierPool.__new__(VerifierPool)
-HASH.name = "hash"  # all that is asked of it where outputs state plain numbers
+HASH.name, HASH.spec = (
+    "hash",
+    VerifierSpec("hash"),
+)  # all that is asked of it where outputs state plain numbers
 
 
 def estimated(outputs: Outputs) -> dict[str, Estimate]:
-    return estimates(outputs, own_votes(outputs, HASH))
+    return estimates(outputs, own_votes([], outputs, HASH))
 
 
 def test_where_all_is_right_or_wrong_the_interval_is_wilsons() -> None:
@@ -80,7 +84,7 @@ def test_elsewhere_it_comes_from_the_standard_error() -> None:
 def test_they_are_what_an_evaluation_logs() -> None:
     outputs = Outputs(GREEDY, SAMPLED)
     questions = [Question(i, "?", "1") for i in range(4)]
-    metrics, _ = measure(questions, outputs, own_votes(outputs, HASH))
+    metrics, _ = measure(questions, outputs, own_votes([], outputs, HASH))
     found = estimated(Outputs(GREEDY, SAMPLED))
     for name in set(metrics) & set(found):
         assert metrics[name] == pytest.approx(found[name].value), name

@@ -67,7 +67,7 @@ def evaluated(
     settings = EvaluationConfig(temperature=0.7, questions_per_batch=2)
     sampling = Sampling.__new__(Sampling)  # not looked into but for the rule that votes
     verifier = VerifierPool.__new__(VerifierPool)
-    verifier.name = "hash"
+    verifier.name, verifier.spec = "hash", VerifierSpec("hash")
     object.__setattr__(sampling, "verifier", verifier)
     found = evaluate(
         {}, QUESTIONS, sampling, settings, num_samples=len(sampled[0]) if sampled else 0

@@ -31,7 +31,7 @@ def test_notations_of_one_answer_are_one_vote() -> None:
     with VerifierPool(VerifierSpec("boxed"), Limits(1, 60.0)) as pool:
         right = group(pool, "1/2", [*halves, *boxed("3", "3")])
         wrong = group(pool, "3", [*halves, *boxed("3", "x+1", "1+x", "50%", "7"), "none"])
-        votes = cast_votes([right, wrong, []], pool)
+        votes = cast_votes([right, wrong, []], pool, [])
     assert votes is not None
     assert [majority_at_k(*one) for one in votes] == [1.0, 0.0, None]
     assert len(set(votes[0].answers)) == 2
@@ -45,7 +45,7 @@ def test_notations_of_one_answer_are_one_vote() -> None:
 @pytest.mark.parametrize("name", ["random", "tiny_experiment:even_length"])
 def test_a_verifier_that_says_no_answer_has_no_votes(name: str) -> None:
     with VerifierPool(VerifierSpec(name), Limits(1, 60.0)) as pool:
-        assert cast_votes([group(pool, "1", ["#### 1", "#### 2"])], pool) is None
+        assert cast_votes([group(pool, "1", ["#### 1", "#### 2"])], pool, []) is None
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_many_different_numbers_cost_no_comparison() -> None:
     ]
     with VerifierPool(VerifierSpec("hash"), Limits(1, 60.0)) as pool:
         began = time.perf_counter()
-        votes = cast_votes(groups, pool)
+        votes = cast_votes(groups, pool, [])
         assert time.perf_counter() - began < 10
     assert votes is not None
     assert {len(set(one.answers)) for one in votes} == {64}

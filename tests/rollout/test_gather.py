@@ -37,6 +37,7 @@ def output(number: int, rng: np.random.Generator, **changes: Any) -> Sample:
         "finished": finished,
         "verdict": list(Verdict)[number % 3],
         "reason": f"reason {number}",
+        "reward": None if number % 3 else float(rng.random()),
     }
     return Sample(**facts | changes)
 

@@ -471,7 +471,8 @@ def test_pool_has_lost_a_rollout(refusal: Refusal) -> None:
          "current folder or on the Python path."),
         ("sft", ["--sft.verification.verifier", "tiny_experiment:no"],
          "verification.verifier is 'tiny_experiment:no': tiny_experiment.no does not exist; it "
-         "must be a function (reference, output) -> bool or Judgement."),
+         "must be a function (question, reference, output, **fields) -> bool, float or "
+         "Verdict."),
     ],
 )  # fmt: skip
 def test_settings(refusal: Refusal, run: str, args: list[str], message: str) -> None:

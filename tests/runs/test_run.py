@@ -25,7 +25,7 @@ from rft_jax.config import (
     VerificationConfig,
 )
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.errors import UserError, VerifierError
+from rft_jax.errors import ConfigError, UserError, VerifierError
 from rft_jax.observe import log as metrics
 from rft_jax.rollout import log as rollout_log
 from rft_jax.runs import loop as steps_of
@@ -267,6 +267,55 @@ def test_nothing_accepted_is_a_counted_skip(study: Study, tmp_path: Path) -> Non
     params, optimizer = final_state(tmp_path / "x", config)
     assert equal(params, final_state(study.workdir / "sft", tiny_experiment.sft(study.source))[0])
     assert not any(leaf.any() for leaf in optimizer)
+
+
+def test_a_checker_of_ones_own_reads_rows_and_pays_rewards(study: Study, tmp_path: Path) -> None:
+    """Its answers vote, its rewards are logged, and what it reads is what the run rests on."""
+    rows = Path(study.source.removeprefix("jsonl:")).read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "rows.jsonl"
+
+    def write(goal: int) -> None:
+        content = [json.loads(row) for row in rows]
+        content = [row | {"answer": int(row["answer"]), "goal": goal} for row in content]
+        path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+
+    write(0)
+    source = f"jsonl:{path}"
+    own = VerificationConfig(verifier="tiny_experiment:half", canary="off", workers=1)
+    base = study.online(verification=own)
+    evaluation = replace(base.evaluation, every_steps=3, samples_per_question=2)
+    data = replace(base.data, train=source, validation=source)
+    config = replace(base, data=data, evaluation=evaluation)
+    found = study.carry_out(config, tmp_path)
+    logged = [sample for _, sample in rollout_log.read_folders([str(tmp_path / "x/rollouts")])]
+    finished = [sample for sample in logged if sample.finished]
+    assert {sample.reward for sample in finished} == {0.5, 1.0}
+    assert all(sample.stated == sample.text[:1] for sample in finished)
+    assert all(sample.accepted == (sample.value == 1.0) for sample in logged)
+    for line in found:
+        values = [sample.value for sample in logged if sample.step == line["step"] - 1]
+        assert line["reward"] == pytest.approx(np.mean(values))
+        assert line["funnel/correct"] == sum(value == 1.0 for value in values)
+    evaluated = lines(tmp_path / "x", "validation")
+    assert {"maj_at/2", "greedy/reward"} <= set(evaluated[-1])
+    write(1)
+    with pytest.raises(ConfigError, match=r"other content now: data.train, other columns"):
+        study.carry_out(replace(config, steps=4), tmp_path)
+
+
+def test_first_outputs_that_pay_nothing_stop_a_run_and_a_pool(study: Study, tmp_path: Path) -> None:
+    alarmed = replace(NOTHING, first_outputs=64)
+    with pytest.raises(VerifierError, match="of the first 64 outputs none is accepted"):
+        study.carry_out(study.online(verification=alarmed), tmp_path / "online")
+    assert len(lines(tmp_path / "online" / "x", "train")) == 1
+    config = tiny_experiment.rft(study.source, verification=alarmed)
+    for _ in range(2):  # one that is started again stops at once
+        with pytest.raises(VerifierError, match="of the first 64 outputs none is accepted"):
+            study.carry_out(config, tmp_path)
+        assert len(list((tmp_path / "x/rollouts").iterdir())) == 2
+    goes_on = replace(config, verification=NOTHING)
+    with pytest.raises(UserError, match="none of 128 sampled outputs is trained on"):
+        study.carry_out(goes_on, tmp_path)
 
 
 def test_a_run_whose_outputs_are_undecided_stops(study: Study, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("canary", ["solutions", "off"])
 @pytest.mark.parametrize(
-    ("function", "returned"), [("none", "None (NoneType)"), ("one", "1 (int)")]
+    ("function", "returned"), [("none", "None (NoneType)"), ("two", "2 (int)")]
 )
 def test_a_function_that_returns_no_verdict_is_found(
     tmp_path: Path, function: str, returned: str, canary: str
@@ -125,8 +125,8 @@ def test_a_function_that_returns_no_verdict_is_found(
         try_on(config(tmp_path, verifier=f"misbehaving:{function}", canary=canary), GSM8K)
     assert str(raised.value) == (
         f"verification.verifier is 'misbehaving:{function}': with the reference '1' and the output "
-        f"'so it is\\n#### 1' the verifier returned {returned}, not a bool or a Judgement: return "
-        "True, False or a Judgement."
+        f"'so it is\\n#### 1' the verifier returned {returned}, not True, False, a number in "
+        "[0, 1], a Verdict, or one of these with the answer it read."
     )
 
 

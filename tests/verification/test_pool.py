@@ -330,7 +330,8 @@ def test_workers_find_the_modules_this_process_finds(
         (
             "misbehaving:one_argument",
             "misbehaving.one_argument cannot be called with reference, output (too many positional "
-            "arguments); it must be a function (reference, output) -> bool or Judgement.",
+            "arguments); it must be a function (question, reference, output, **fields) -> bool, "
+            "float or Verdict.",
         ),
     ],
 )

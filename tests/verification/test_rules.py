@@ -13,11 +13,10 @@ import pytest
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification.extract import reference_answer
+from rft_jax.verification.functions import WrongResultError, as_judgement
 from rft_jax.verification.rules import (
     TRUNCATED,
     VerifierSpec,
-    WrongResultError,
-    as_judgement,
     is_parsed,
     load_verifier,
 )
@@ -73,7 +72,7 @@ def test_every_gsm8k_solution_is_right_for_its_own_answer_only(split: str) -> No
 
 
 def test_a_verifier_is_loaded_by_name() -> None:
-    assert load_verifier(VerifierSpec("misbehaving:act"))("same", "same") is True
+    assert load_verifier(VerifierSpec("misbehaving:act"))("same", "same").verdict is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(
@@ -83,8 +82,8 @@ def test_a_verifier_is_loaded_by_name() -> None:
             (
                 name,
                 f"verification.verifier is {name!r}: it must be a built-in rule (auto, hash, "
-                "boxed, tagged, lenient_last_number, random) or a function of yours as "
-                "module:function.",
+                "boxed, tagged, lenient_last_number, random, reasoning_gym) or a function of yours "
+                "as module:function.",
             )
             for name in ("", "hsh", "module:", ":function", "misbehaving.act")
         ],
@@ -97,12 +96,14 @@ def test_a_verifier_is_loaded_by_name() -> None:
         (
             "misbehaving:missing",
             "verification.verifier is 'misbehaving:missing': misbehaving.missing does not exist; "
-            "it must be a function (reference, output) -> bool or Judgement.",
+            "it must be a function (question, reference, output, **fields) -> bool, float or "
+            "Verdict.",
         ),
         (
             "misbehaving:NOT_A_FUNCTION",
             "verification.verifier is 'misbehaving:NOT_A_FUNCTION': misbehaving.NOT_A_FUNCTION is "
-            "a int; it must be a function (reference, output) -> bool or Judgement.",
+            "a int; it must be a function (question, reference, output, **fields) -> bool, float "
+            "or Verdict.",
         ),
     ],
 )
@@ -118,7 +119,7 @@ def test_numpy_s_bool_is_a_bool() -> None:
 
 
 @pytest.mark.parametrize(
-    "result", [None, 1, 0, 1.0, "yes", np.float64(1.0), np.array(True), [True]]
+    "result", [None, 2, -1, 1.5, float("nan"), "yes", np.float64(7.0), np.array(True), [True]]
 )
 def test_what_is_no_verdict(result: object) -> None:
     with pytest.raises(WrongResultError):
