@@ -1,7 +1,8 @@
 """Whether an answer equals a reference: numbers first, then expressions, then math-verify.
 
 Each layer decides or passes on. The first two are exact and take microseconds; `comparison="math"`
-adds the third (an optional extra), which is asked only where they cannot decide.
+adds the third (an optional extra), which is asked only where they cannot decide. The same text is
+the same answer even where no layer reads it, unless it is known to state nothing.
 """
 
 from __future__ import annotations
@@ -12,19 +13,34 @@ from functools import lru_cache
 
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
-from rft_jax.verification.exact.expressions import Expression, parse_expression, same
+from rft_jax.verification.exact.algebra import Value, integer
+from rft_jax.verification.exact.expressions import (
+    MAX_CHARACTERS,
+    Expression,
+    is_undefined,
+    parse_expression,
+    same,
+)
+from rft_jax.verification.exact.literals import Literal, measure_of
+from rft_jax.verification.exact.notation import SPACE, spelled
 from rft_jax.verification.exact.numbers import Number, equal, parse_number
-from rft_jax.verification.extract import TWO_ANSWERS
 
 NOT_A_NUMBER = "not a number"
 BAD_REFERENCE = "reference not understood"
 NOT_UNDERSTOOD = "answer not understood"
+TWO_ANSWERS = "two answers"
+TOO_LARGE = "too large to decide"
 
 _EQUAL = Judgement(Verdict.CORRECT, "equal")
 _UNEQUAL = Judgement(Verdict.INCORRECT, "not equal")
 _SEPARATORS = re.compile(r"[\s,;]+|\bor\b|\band\b")
 _OPERATORS = frozenset("+-−*/×÷=·")
-_MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π]")
+_MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π¼-¾⅐-⅞]")
+
+_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])")
+_GAPS = re.compile(
+    r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|(?<=[A-Za-z])(\s)\s*(?=[A-Za-z])|(?<=[0-9])(\s)\s*(?=[0-9])|\s+"
+)
 
 _reference_expression = lru_cache(maxsize=1024)(parse_expression)
 
@@ -42,15 +58,10 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     expected, number = parse_number(reference), parse_number(answer)
     if expected is not None and number is not None:
         return _EQUAL if _within(number, expected, tolerance) else _UNEQUAL
-    if expected is not None and _states_several(answer):
-        return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
     if not _MATHEMATICAL.search(answer) and expected is not None:
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
-    if _squeezed(answer) == _squeezed(reference):
-        # The same text is the same answer, unless it states nothing at all.
-        if expected is not None or not _is_void(reference):
-            return _EQUAL
-        return _symbolic(answer, reference, None) if math else _bad_reference()
+    if expected is None and _is_same_text(answer, reference):
+        return _bad_reference() if _is_void(reference) else _EQUAL
     known = _reference_expression(reference)
     stated = parse_expression(answer)
     # Notations that only the layer of numbers reads, such as units and periods.
@@ -58,24 +69,47 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
         known = parse_expression(str(expected.value))
     if stated is None and number is not None and not number.percent:
         stated = parse_expression(str(number.value))
+    decided = None
     if known is not None and stated is not None:
-        decided = same(stated, known)
-        if decided is not None:
-            return _EQUAL if decided else _UNEQUAL
-    if math:
+        decided = same(*_alike(stated, answer, known, reference))
+    if not decided and expected is not None and _states_several(answer):
+        return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
+    if decided is not None:
+        return _EQUAL if decided else _UNEQUAL
+    if math and not is_undefined(reference):
         return _symbolic(answer, reference, known)
     if known is None and expected is None:
         return _bad_reference()
     return Judgement(Verdict.INCORRECT, NOT_UNDERSTOOD)
 
 
+def is_equal(first: str, second: str) -> bool:
+    """Whether two answers are equal for certain, by the exact layers."""
+    return compare(first, second, math=False, tolerance=Fraction(0)) is _EQUAL
+
+
 def may_be_equal(first: str, second: str) -> bool:
     """False where two answers are unequal for certain, by the exact layers."""
-    judged = compare(first, second, math=False, tolerance=Fraction(0))
-    return judged is not _UNEQUAL
+    return compare(first, second, math=False, tolerance=Fraction(0)) is not _UNEQUAL
+
+
+def _alike(
+    stated: Expression, answer: str, known: Expression, reference: str
+) -> tuple[Expression, Expression]:
+    """Both sides as what the other's kind makes of them."""
+    if isinstance(stated, Literal) and stated.kind == "-" and isinstance(known, Value):
+        # A reference that is a number says that 20-2 is to be evaluated.
+        first, *rest = (int(str(part)) for part in stated.parts)
+        stated = integer(first - sum(rest))
+    for one, other in ((stated, known), (known, stated)):
+        if isinstance(one, Literal) and one.kind == "measure" and isinstance(other, Value):
+            return measure_of(answer) or stated, measure_of(reference) or known
+    return stated, known
 
 
 def _symbolic(answer: str, reference: str, known: Expression | None) -> Judgement:
+    if symbolic.too_large(answer) or symbolic.too_large(reference):
+        return Judgement(Verdict.UNDECIDED, TOO_LARGE)
     decided = symbolic.symbolically_equal(answer, reference)
     if decided is not None:
         return _EQUAL if decided else _UNEQUAL
@@ -108,12 +142,24 @@ def _states_several(answer: str) -> bool:
     return len(words) > 1 and sum(parse_number(word) is not None for word in words) > 1
 
 
-def _is_void(reference: str) -> bool:
-    """Whether a reference states nothing: 1/0, an unclosed brace, or signs alone."""
-    if not any(character.isalnum() for character in reference):
-        return _reference_expression(reference) is None
-    return bool(_MATHEMATICAL.search(reference)) and _reference_expression(reference) is None
+def _is_same_text(answer: str, reference: str) -> bool:
+    if answer == reference or max(len(answer), len(reference)) > MAX_CHARACTERS:
+        return answer == reference
+    return _squeezed(answer) == _squeezed(reference)
 
 
 def _squeezed(text: str) -> str:
-    return "".join(text.split())
+    """What two texts share when they differ in spaces, sizes and spellings only; a space stays
+    between two letters and between two digits."""
+    text = _SIZES.sub(" ", SPACE.sub(" ", spelled(text))).replace("\\dfrac", "\\frac")
+    return _GAPS.sub(lambda gap: f"{gap[1] or ''}{'' if gap.lastindex is None else ' '}", text)
+
+
+def _is_void(reference: str) -> bool:
+    """Whether a reference states nothing: 1/0, an unclosed brace, or signs alone."""
+    if _reference_expression(reference) is not None:
+        return False
+    if not any(character.isalnum() for character in reference):
+        return True
+    brackets = [sum(map(reference.count, kinds)) for kinds in ("{", "}", "([", ")]")]
+    return brackets[0] != brackets[1] or brackets[2] != brackets[3] or is_undefined(reference)

@@ -151,6 +151,9 @@ def _rule(extract: Extraction, spec: VerifierSpec) -> Verifier:
     def compared(answer: str, reference: str) -> Judgement:
         return compare(answer, reference, math=math, tolerance=tolerance)
 
+    def agree(one: str, other: str) -> bool:
+        return compared(one, other).verdict is Verdict.CORRECT
+
     def judge(reference: str, output: str) -> Judgement:
         """Compare the answer that the output states with the reference.
 
@@ -159,7 +162,7 @@ def _rule(extract: Extraction, spec: VerifierSpec) -> Verifier:
         expected = _expected(reference)
         if expected is None:
             return Judgement(Verdict.UNDECIDED, BAD_REFERENCE)
-        answer, reason = extract(output)
+        answer, reason = extract(output, agree)
         if answer is None:
             return Judgement(Verdict.INCORRECT, reason)
         return compared(answer, expected)

@@ -18,9 +18,17 @@ from functools import lru_cache
 from typing import Any
 
 from rft_jax.verification.exact.structures import every
+from rft_jax.verification.exact.units import words
 
 MAX_CHARACTERS = 400
 MAX_DEPTH = 12
+MAX_DEGREE = 200
+"""Largest product of the exponents that stand around one another."""
+MAX_CALLS = 12
+MAX_NESTED = 3
+"""Deepest nesting of functions, roots and exponents."""
+MAX_NODES = 90
+"""Largest tree of a difference that sympy is asked to simplify."""
 MAX_ITEMS = 8
 """Most items of sets that are compared in any order."""
 DIGITS = 60
@@ -32,30 +40,55 @@ _POINTS = ((1, 2), (-1, 3), (2, 5))
 _GENERATORS = 12
 """Numbers of symbols for which `warm_up` has sympy build its polynomial routines."""
 
+_LARGE = re.compile(
+    r"""
+    [0-9]{40}                                       # a huge number
+  | \^\s*(?:[0-9]+|\{[^{}]*[0-9)]\s*\}|\([^()]*\))\s*\^  # a tower of powers
+  | \^\s*[{(][^a-zA-Z{}]*\^ | \^\s*[{(][^{}]*!      # and one in braces
+  | \^\s*\{?\s*[-+(]*\s*[0-9]{4}                    # a huge exponent
+  | [0-9]{3}\s*! | !\s*!                            # a large factorial, or one of one
+  | [)}\]]\s*!                                      # and one of what has to be computed first
+  | binom\s*\{[^{}]*(?:[0-9]{4}|[{!^])              # a large binomial
+  | (?:-\s*){4}                                     # signs without end
+    """,
+    re.VERBOSE,
+)
+_SMALL_FACTORIAL = re.compile(r"\((?:[a-z]|(?<![0-9])[0-9]{1,2}(?![0-9])|[-+\s]){1,12}\)\s*!")
 _REFUSED = re.compile(
     r"""
     [^\x20-\x7e]                                    # not ASCII
-  | [0-9]{40}                                       # a huge number
   | (?<![a-zA-Z\\])(?:or|and|not|nan|inf|oo|zoo)(?![a-zA-Z])
   | \{\s*(?:or|and)\s*\}                            # lists are for the layer above
   | [0-9][a-zA-Z]+\s*[0-9]                          # 12a3
-  | (?<![_0-9])[0-9]+\s+[0-9]                       # 5 6
-  | \^\s*[({]?[^a-zA-Z})]*[0-9)}]\s*\^[^0-9]*[0-9]  # a tower of powers
-  | \^\s*\{?\s*[-+(]*\s*[0-9]{4}                    # a huge exponent
-  | [0-9]{3}\s*\}?\)?\s*!  | !\s*!                  # a large factorial
-  | \\(?:int|i+nt|oint|sum|prod|lim|det|partial|nabla|frac\s*\{?d|gcd|lcm|pmod|bmod|mod|circ\s*[a-z]
-     |mathbb|forall|exists|Rightarrow|rightarrow|ldots|dots|cdots|vdots)
+  | (?<![_0-9])[0-9]+(?:\s|\\[,;:!]|\\\ |~|\\q?quad)+[0-9]   # 5 6, and cycles
+  | [A-Z]\s*\^\s*\{?\s*(?:[TH*](?![a-zA-Z])|\\(?:top|dagger|intercal|ast|star))  # a transpose
+  | \\(?:frac\s*\{?d|circ\s*[a-z])                  # a derivative, a composition
   | ['"`@\#?;:$]                                   # 12:00 is no quotient
   | /\s*(?:[0-9.]+|[a-zA-Z])\s*[a-zA-Z\\(]          # 1/2x
   | (?<![\\a-zA-Z])[a-zA-Z][0-9]                    # x2
   | [0-9]\s*_                                       # a base, which latex2sympy drops
   | ^[-0-9.\s]*,[-0-9,.\s]*$                        # lists of numbers
-  | ^[a-zA-Z\s]{4,}$ | \\text                       # words too
+  | ^[a-zA-Z\s]{2,}$ | \\text                          # words too
     """,
     re.VERBOSE,
 )
+_CALLS = r"\\(?:sqrt|(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp)(?![a-z])"
+_SIZES = re.compile(
+    r"[({\[]|[)}\]]|\^\s*\{?\s*-?([0-9]+)\}?"
+    rf"|\^(?=\s*[({{])|{_CALLS}(?=\s*(?:\^\s*\{{?[0-9]*\}}?|\\left)?\s*(?:[({{\[]|{_CALLS}))"
+)
+_DEGREES = re.compile("sin|cos|tan|cot|sec|csc")
 
 
+_KNOWN = words(
+    "frac dfrac tfrac cfrac sqrt binom sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh "
+    "ln log exp pi alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi "
+    "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega infty "
+    "left right cdot times div le leq ge geq lt gt ne neq pm mp cup cap in bigl bigr "
+    "begin end lbrace rbrace lvert rvert lfloor rfloor lceil rceil circ degree mathrm operatorname "
+    "emptyset varnothing quad displaystyle ell prime max min"
+)
+"""Commands whose meaning latex2sympy knows; others it reads as letters, or not at all."""
 _SINGLE_LETTER = re.compile(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 
 
@@ -64,20 +97,47 @@ def available() -> bool:
     return importlib.util.find_spec("math_verify") is not None
 
 
+def too_large(text: str) -> bool:
+    """Whether computing what a text says may take too long; seen before anything is computed."""
+    if len(text) > MAX_CHARACTERS or _LARGE.search(_SMALL_FACTORIAL.sub("n!", text)):
+        return True
+    return len(re.findall(_CALLS, text)) > MAX_CALLS or _grows(text)
+
+
 def refusable(text: str) -> bool:
     """Whether a text is not given to sympy: it may take too long, or math-verify misreads it."""
-    if len(text) > MAX_CHARACTERS or _REFUSED.search(text):
+    if too_large(text) or _REFUSED.search(text):
         return True
-    if "circ" in text and re.search("sin|cos|tan|cot|sec|csc", text):
-        return True  # latex2sympy drops degrees
-    depth = deepest = 0
-    for character in text:
-        if character in "{([":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "})]":
-            depth -= 1
-    return deepest > MAX_DEPTH
+    if not _KNOWN.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
+        return True
+    return "circ" in text and bool(_DEGREES.search(text))  # latex2sympy drops degrees
+
+
+def _grows(text: str) -> bool:
+    """Whether brackets, the exponents around one another, or calls in calls are over the bounds."""
+    degrees, calls, waiting = [1], [0], 0  # of each open bracket; calls that await their argument
+    last = 1
+    for token in _SIZES.finditer(text):
+        mark = token[0]
+        if mark[0] == "^" and token[1]:
+            last = last * max(1, int(token[1]))
+            degrees[-1] = max(degrees[-1], last)
+        elif mark[0] in "^\\":
+            waiting += 1
+        elif mark in "({[":
+            degrees.append(1)
+            calls.append(calls[-1] + waiting)
+            waiting = 0
+        elif len(degrees) > 1:
+            last = degrees.pop()
+            degrees[-1] = max(degrees[-1], last)
+            calls.pop()
+            continue
+        if not token[1]:
+            last = 1
+        if len(degrees) > MAX_DEPTH or last > MAX_DEGREE or calls[-1] + waiting > MAX_NESTED:
+            return True
+    return False
 
 
 def symbolically_equal(answer: str, reference: str) -> bool | None:
@@ -198,6 +258,8 @@ def _equations(stated: Any, expected: Any) -> bool | None:
     over, under = stated.lhs - stated.rhs, expected.lhs - expected.rhs
     if over == 0 or under == 0:
         return None
+    if _is_heavy(over / under):
+        return None
     ratio = (over / under).simplify()
     return True if ratio.is_number and ratio.is_finite and not ratio.is_zero else None
 
@@ -236,9 +298,17 @@ def _equal_values(stated: Any, expected: Any) -> bool | None:
         return False
     if _differ(stated, expected):
         return False
+    if _is_heavy(difference):
+        return None
     from sympy import simplify
 
     return True if simplify(difference) == 0 else None
+
+
+def _is_heavy(value: Any) -> bool:
+    from sympy import preorder_traversal
+
+    return sum(1 for _ in preorder_traversal(value)) > MAX_NODES
 
 
 def _differ(stated: Any, expected: Any) -> bool:

@@ -42,3 +42,10 @@ def test_hostile_texts_are_judged_calmly(comparison: str) -> None:
 def test_rates_are_measured() -> None:
     shown = run("verifier_rate", "--items", "2000", "--rounds", "1", "--workers", "2")
     assert "1 % pathological" in shown
+
+
+@pytest.mark.slow
+def test_the_hunt_finds_nothing() -> None:
+    shown = run("verifier_hunt", "--mutants", "4000", "--pairs", "100")
+    assert ", 0 judged otherwise" in shown.splitlines()[-1]
+    assert "date: another value" in shown

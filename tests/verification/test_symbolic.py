@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
+from rft_jax.verification.compare import TOO_LARGE as TOO_LARGE_REASON
+from rft_jax.verification.compare import compare
 from rft_jax.verification.symbolic import refusable, symbolically_equal
 
 needs_library = pytest.mark.skipif(not symbolic.available(), reason="math-verify is not installed")
@@ -40,7 +44,7 @@ REFUSED = [
     "5 or 6", r"5\text{ or }6", "12a3", "1,000", "5 6", "12:00", "9^{9^{9}}", "10^10^10",
     "2^{12345}", "1000!", "x!!", r"\int_0^1 x dx", r"\sum_{k=0}^{9} k", "1" * 50, "x" * 500,
     "(" * 20 + "x" + ")" * 20, "٣", "1011_2", r"\cos 36^\circ", "__import__('os')", "nan",
-    "Monday", "x\x00",
+    "Monday", "x\x00", "A^T", r"A^\top", r"(1\,2\,3)", "cat",
 ]  # fmt: skip
 
 
@@ -65,6 +69,37 @@ def test_refused(text: str) -> None:
     assert symbolically_equal("5", text) is None
 
 
+TOO_LARGE = [
+    "(99!)!", "((((2^{999})^{999})^{999})^{999})", "10^{10^{10}}", "2^{199!}", "9^9^9",
+    r"\binom{99999}{500}",
+    r"\binom{\binom{20}{10}}{5}", r"\sin(\sin(\sin(\sin(\sin x))))", r"\sin\sin\sin\sin\sin x",
+    r"\sqrt{2+\sqrt{2+\sqrt{2+\sqrt{2+\sqrt{2}}}}}", "x^{x^{x^{x^{x}}}}", "((x+1)^{30})^{30}",
+    "1" * 50 + "+x", "x+" * 250 + "x", "2^{99!}", "(" * 20 + "x" + ")" * 20, "-" * 50 + "x",
+    "+".join(r"\sin x" for _ in range(20)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TOO_LARGE)
+def test_what_is_large_is_undecided_before_it_is_computed(text: str) -> None:
+    assert symbolic.too_large(text)
+    undecided = Judgement(Verdict.UNDECIDED, TOO_LARGE_REASON)
+    for reference in ("18", "x^2+1"):
+        judged = compare(text, reference, math=True, tolerance=Fraction(0))
+        # The exact layer may decide, within bounds of its own.
+        assert judged == undecided or judged.reason in ("not equal", "not a number")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\sin x \cos x \tan x", "n!", r"\frac{(n+1)!}{n!}", r"\binom{n}{k}", "12!", "x^{99}",
+        r"\binom{12}{5}", "(x^2+1)^{9}", "e^{x^{2}}", r"\sqrt{3+2\sqrt{2}}", r"\sin(\ln(x))",
+    ],
+)  # fmt: skip
+def test_what_answers_have_is_not_large(text: str) -> None:
+    assert not symbolic.too_large(text)
+
+
 @needs_library
 @pytest.mark.parametrize("text", ["0/0", "1/0", r"\frac{0}{0}", r"\frac{", "", "=", r"\ln 0"])
 def test_unreadable_is_undecided(text: str) -> None:
@@ -73,7 +108,10 @@ def test_unreadable_is_undecided(text: str) -> None:
 
 _WATCHED = """
 import json, sys
+from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
+from rft_jax.verification.compare import TOO_LARGE as TOO_LARGE_REASON
+from rft_jax.verification.compare import compare
 symbolic.warm_up()
 seen = []
 def watch(event, arguments):

@@ -43,6 +43,10 @@ class Unreadable(Exception):
     """The text is outside what this layer reads, or over one of its bounds."""
 
 
+class Undefined(Unreadable):
+    """The text is read and has no value: a division by zero, infinity times zero."""
+
+
 class Expression:
     """Whatever an answer can be: a value, or a structure of values."""
 
@@ -73,7 +77,9 @@ class Value(Expression):
 
     def __truediv__(self, other: Value) -> Value:
         """Refused when other is zero, or when self is and other is opaque: it may be zero too."""
-        if not other.upper or (not self.upper and is_opaque(other)):
+        if not other.upper:
+            raise Undefined
+        if not self.upper and is_opaque(other):
             raise Unreadable
         return self * Value(other.lower, other.upper)
 
@@ -85,7 +91,7 @@ class Value(Expression):
             return _fractional_power(self, exponent)
         times = exponent.numerator
         if times <= 0 and not self.upper:
-            raise Unreadable
+            raise Undefined
         base = self if times >= 0 else Value(self.lower, self.upper)
         return _quotient(_powered(base.upper, abs(times)), _powered(base.lower, abs(times)))
 
@@ -330,7 +336,8 @@ def _fractional_power(base: Value, exponent: Fraction) -> Value:
             for name, power in lower:
                 result /= _power_of(name, power * exponent)
             return result
-    return _power_of(f"#({describe(base)})", exponent)
+    whole, part = divmod(exponent, 1)
+    return base ** Fraction(whole) * _power_of(f"#({describe(base)})", part)
 
 
 def _power_of(name: str, exponent: Fraction) -> Value:

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from rft_jax.verification.exact import functions
 from rft_jax.verification.exact.algebra import (
+    Undefined,
     Unreadable,
     Value,
     as_fraction,
@@ -23,7 +24,7 @@ from rft_jax.verification.exact.latex_tokens import END, Token
 
 MAX_DEPTH = 40
 _FACTOR_STARTS = frozenset(
-    {"name", "function", "sqrt", "frac", "binom", "(", "{", "floor", "ceil"}
+    {"name", "run", "function", "sqrt", "frac", "binom", "(", "{", "floor", "ceil"}
 )  # fmt: skip
 """What may follow a factor to be multiplied with it; a number may not."""
 _CALLED = frozenset({"f", "g", "h"})
@@ -165,10 +166,13 @@ class Arithmetic:
         return self._primary()
 
     def _primary(self) -> Value:
+        self.take("run")
         kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
             return self._number(text)
+        if kind == "infinity":
+            raise Undefined
         if kind == "name":
             if text in _CALLED and self.kind == "(":
                 return generator(f"#{text}({describe(self._bracketed('('))})")
@@ -235,6 +239,7 @@ class Arithmetic:
 
     def _argument(self) -> Value:
         """An argument of a command: a group, or one digit, letter or command."""
+        self.take("run")
         kind, text = self.tokens[self.at]
         if kind == "{":
             return self._bracketed("{")
@@ -257,9 +262,24 @@ class Arithmetic:
             degree = number.numerator
         bare = plain or self.kind == "("
         self.deeper()
+        if degree % 2 and (power := self._power_within(degree)) is not None:
+            self.depth -= 1
+            return power
         radicand = self._primary() if bare else self._argument()
         self.depth -= 1
         return root(radicand, degree)
+
+    def _power_within(self, degree: int) -> Value | None:
+        """An odd root of a power, `\\sqrt[3]{(x+5)^2}`, as the power of the root."""
+        start = self.at
+        if self.take("{") and self.kind == "(":
+            base = self._bracketed("(")
+            if self.take("^"):
+                exponent = as_fraction(self._exponent())
+                if exponent is not None and self.take("}"):
+                    return base ** (exponent / degree)
+        self.at = start
+        return None
 
     def _function(self, name: str) -> Value:
         base: Value | None = None
@@ -281,7 +301,7 @@ class Arithmetic:
                 raise Unreadable
         else:
             argument = self._factor()
-            while self.kind in ("name", "frac", "sqrt"):
+            while self.kind in ("name", "run", "frac", "sqrt"):
                 argument *= self._factor()
         self._angles -= 1
         self.depth -= 1

@@ -7,10 +7,13 @@ left to the next layer, never guessed. Units and degrees are dropped, so `5\\tex
 
 from __future__ import annotations
 
+import itertools
 import re
+from fractions import Fraction
 
 from rft_jax.verification.exact.algebra import (
     Expression,
+    Undefined,
     Unreadable,
     Value,
     equal,
@@ -19,7 +22,9 @@ from rft_jax.verification.exact.algebra import (
     names,
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
-from rft_jax.verification.exact.latex_tokens import END, tokens_of
+from rft_jax.verification.exact.latex_tokens import tokens_of
+from rft_jax.verification.exact.literals import literal_of
+from rft_jax.verification.exact.notation import spelled
 from rft_jax.verification.exact.structures import (
     INFINITY,
     SETS,
@@ -32,7 +37,9 @@ from rft_jax.verification.exact.structures import (
     Percent,
     Word,
     interval_of,
+    joined,
     same,
+    system_of,
 )
 
 __all__ = ["Expression", "parse_expression", "same"]
@@ -41,27 +48,37 @@ MAX_CHARACTERS = 2_000
 MAX_ITEMS = 64
 """Most items of a list: comparing two in any order takes the square of it."""
 
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf)\s*\{([^{}\\$]*)\}")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf)\s*\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ \-'][A-Za-z]+)*")
 _ENGLISH = frozenset({"no", "on", "yes", "odd", "one", "two", "six", "ten", "red", "all", "any"})
 """Words so short that they could be products."""
 _LETTERS = re.compile("[A-Za-z]+")
 _SEPARATING = re.compile(r"\b(?:and|or|infinity)\b")
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "approx"})
+_OPERATORS = frozenset("+-*/^!") | {"name", "number", "frac"}
 _OPENINGS = {"(": 1, "[": 1, "{": 1, "{{": 1, ")": -1, "]": -1, "}": -1, "}}": -1}
-_NAME_KINDS = frozenset({"name", "(", ")", "|", ":", ",", "text", "number", "frac", "{", "}"})
+_NAME_SIGNS = frozenset({"(", ")", "|", ":", ",", "{", "}", "mark"})
+_NAME_KINDS = _NAME_SIGNS | {"name", "text", "words", "run", "number", "frac"}
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
+_ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
 _ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
 
 
 def parse_expression(text: str) -> Expression | None:
     """What the whole text says, or None where this layer does not read it."""
-    if len(text) > MAX_CHARACTERS:
-        return None
     try:
-        return _parse(text)
+        return _parse(text) if len(text) <= MAX_CHARACTERS else None
     except Unreadable:
         return None
+
+
+def is_undefined(text: str) -> bool:
+    """Whether a text is understood to have no value, as 1/0 has none."""
+    try:
+        _parse(text[:MAX_CHARACTERS])
+    except Unreadable as error:
+        return isinstance(error, Undefined)
+    return False
 
 
 def _parse(text: str) -> Expression:
@@ -69,27 +86,36 @@ def _parse(text: str) -> Expression:
     if text.startswith("$") and text.endswith("$") and len(text) > 1:
         text = text.strip("$").strip()
     text = text.removesuffix(".")
+    if (literal := literal_of(text, parse_expression)) is not None:
+        return literal
+    text = spelled(text)
     if whole := _TEXT.fullmatch(text):
         inner = whole[1].strip()
-        if len(inner) > 1 and _WORDS.fullmatch(inner):
-            return Word(_folded(inner), None)
-        return _parse(inner)
+        try:
+            return _parse(inner)
+        except Unreadable:
+            if not _WORDS.fullmatch(inner):
+                raise
+            return _word(inner)
     if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
         longest = max(map(len, _LETTERS.findall(text)))
         if longest > 3 or "-" not in text:  # xy-z is a difference
-            return Word(_folded(text), _product(text) if longest <= 3 else None)
+            return _word(text)
     return _Reader(tokens_of(text)).answer()
 
 
-def _product(text: str) -> Value | None:
-    """What a short word means when its letters are factors, as in `xy`, or None."""
-    if len(text) > 6 or text.casefold() in _ENGLISH:
-        return None
-    return _Reader(tokens_of(text)).only_value()
-
-
-def _folded(words: str) -> str:
-    return " ".join(words.casefold().split())
+def _word(text: str) -> Word:
+    """Text in any case; what is short enough for a product of letters in its own, but for the
+    capital of a first letter."""
+    words = " ".join(text.split())
+    if words.casefold() == "nan":
+        raise Undefined
+    product = None
+    if len(words) <= 6 and words.casefold() not in _ENGLISH and max(map(len, words.split())) <= 3:
+        product = _Reader(tokens_of(words)).only_value()
+    if product is None or words[1:].islower():
+        words = words.casefold()
+    return Word(words, product)
 
 
 class _Reader(Arithmetic):
@@ -113,20 +139,29 @@ class _Reader(Arithmetic):
     def _items(self, *, bare: bool, split: bool) -> list[Expression]:
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
         `split`, one with `\\pm` is two."""
-        items: list[Expression] = []
-        separators = set()
+        groups: list[list[Expression]] = [[]]  # apart by `;`
+        words: set[str] = set()
         while True:
-            items += self._split(bare) if split else [self._side()]
-            if len(items) > MAX_ITEMS:
+            groups[-1] += self._split(bare) if split else [self._side()]
+            if sum(map(len, groups)) > MAX_ITEMS:
                 raise Unreadable
             if self.kind not in (",", ";"):
                 break
             while self.kind in (",", ";"):  # `1, \\text{ and } 2`
-                separators.add(self.kind)
+                words.add(self.tokens[self.at][1])
+                if self.kind == ";" and groups[-1]:
+                    groups.append([])
                 self.at += 1
-        if len(separators) > 1:
-            raise Unreadable
-        return items
+        if len(groups) > 1 and max(map(len, groups)) > 1:  # x=1, y=2; x=3, y=4
+            systems = [Group("set", group) for group in groups]
+            if not all(map(system_of, systems)):
+                raise Unreadable
+            return [*systems]
+        items = [item for group in groups for item in group]
+        if "or" in words and all(same(items[0], item) for item in items):  # 1/2 or 0.5
+            return items[:1]
+        both = joined(items, words) if bare and len(items) > 1 else None
+        return items if both is None else [both]
 
     def _split(self, bare: bool) -> list[Expression]:
         start, sign, has_sign = self.at, self.sign, self.has_sign
@@ -176,9 +211,10 @@ class _Reader(Arithmetic):
             depth += _OPENINGS.get(kind, 0)
             if kind not in _NAME_KINDS or (kind == "," and not depth):
                 return ""
-            words.append(token[1] or kind)
+            if kind != "run":
+                words.append(token[1] or kind)
             at += 1
-        letters = [word for word in words if word not in ("(", ")", "|", ":", ",", "{", "}")]
+        letters = [word for word in words if word not in _NAME_SIGNS]
         if not letters or letters[0][0] in ".0123456789" or set(letters) == {"frac"}:
             return ""
         product = len(letters) > 1 and len(letters) == len(words)
@@ -218,6 +254,8 @@ class _Reader(Arithmetic):
     def _part(self) -> Expression:
         kind = self.kind
         part: Expression
+        if (word := self._lone_word()) is not None:
+            return word
         if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
             self.at += 1  # `\left[\begin{array}` is a matrix in brackets
             part = self._matrix()
@@ -237,24 +275,38 @@ class _Reader(Arithmetic):
                 self.at += 1
                 part = -part if kind == "-" else part
             self.at += 1
-        elif self._is_based():
-            part = Based(int(self.tokens[self.at][1]), int(self.tokens[self.at + 1][1]))
-            self.at += 2
+            if self.kind in _OPERATORS:
+                raise Undefined
+        elif (based := self._based()) is not None:
+            part = based
         else:
             part = self._quantity()
         if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
             raise Unreadable
         return part
 
-    def _is_based(self) -> bool:
+    def _lone_word(self) -> Word | None:
+        """Words that are an item by themselves: no product without a sign that it is one."""
         kind, text = self.tokens[self.at]
-        after, base = END if self.at_end() else self.tokens[self.at + 1]
-        if kind != "number" or after != "base":
-            return False
-        valid = text.isdigit() and base.isdigit() and 2 <= int(base) <= 36
-        if not valid or any(int(digit) >= int(base) for digit in text):
+        size = 1 if kind == "words" else len(text) + 1 if kind == "run" else 0
+        if not size or self.tokens[self.at + size][0] not in _ITEM_ENDS:
+            return None
+        self.at += size
+        return _word(text)
+
+    def _based(self) -> Based | None:
+        """Digits with the index of a base, and a sign."""
+        at = self.at + (self.kind == "-")
+        kind, text = self.tokens[at]
+        if kind != "number" or self.tokens[at + 1][0] != "base":
+            return None
+        base = self.tokens[at + 1][1]
+        digits = text.replace(".", "", 1)
+        if not digits.isdigit() or not 2 <= int(base) <= 36 or int(max(digits)) >= int(base):
             raise Unreadable
-        return True
+        value = -Fraction(text) if at > self.at else Fraction(text)
+        self.at = at + 2
+        return Based(value, int(base))
 
     def _quantity(self) -> Expression:
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""
@@ -289,12 +341,13 @@ class _Reader(Arithmetic):
         if opening == "{{" and self.take("}}"):
             self.depth -= 1
             return generator("∅")
-        items = self._items(bare=False, split=opening[0] == "{")
+        items = self._items(bare=opening == "{{", split=opening[0] == "{")
         closing = self.kind
         self.at += 1
         self.depth -= 1
         if (opening, closing) in (("{{", "}}"), ("{", "}")):
-            return Group("set", items)
+            unlike = [not any(same(a, b) for b in items[:at]) for at, a in enumerate(items)]
+            return Group("set", [*itertools.compress(items, unlike)])
         if (opening, closing) == ("(", ")"):
             return Group("tuple", items)
         if (opening, closing) == ("[", "]") and len(items) != 2:
@@ -309,7 +362,9 @@ class _Reader(Arithmetic):
         rows: list[Expression] = []
         entries: list[Expression] = []
         while True:
-            entries.append(self._side())
+            entries.append(self._chain() if edge == "cases" else self._side())
+            if edge == "cases":
+                self.take(",")
             if self.take("&"):
                 continue
             rows.append(Group("row", entries))
@@ -318,11 +373,18 @@ class _Reader(Arithmetic):
             if self.kind == "matrix":
                 break
         self.expect("matrix")
+        if edge == "cases":
+            return Group("cases", rows)
         return Group("determinant" if edge in "vV" and edge else "matrix", rows)
 
 
 def _equation(name: str, left: Expression | None, right: Expression) -> Expression:
     value = left if isinstance(left, Value) else None
+    if name and isinstance(right, Group) and right.kind == "tuple" and name[0] == "(":
+        letters = name[1:-1].split(",")
+        if len(letters) == len(right.items):  # (x, y) = (1, 2)
+            named = zip(letters, map(generator, letters), right.items, strict=True)
+            return Group("set", [Equation(*each) for each in named])
     if name:
         return Equation(name, value, right)
     if value is None or not isinstance(right, Value):
@@ -332,7 +394,7 @@ def _equation(name: str, left: Expression | None, right: Expression) -> Expressi
     if letter := _letter(right):  # 5 = x
         return Equation(letter, right, value)
     if not any(is_letter(other) for other in names(value) | names(right)):
-        raise Unreadable  # 2 = 3
+        raise Undefined  # 2 = 3
     return Equation("", value, right)
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from rft_jax.verification.exact.algebra import (
     ONE,
+    Undefined,
     Unreadable,
     Value,
     as_fraction,
@@ -63,7 +64,7 @@ def logarithm(name: str, argument: Value) -> Value:
     if number is None:
         return total + _opaque(name, argument)
     if number <= 0:
-        raise Unreadable
+        raise Undefined if not number else Unreadable
     for part, sign in ((number.numerator, 1), (number.denominator, -1)):
         for prime, times in factored(part):
             term = generator(f"#{name}({prime})")

@@ -10,7 +10,8 @@ import re
 
 from rft_jax.verification.exact.algebra import Unreadable
 from rft_jax.verification.exact.functions import NAMES
-from rft_jax.verification.exact.numbers import words
+from rft_jax.verification.exact.notation import spelled
+from rft_jax.verification.exact.units import ATTACHED, LETTERS, is_measure, is_unit, words
 
 MAX_TOKENS = 1_000
 
@@ -25,12 +26,13 @@ _TOKEN = re.compile(
       | \\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z]))
   | (?P<thousands>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?)
   | (?P<number>[0-9]{1,3}(?:(?:\{,\\?!?\}|,?\\!|,\\,|\\,)\ ?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
-      | [0-9]+(?:\.[0-9]+)? | \.[0-9]+)
-  | (?P<fraction>\\[cdt]?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
-  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|operatorname)\s*
+      | [0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z.]))? | \.[0-9]+)
+  | (?P<fraction>\\(?:[cdt]|nice|s|x)?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
+  | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm)\s*
       \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
   | (?P<field>\\mathbb\s*\{?[A-Z]\}?)
-  | (?P<matrix>\\(?P<edge>begin|end)\s*\{(?P<shape>[bBpvV]?matrix|array)\}(?:\{[clr|]*\})?)
+  | (?P<matrix>\\(?P<edge>begin|end)\s*\{
+      (?P<shape>(?:small|[bBpvV])?matrix|array|cases)\}(?:\{[clr|]*\})?)
   | (?P<command>\\[a-zA-Z]+)
   | (?P<escaped>\\[\\{}%$])
   | (?P<letters>[a-zA-Z]+)
@@ -39,15 +41,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_UNICODE = str.maketrans(
-    {
-        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "√": r"\sqrt ",
-        "π": r"\pi ", "∞": r"\infty ", "≤": "<=", "≥": ">=", "≠": "!=", "±": r"\pm ", "∓": r"\mp ",
-        "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "²": "^{2}", "³": "^{3}", "½": r"\frac12 ",
-        "\u00a0": " ", "≈": r"\approx ", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
-        "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    }
-)  # fmt: skip
 _GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
@@ -57,12 +50,13 @@ _COMMANDS: dict[str, Token] = {
     command: (kind, "")
     for kind, commands in {
         "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", "<": "lt", ">": "gt",
-        ">=": "ge geq geqslant", "!=": "ne neq", "frac": "frac dfrac tfrac cfrac",
-        "binom": "binom dbinom tbinom", "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack",
-        "{{": "lbrace", "}}": "rbrace", "|": "lvert rvert vert mid", "floor": "lfloor",
-        "end floor": "rfloor", "ceil": "lceil", "end ceil": "rceil", "%": "percent",
-        "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx", "in": "in", "cup": "cup",
-        "degree": "degree", "circ": "circ",
+        ">=": "ge geq geqslant", "!=": "ne neq", ":": "colon", "%": "percent", "in": "in",
+        "frac": "frac dfrac tfrac cfrac nicefrac sfrac xfrac", "binom": "binom dbinom tbinom",
+        "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack", "{{": "lbrace", "}}": "rbrace",
+        "|": "lvert rvert vert mid", "floor": "lfloor", "end floor": "rfloor", "ceil": "lceil",
+        "end ceil": "rceil", "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx",
+        "cup": "cup", "degree": "degree", "circ": "circ",
+        "mark": "angle measuredangle triangle overline vec overrightarrow hat widehat",
     }.items()
     for command in commands.split()
 } | {
@@ -73,34 +67,19 @@ _ESCAPED: dict[str, Token] = {
     r"\{": ("{{", ""), r"\}": ("}}", ""), r"\%": ("%", ""), r"\$": ("$", ""), r"\\": ("row", ""),
 }  # fmt: skip
 _WORDS: dict[str, Token] = {
-    "sqrt": ("sqrt", "plain"), "pi": ("name", "π"), "and": (",", ""), "or": (",", ""),
+    "sqrt": ("sqrt", "plain"), "pi": ("name", "π"), "and": (",", "and"), "or": (",", "or"),
     "infinity": ("infinity", ""), "percent": ("%", ""), "pct": ("%", ""), "percentage": ("%", ""),
 }  # fmt: skip
-_UNITS = words(
-    "mm cm dm km kg mg mL ml ft in lb lbs oz mph kmh inch inches foot feet yard yards mile miles "
-    "meter meters metre metres gram grams liter liters second seconds sec minute minutes min hour "
-    "hours hr day days week weeks month months year years degree degrees deg dollar dollars cent "
-    "cents unit units square cubic sq people students ways points"
-)
-_NO_UNIT = words(
-    "or and not no more less fewer greater least most than if when except to about approximately "
-    "from between over under up hundred thousand million billion trillion dozen half halves pi "
-    "thirds quarters percent squared cubed times plus minus negative"
-)
-"""Words that change what a number says: `5 \\text{ or more}`."""
-_UNIT_LETTERS = "mgLshdJNWVK"
-"""In `\\text{}` after a number or a unit: a unit. Elsewhere they are letters."""
 _SYMBOLS: dict[str, Token] = {
     symbol: (symbol, "") for symbol in (*"-+*/^!()[]{}|,;:&%$=<>", "<=", ">=", "!=")
 } | {"**": ("^", "")}  # fmt: skip
-_WORD_TEXT = re.compile(r"\s*[A-Za-z][A-Za-z .\-/'°]*")
+_WORD_TEXT = re.compile(r"\s*[A-Za-z][A-Za-z .\-/']*")
 _LETTER_TEXT = re.compile(r"\s*\(?\s*([A-Za-z])\s*\)?\s*\.?\s*")
 
 
 def tokens_of(text: str) -> list[Token]:
     """The tokens of a text, END last."""
-    if not text.isascii():
-        text = text.translate(_UNICODE)
+    text = spelled(text)
     tokens: list[Token] = []
     at, size, depth = 0, len(text), 0
     while at < size:
@@ -120,7 +99,7 @@ def tokens_of(text: str) -> list[Token]:
                 depth -= 1
             tokens.append(token)
         elif kind == "number":
-            tokens.append(("number", re.sub(r"[^0-9.]", "", match[0])))
+            tokens.append(("number", re.sub(r"[^0-9.eE+-]", "", match[0])))
         elif kind == "letters":
             _add_letters(match[0], tokens)
         elif kind == "command":
@@ -141,8 +120,11 @@ def tokens_of(text: str) -> list[Token]:
         elif kind == "field":
             tokens.append(("name", match[0][-2:].strip("{}")[-1] * 2))
         else:
-            edge = match["edge"] + ("" if match["shape"] == "array" else match["shape"][0])
-            tokens.append(("matrix", edge))
+            shape = match["shape"]
+            kind = (
+                "cases" if shape == "cases" else shape[0] * (shape not in ("array", "smallmatrix"))
+            )
+            tokens.append(("matrix", match["edge"] + kind))
     tokens.append(END)
     return tokens
 
@@ -154,12 +136,15 @@ def _add_letters(word: str, tokens: list[Token]) -> None:
         tokens.append(("cup", ""))
     elif word in _WORDS:
         tokens.append(_WORDS[word])
-    elif word in _UNITS:
+    elif is_measure(word) if len(word) > 3 else word in ATTACHED:
         tokens.append(("text", word))
+    elif len(word) == 1:
+        tokens.append(("name", word))
     elif len(word) <= 3:
-        tokens += [("name", letter) for letter in word]
+        # Only a sign beside them makes them factors: see `_Reader._part`.
+        tokens += [("run", word), *(("name", letter) for letter in word)]
     else:
-        raise Unreadable
+        tokens.append(("words", word))
 
 
 def _add_command(name: str, tokens: list[Token]) -> None:
@@ -188,29 +173,28 @@ def _add_thousands(text: str, depth: int, tokens: list[Token]) -> None:
 
 
 def _add_text(text: str, tokens: list[Token]) -> None:
-    """`\\text{...}`: a separator, a letter, or words, which are a unit or a name."""
+    """`\\text{...}`: a separator, a letter, a unit, or other words."""
     plain = text.strip(" ,")
-    if plain in ("and", "or"):
-        tokens.append((",", ""))
-        return
     if plain in NAMES:
         tokens.append(("function", plain))
         return
     if plain in _WORDS:
         tokens.append(_WORDS[plain])
         return
-    if not _NO_UNIT.isdisjoint(plain.casefold().split()):
-        raise Unreadable
+    if tokens and tokens[-1] == ("&", "") and plain in ("if", "for", "when", "where"):
+        return
     letter = _LETTER_TEXT.fullmatch(text)
     measured = tokens and tokens[-1][0] in ("number", "}", ")")
     per = len(tokens) > 1 and tokens[-1][0] == "/" and tokens[-2][0] == "text"
-    if letter and letter[1] in _UNIT_LETTERS and (measured or per):
+    if letter and letter[1] in LETTERS and (measured or per):
         tokens.append(("text", letter[1]))
     elif letter:
         tokens.append(("name", letter[1]))
+    elif is_unit(plain):
+        tokens.append(("text", " ".join(plain.split())))
     elif _WORD_TEXT.fullmatch(text):
-        tokens.append(("text", " ".join(text.split())))
-    elif text.strip():
+        tokens.append(("words", " ".join(plain.split())))
+    elif plain:
         raise Unreadable
 
 

@@ -12,6 +12,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from rft_jax.verification.exact.notation import flat
+from rft_jax.verification.exact.units import is_unit
+
 MAX_CHARACTERS = 1000
 """Longest number read, with its unit; GSM8K's longest has 11 characters."""
 
@@ -36,8 +39,11 @@ def equal(first: Number, second: Number) -> bool:
 
 
 # ASCII digits only, by intention: \d also takes those of other scripts.
-_GROUPED = r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9,])|[0-9]+"
-_CURRENCY = r"(?:US)?\\?\$|[€£¥₹]"
+_GROUPED = r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+|(?:['’][0-9]{3})+)(?![0-9,])|[0-9]+"
+_CURRENCY = (
+    r"(?:US|CA|AU|A|C|HK|NZ|S|R)?\\?\$|[€£¥₹₽₩₪₺฿]|\\(?:pounds|euro)|Rs\.?"
+    r"|(?:USD|EUR|GBP|INR|CNY|RMB|JPY|CAD|AUD|CHF)(?= )"
+)
 _NUMBER = re.compile(
     rf"(?P<sign>[+\-])?(?:(?P<currency>{_CURRENCY})[ ]?)?(?P<inner_sign>[+\-])?"
     rf"(?:(?P<whole>{_GROUPED})"
@@ -45,54 +51,16 @@ _NUMBER = re.compile(
     rf"|[ ](?P<part>[0-9]+)/(?P<parts>[0-9]+))?"
     rf"|\.(?P<only_decimals>[0-9]+))"
     rf"(?:(?P<percent>[ ]?\\?%|[ ]?per[ ]?cent)"
-    rf"|[ ](?P<scale>hundred|thousand|million|billion|trillion)(?![A-Za-z]))?"
+    rf"|[ ](?P<scale>hundred|thousand|lakh|million|mn|crore|billion|bn|trillion)(?![A-Za-z]))?"
     rf"(?P<unit>.*)"
 )
 _SCALES = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "mn": 10**6,
+    "crore": 10**7, "billion": 10**9, "bn": 10**9, "trillion": 10**12,
 }  # fmt: skip
-
-# A unit: up to six words, each with a power; `/` and hyphens may join words (km/h, foot-pounds).
-_WORD = r"(?:[A-Za-zµΩ°]+(?:['’\-][A-Za-z]+)*\.?)"
-_POWER = r"(?:\^?\{?[23]\}?|[²³])"
-_UNIT = re.compile(
-    rf"[ \-]?{_WORD}{_POWER}?(?:(?:[ ]|[ ]?/[ ]?){_WORD}{_POWER}?){{0,5}}|[ ]?(?:\\?\$|[€£¥₹¢°])"
-)
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-# Units that may touch their number (5cm); of single letters only these are units (5 m, not 5 x).
-_ATTACHED = words(
-    "km cm mm nm mi ft in yd kg mg lb lbs oz ml mL cL dL hr hrs min mins sec secs ms mph kph kmh "
-    "am pm AM PM °C °F ° USD EUR cents dollars"
-)
-_LETTERS = words("m g s h L l N W V J A C F K")
-# Words that state another number, an alternative or a denial: what they follow is no plain number.
-NUMBER_WORDS = words(
-    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "hundred thousand million billion trillion dozen half halves third thirds fourths fifths "
-    "sixths sevenths eighths ninths tenths hundredths thousandths"
-)
-_NO_UNITS = NUMBER_WORDS | words(
-    "or nor not no maybe perhaps approximately about plus minus times over divided multiplied "
-    "squared cubed factorial mod modulo choose point negative positive e pi i sqrt sin cos tan log "
-    "ln exp infinity inf nan wrong incorrect false unknown"
-)
-
-_SIGNS = {ord(sign): "-" for sign in "−‐‑–﹣－"} | {ord("＋"): "+"}
-_SPACES = {ord(space): " " for space in "\t\u00a0\u2009\u202f"}
-_PLAIN = _SIGNS | _SPACES
+_SIGNS_OF_CURRENCY = re.compile(r"[ ]?(?:\\?\$|[€£¥₹₽₩¢°])\.?")
+_NO_SEPARATORS = {ord(mark): None for mark in ", '’"}
 _REPEATING = re.compile(r"([-−]?)([0-9]{0,40})\.([0-9]{0,40})\\overline\s?\{([0-9]{1,40})\}")
-_BLANKS = re.compile(r"[ \t]+")
-_LATEX_SPACE = re.compile(r"\\[,;: ]|~|\\q?quad(?![A-Za-z])")
-_LATEX_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s?\{([^{}]*)\}")
-_LATEX_DEGREES = re.compile(r"\^\{?\\circ\}?|\\degree(?![A-Za-z])|\^\{?°\}?")
-_LATEX_GROUP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!) *(?=[0-9]{3})")
 
 
 @lru_cache(maxsize=4096)
@@ -105,39 +73,21 @@ def parse_number(text: str) -> Number | None:
         return Number(Fraction(int(text)), percent=False)
     if "overline" in text and (repeating := _REPEATING.fullmatch(text)):
         return Number(_repeating(*repeating.groups()), percent=False)
-    match = _NUMBER.fullmatch(_plain(text))
+    match = _NUMBER.fullmatch(flat(text))
     if match is None:
         return None
     groups = match.groupdict()
     sign, inner_sign, percent = groups["sign"], groups["inner_sign"], bool(groups["percent"])
     if (sign or not groups["currency"]) and inner_sign:
         return None
-    if not _is_unit(groups["unit"], with_percent=percent, with_currency=bool(groups["currency"])):
-        return None
     if groups["currency"] and percent:
+        return None
+    if not _is_unit(groups["unit"], with_percent=percent, with_currency=bool(groups["currency"])):
         return None
     value = _value(groups)
     if value is None:
         return None
     return Number(-value if (sign or inner_sign) == "-" else value, percent)
-
-
-def _plain(text: str) -> str:
-    """One spelling for signs and spaces, and for what LaTeX has around a number."""
-    if not text.isascii():
-        text = text.translate(_PLAIN)
-    if "\\" in text or "{" in text:
-        text = _LATEX_GROUP.sub(",", text)
-        text = _LATEX_DEGREES.sub("°", text)
-        text = _LATEX_SPACE.sub(" ", text)
-        text = _LATEX_TEXT.sub(r" \1", text).replace("\\!", "")
-    if "  " in text or "\t" in text:
-        text = _BLANKS.sub(" ", text)
-    return text.strip()
-
-
-def _ungrouped(digits: str) -> str:
-    return digits.replace(",", "").replace(" ", "")
 
 
 def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
@@ -148,11 +98,11 @@ def _repeating(sign: str, whole: str, decimals: str, period: str) -> Fraction:
 
 def _value(groups: dict[str, str | None]) -> Fraction | None:
     """The magnitude, or None where a denominator is zero or a mixed number's part is no part."""
-    whole = _ungrouped(groups["whole"] or "")
+    whole = (groups["whole"] or "").translate(_NO_SEPARATORS)
     decimals = groups["only_decimals"] or groups["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals))
     if groups["denominator"]:
-        divisor = int(_ungrouped(groups["denominator"]))
+        divisor = int(groups["denominator"].translate(_NO_SEPARATORS))
         if divisor == 0:
             return None
         value /= divisor
@@ -164,23 +114,11 @@ def _value(groups: dict[str, str | None]) -> Fraction | None:
     return value * _SCALES[groups["scale"]] if groups["scale"] else value
 
 
-def _is_unit(text: str | None, *, with_percent: bool, with_currency: bool) -> bool:
+def _is_unit(text: str, *, with_percent: bool, with_currency: bool) -> bool:
     """Whether what follows the digits says only what they count."""
     if not text or text == ".":
         return True
-    text = text.removesuffix(".")
-    if with_percent:
-        text = text if text.startswith(" ") else ""  # `50% of it`, not `50%x`
-    match = _UNIT.fullmatch(text)
-    if match is None:
-        return False
-    symbol = text.strip(" \\")
-    if symbol in ("$", "€", "£", "¥", "₹", "¢"):
-        return not with_currency
-    parts = re.findall(r"[A-Za-zµΩ°]+", text)
-    if not text.startswith((" ", "-")) and parts[0] not in _ATTACHED:
-        return False
-    return all(
-        (len(word) > 1 or word in _LETTERS or word in ("a", "°")) and word.lower() not in _NO_UNITS
-        for word in parts
-    )
+    if _SIGNS_OF_CURRENCY.fullmatch(text):
+        return not with_currency and not with_percent
+    apart = text[0] in " -/"
+    return (apart or not with_percent) and is_unit(text, attached=not apart)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 from rft_jax.verification.exact.algebra import (
     ONE,
@@ -26,11 +27,15 @@ from rft_jax.verification.exact.algebra import (
     Sum,
     Unreadable,
     Value,
+    as_fraction,
     equal,
+    generator,
     integer,
     is_letter,
     names,
+    rational,
 )
+from rft_jax.verification.exact.literals import Choice, Literal
 
 INFINITY = "∞"
 """Generator that only ends of intervals have."""
@@ -97,9 +102,9 @@ class Word(Expression):
 
 @dataclass(slots=True)
 class Based(Expression):
-    """Digits in a base."""
+    """Digits in a base, with a sign where negative."""
 
-    digits: int
+    digits: Fraction
     base: int
 
 
@@ -230,6 +235,25 @@ def _inequalities(first: Inequality, second: Inequality) -> bool | None:
     return True if all(verdicts) else None
 
 
+def joined(items: list[Expression], words: set[str]) -> Expression | None:
+    """Inequalities of one letter that all hold, as one; None where they are alternatives.
+
+    `words` stand between them: or, and; only commas join where that leaves something.
+    """
+    if "or" in words or not all(isinstance(item, Inequality) for item in items):
+        return None
+    both = Inequality([part for item in cast(list[Inequality], items) for part in item.parts])
+    if (bounds := _as_interval(both)) is not None:
+        inner: Any = bounds[1]
+        ends: list[Any] = inner.items if isinstance(inner, Group) else [inner.low, inner.high]
+        low, high = map(as_fraction, ends)
+        if low is None or high is None or low < high:
+            return both
+    if "and" in words and len(set().union(*(_letters(part) for part, _ in both.parts))) == 1:
+        raise Unreadable
+    return None
+
+
 def _as_interval(inequality: Inequality) -> tuple[str, Expression] | None:
     """The letter of an inequality and the interval it is in, or None where that is not simple."""
     low: Expression = Value({((INFINITY, 1),): -1}, ONE)
@@ -273,7 +297,7 @@ def interval_of(low: Expression, high: Expression, has_low: bool, has_high: bool
 def _based(based: Based, other: Expression) -> bool | None:
     if isinstance(other, Based):
         return based == other
-    return _same(integer(based.digits), other)
+    return _same(rational(based.digits), other)
 
 
 def _interval(interval: Interval, other: Expression) -> bool | None:
@@ -290,12 +314,34 @@ def _interval(interval: Interval, other: Expression) -> bool | None:
 
 def _word(word: Word, other: Expression) -> bool | None:
     if isinstance(other, Word):
-        if word.text == other.text:
-            return True
-        return equal(word.product, other.product) if word.product and other.product else False
+        return word.text == other.text
     if isinstance(other, Value) and word.product is not None:
         return equal(word.product, other)
     return False
+
+
+def _literal(literal: Literal, other: Expression) -> bool | None:
+    if isinstance(other, Literal):
+        ranges = {literal.kind, other.kind} == {"to", "-"}
+        return (ranges or literal.kind == other.kind) and literal.parts == other.parts
+    if literal.kind == "based" and isinstance(other, Based):
+        return literal.parts == (other.digits, str(other.base))
+    if literal.kind == "time" and isinstance(other, Value):  # 3 PM without its unit
+        hours, minutes = literal.parts
+        return minutes == 0 and as_fraction(other) == (hours % 12 or 12)
+    if literal.kind in ("time", "to") and isinstance(other, Group):
+        return _groups(Group("ratio", [rational(Fraction(part)) for part in literal.parts]), other)
+    return False
+
+
+def _choice(choice: Choice, other: Expression) -> bool | None:
+    if isinstance(other, Choice):
+        if choice.letter != other.letter:
+            return False
+        return choice.says is None or other.says is None or _same(choice.says, other.says)
+    if isinstance(other, Value) and equal(generator(choice.letter), other):
+        return True
+    return choice.says is not None and _same(choice.says, other)
 
 
 def _groups(left: Expression, right: Expression) -> bool | None:
@@ -309,6 +355,9 @@ def _groups(left: Expression, right: Expression) -> bool | None:
         if isinstance(right, Value):
             return False if SETS.isdisjoint(names(right)) else None
         return False if left.kind == "set" else None
+    for one, other in ((left, right), (right, left)):
+        if (values := system_of(one)) and other.kind == "tuple":  # x = 1, y = 2 is (1, 2)
+            return _all_same(values, other.items)
     kinds = {left.kind, right.kind}
     if kinds == {"set"} or kinds == {"union"}:
         verdict = _sets(left.items, right.items)
@@ -333,6 +382,14 @@ def _groups(left: Expression, right: Expression) -> bool | None:
     return None
 
 
+def system_of(group: Group) -> list[Expression] | None:
+    """The values of equations that each name another letter, by name; None where it is no such."""
+    named = {item.name: item.right for item in group.items if isinstance(item, Equation)}
+    if group.kind != "set" or "" in named or not 1 < len(named) == len(group.items):
+        return None
+    return [named[name] for name in sorted(named)]
+
+
 def _all_same(left: list[Expression], right: list[Expression]) -> bool | None:
     if len(left) != len(right):
         return False
@@ -348,9 +405,13 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
             # `x=1, y=2` is `1, 2` but not `2, 1`.
             return _all_same(left, right)
     verdicts = []
-    for one, others in ((left, right), (right, left)):
-        verdicts += [_any([_same(item, other) for other in others]) for item in one]
-    return every(verdicts)
+    rest = list(right)
+    for item in left:
+        found = [_same(item, other) for other in rest]
+        verdicts.append(_any(found))
+        if True in found:
+            del rest[found.index(True)]
+    return every(verdicts) if len(left) == len(right) else False
 
 
 def _any(verdicts: list[bool | None]) -> bool | None:
@@ -360,7 +421,8 @@ def _any(verdicts: list[bool | None]) -> bool | None:
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (
-    (Percent, _percent), (Equation, _equation), (Member, _member), (Inequality, _inequality),
+    (Choice, _choice), (Literal, _literal), (Percent, _percent), (Equation, _equation),
+    (Member, _member), (Inequality, _inequality),
     (Word, _word), (Based, _based), (Interval, _interval),
 )  # fmt: skip
 """Who decides: the first whose kind one of the two is."""
