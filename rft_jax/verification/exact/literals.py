@@ -78,7 +78,7 @@ _UNIT_VALUES = {
 _PART = r"([0-9]+(?:\.[0-9]+)?)(?: ([0-9]+)/([0-9]+))?[ -]?([A-Za-z]+)\.?"
 _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
 _CHOOSING = re.compile(
-    r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?[.):])"
+    r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?(?:[.):]|$))"
 )
 _CHOICE = re.compile(
     r"((?:[Oo]ption|[Cc]hoice|OPTION) ?)?\(?(?P<letter>[A-J])(?:[.):]+|(?(1)|(?!)))"
@@ -95,7 +95,7 @@ def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expressio
     if choosing and (choice := _CHOICE.fullmatch(text)):
         if (says := choice["says"]) is None:
             return Choice(choice["letter"], None)
-        return None if re.fullmatch(r"\(?[A-J]\W?", says) else Choice(choice["letter"], read(says))
+        return None if _CHOOSING.match(says) else Choice(choice["letter"], read(says))
     text = text.removesuffix(".")
     return _date(text) or _time(text) or _in_digits(text) or measure_of(text, least=2)
 

@@ -53,6 +53,7 @@ def test_any_text_has_one_verdict(one: str, other: str) -> None:
         "129_2", "1 + + ", r"\unknown", r"\text{12 apples}x", "50% + 1", "a'", "x\0", "٣", "７",
         "\ud800", "²²", "^2", "\\", "_", "5!!x!(", "|x", r"\left(", r"\begin{pmatrix}1&2",
         r"\end{pmatrix}", "1;;", ",", r"\lfloor 2", "3 apples and pears",
+        "A. " * 600, "(A) " * 500,
     ],
 )  # fmt: skip
 def test_refuses(text: str) -> None:
