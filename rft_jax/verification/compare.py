@@ -57,6 +57,10 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     """
     expected, number = parse_number(reference), parse_number(answer)
     if expected is not None and number is not None:
+        if reference[-1:].isalpha() and answer[-1:].isalpha():
+            ours, theirs = measure_of(answer), measure_of(reference)
+            if ours is not None and theirs is not None and (number == expected) != (ours == theirs):
+                return _EQUAL if ours == theirs else _UNEQUAL  # 1 m and 100 cm, 5 m and 5 cm
         return _EQUAL if _within(number, expected, tolerance) else _UNEQUAL
     if not _MATHEMATICAL.search(answer) and expected is not None:
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
