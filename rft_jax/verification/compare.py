@@ -34,6 +34,7 @@ TOO_LARGE = "too large to decide"
 _EQUAL = Judgement(Verdict.CORRECT, "equal")
 _UNEQUAL = Judgement(Verdict.INCORRECT, "not equal")
 _SEPARATORS = re.compile(r"[\s,;]+|\bor\b|\band\b")
+_LETTER = re.compile(r"[A-Za-z]")
 _OPERATORS = frozenset("+-−*/×÷=·")
 _MATHEMATICAL = re.compile(r"[0-9\\^_{}()+*/=<>√π¼-¾⅐-⅞]")
 
@@ -57,7 +58,7 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     """
     expected, number = parse_number(reference), parse_number(answer)
     if expected is not None and number is not None:
-        if reference[-1:].isalpha() and answer[-1:].isalpha():
+        if _LETTER.search(reference) and _LETTER.search(answer):
             ours, theirs = measure_of(answer), measure_of(reference)
             if ours is not None and theirs is not None and (number == expected) != (ours == theirs):
                 return _EQUAL if ours == theirs else _UNEQUAL  # 1 m and 100 cm, 5 m and 5 cm
