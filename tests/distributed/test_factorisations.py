@@ -180,14 +180,14 @@ def batch(model: ModelConfig) -> PackedBatch:
     """What one device samples, in three micro-batches, of which two are in use."""
     outputs = sampled(on_one_device(model))
     sequences = []
-    for number, (_, text, finished) in enumerate(items(outputs)):
+    for number, item in enumerate(items(outputs)):
         question, index = divmod(number, SAMPLES)
         length = outputs.lengths[question, index]
         sequences.append(
             TrainingSequence(
                 prompts()[0][question],
                 outputs.tokens[question, index, :length].tolist(),
-                weight=(1.0 if finished else 0.25) * (1 + int(text[-1])) / 16,
+                weight=(1.0 if item.finished else 0.25) * (1 + int(item.output[-1])) / 16,
                 kl_weight=1 / 16,
                 log_probs=outputs.log_probs[question, index, :length].tolist(),
             )

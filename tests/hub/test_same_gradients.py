@@ -15,7 +15,7 @@ from imports import imported
 from rft_jax.hub.names import tensors
 from rft_jax.training.objective import output_weights
 from rft_jax.training.packing import TrainingSequence, pack
-from rft_jax.training.update import gradients
+from rft_jax.training.update import Terms, gradients
 
 TEMPERATURE = 0.8
 
@@ -24,13 +24,17 @@ def accepted() -> list[TrainingSequence]:
     """Five accepted of eight sampled outputs, from 1 to 14 tokens, longer than the windows."""
     rng = np.random.default_rng(4)
     questions = np.array([0, 0, 1, 2, 2])
-    weights = output_weights(questions, denominator="sampled", num_sampled=8, num_questions=4)
+    lengths = np.array([5, 14, 1, 9, 3])
+    weights = output_weights(
+        questions, lengths, denominator="sampled",
+        num_sampled=8, num_questions=4, num_tokens=50, constant_length=14,
+    )  # fmt: skip
     prompts = [tuple(rng.integers(3, 96, size).tolist()) for size in (6, 1, 9)]
     return [
         TrainingSequence(
             prompts[question], (*rng.integers(3, 96, size - 1).tolist(), 2), float(weight)
         )
-        for question, size, weight in zip(questions, (5, 14, 1, 9, 3), weights, strict=True)
+        for question, size, weight in zip(questions, lengths, weights, strict=True)
     ]
 
 
@@ -52,11 +56,11 @@ def test_gradients_of_the_rft_loss(tmp_path: Path, case: str) -> None:
     theirs = reference_models.save(case, tmp_path)
     config, params = imported(tmp_path, 1, 1, 1)
     batch = pack(accepted(), row_length=24, rows_per_microbatch=2, max_microbatches=3)
-    ours = jax.jit(functools.partial(gradients, config=config, kl_coefficient=0.0, chunk=16))
+    ours = jax.jit(functools.partial(gradients, config=config, terms=Terms(), chunk=16))
     found = ours(params, None, batch, np.float32(TEMPERATURE))
     loss = loss_of(theirs)
     loss.backward()
-    assert -float(found.value) == pytest.approx(loss.item(), rel=1e-5)
+    assert -float(found.totals.value) == pytest.approx(loss.item(), rel=1e-5)
     slopes = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
     checked = set()
     for tensor in tensors(config, config.vocab_size):
