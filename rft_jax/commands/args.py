@@ -234,6 +234,8 @@ def _flag(name: str, values: Sequence[str]) -> bool:
 def _convert(option: Option, hint: Any, mark: str = "--") -> Any:
     """An option's values as the declared type; ConfigError when they are none."""
     name, values = f"{mark}{option.name}", option.values
+    if values == ("None",) and type(None) in typing.get_args(hint):
+        return None
     hint = text_type(hint)
     if hint is Path and values == ("",):
         values = ()
