@@ -93,7 +93,7 @@ def spell_surd(value: Value, chance: Chance) -> str:
 
 
 def replaced(value: Value, chance: Chance, draw: Callable[[Chance], Value]) -> Value:
-    """The value with one of its parts drawn anew, or two of them in each other's place."""
+    """The value with one of its parts drawn again, or two of them in each other's place."""
     parts = list(value)
     if chance.random() < 0.5:
         first, second = chance.sample(range(len(parts)), 2)
@@ -104,7 +104,7 @@ def replaced(value: Value, chance: Chance, draw: Callable[[Chance], Value]) -> V
 
 
 def redrawn(draw: Callable[[Chance], Value]) -> Callable[[Value, Chance], Value]:
-    """A change that draws anew."""
+    """A change that draws again."""
     return lambda value, chance: draw(chance)
 
 

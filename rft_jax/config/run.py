@@ -160,6 +160,7 @@ class Config:
 
     def _check_objective(self) -> None:
         row, objective, update = self.row, self.objective, self.update
+        ratio = self.ratio  # which refuses bounds that are none
         online = row.source == "policy"
         for name in ("minibatches", "epochs"):
             value = getattr(update, name)
@@ -182,7 +183,7 @@ class Config:
                 "update.epochs.",
             )
         require(
-            objective.importance_cap == 0 or (online and self.ratio is None),
+            objective.importance_cap == 0 or (online and ratio is None),
             f"objective.importance_cap is {objective.importance_cap}: it acts on rollouts of the "
             f"policy whose method has no importance ratio of its own (method {row.name}): set it "
             "to 0.",
@@ -203,11 +204,12 @@ class Config:
             f"rollout.samples_per_question is {outputs}: method {row.name} compares the outputs of "
             "a question; sample at least 2.",
         )
+        stale = self.refill.max_staleness if self.refill else 0
         require(
-            self.ratio is None or self.refill is None or self.refill.max_staleness == 0,
-            f"refill.max_staleness is {self.refill and self.refill.max_staleness}: method "
-            f"{row.name} needs the log-probs of the policy that sampled an output, and outputs "
-            "that are carried over have none: set it to 0.",
+            update.per_rollout == 1 or stale == 0,
+            f"refill.max_staleness is {stale} and a rollout is for {update.per_rollout} updates "
+            "(update.minibatches x update.epochs): outputs that are carried over wait longer than "
+            "they may, and have no log-probs of their policy; set it to 0.",
         )
 
     def _check_best(self) -> None:

@@ -51,7 +51,7 @@ class UpdateMetrics(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the loss is made of besides weights and log-probs, fixed for a run; all off by default.
+    """What the loss is made of beside weights and log-probs, fixed for a run; all off by default.
 
     ratio: of the method, where outputs are of an older policy; the others: see ObjectiveConfig.
     """

@@ -254,8 +254,8 @@ class FirstOutputs:
         if mostly_undecided or not paid:
             raise VerifierError(
                 f"{first} {what} {shown_with}: see that verification.verifier reads what the model "
-                "writes, or start from a better model; verification.first_outputs=0 has the run go "
-                "on."
+                "writes, or start from a better model; verification.first_outputs=0 turns "
+                "this off."
             )
         if accepted == len(decided):
             logger.warning(

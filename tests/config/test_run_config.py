@@ -512,8 +512,17 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a ratio with carried outputs": (
         lambda: grpo(update=TWICE, refill=RefillConfig(accepted=4, max_sampled=8, max_staleness=1)),
-        "refill.max_staleness is 1: method grpo needs the log-probs of the policy that sampled an "
-        "output, and outputs that are carried over have none: set it to 0.",
+        "refill.max_staleness is 1 and a rollout is for 2 updates (update.minibatches x "
+        "update.epochs): outputs that are carried over wait longer than they may, and have no "
+        "log-probs of their policy; set it to 0.",
+    ),
+    "carried outputs with several updates": (
+        lambda: tiny.online_rft(
+            update=TWICE, refill=RefillConfig(accepted=4, max_sampled=8, max_staleness=1)
+        ),
+        "refill.max_staleness is 1 and a rollout is for 2 updates (update.minibatches x "
+        "update.epochs): outputs that are carried over wait longer than they may, and have no "
+        "log-probs of their policy; set it to 0.",
     ),
     "refill until nothing": (
         lambda: RefillConfig(max_sampled=8),

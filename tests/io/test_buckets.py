@@ -303,7 +303,7 @@ def on_disk(study: Study) -> Folder:
 
 @pytest.fixture(scope="module")
 def killed(study: Study) -> Folder:
-    """A job goes on each time as on machines that have nothing of it, the first beside one that is
+    """A job resumes each time as on machines that have nothing of it, the first beside one that is
     refused; once its newest checkpoint is damaged."""
     workdir: Any = folder_of(f"{BUCKET}/killed")
     for run, count in (("sft", 2), ("online_rft", 1)):

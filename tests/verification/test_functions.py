@@ -255,7 +255,7 @@ def test_first_outputs_that_are_all_rejected_stop_the_run(tmp_path: Path) -> Non
         "of the first 4 outputs none is accepted (3 incorrect: not equal; 1 undecided: not equal), "
         "such as 'it {is} incorrect' (not equal) and 'it {is} undecided' (not equal): see that "
         "verification.verifier reads what the model writes, or start from a better model; "
-        "verification.first_outputs=0 has the run go on."
+        "verification.first_outputs=0 turns this off."
     )
     first(replace(config, verification=VerificationConfig(first_outputs=0)), *[INCORRECT] * 4)
 
