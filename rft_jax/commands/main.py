@@ -247,10 +247,17 @@ def _report(options: ReportOptions, fields: Sequence[args.Option]) -> int:
 
 def _methods(options: MethodsOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
-    if not options.differences and options.group is not None:
-        raise ConfigError("--group does nothing without --differences: name two methods.")
-    given = options.differences
-    print(methods.differences(given, options.group or 8) if given else methods.table())
+    given, group = options.differences, 8 if options.group is None else options.group
+    if not given and options.picture is None and options.group is not None:
+        raise ConfigError(
+            "--group does nothing without --differences or --picture: name two methods or a file."
+        )
+    if options.picture is not None:
+        from rft_jax.commands import methods_picture
+
+        methods_picture.draw(options.picture, group)
+    if given or options.picture is None:
+        print(methods.differences(given, group) if given else methods.table())
     return 0
 
 

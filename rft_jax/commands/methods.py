@@ -47,6 +47,12 @@ def table() -> str:
     return f"{_markdown(rows)}\n\n{sources}"
 
 
+def check_group(group: int) -> None:
+    """ConfigError unless a question has several outputs."""
+    if group < 2:
+        raise ConfigError(f"--group is {group}: methods compare at least 2 outputs of a question.")
+
+
 def differences(names: Sequence[str], group: int = 8) -> str:
     """In which two methods differ, in words and numbers.
 
@@ -65,8 +71,7 @@ def differences(names: Sequence[str], group: int = 8) -> str:
     for name in names:
         if name not in METHODS:
             raise ConfigError(f"--differences: no method {name!r}{suggest_or_list(name, METHODS)}")
-    if group < 2:
-        raise ConfigError(f"--group is {group}: methods compare at least 2 outputs of a question.")
+    check_group(group)
     from rft_jax.training.expectation import expected_coefficients
 
     first, second = (METHODS[name] for name in names)

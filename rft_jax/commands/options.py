@@ -130,12 +130,14 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class MethodsOptions:
-    """Show the table of methods, or in which two of them differ."""
+    """Show the table of methods, in which two of them differ, or draw all."""
 
     differences: Annotated[tuple[str, ...], arg(metavar="METHOD METHOD")] = ()
     """Two methods: what each gives a correct and a wrong output, by the question's pass rate."""
     group: int | None = None
-    """Outputs of a question that --differences counts with (G). Default: 8."""
+    """Outputs of a question that --differences and --picture count with (G). Default: 8."""
+    picture: Annotated[Path | None, arg(metavar="FILE.svg")] = None
+    """Draw what every row gives a correct and a wrong output, by the question's pass rate."""
 
 
 @dataclass(frozen=True)

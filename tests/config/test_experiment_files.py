@@ -265,12 +265,14 @@ def test_gsm8k_scratch_accepts_outputs_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_both_arms_start_from_the_published_model(name: str) -> None:
+def test_the_arms_start_from_the_published_model(name: str) -> None:
     repository, variable = STARTS[name]
+    # The small one has all that figure 5 of DeepSeekMath draws without step rewards.
+    arms = ["rft", "online_rft", *(["grpo"] if name == "gsm8k_qwen2.5_0.5b" else [])]
     path = ROOT / "experiments" / f"{name}.py"
     for target, environment in ((repository, {}), ("models/mine", {variable: "models/mine"})):
         runs = load(path, environment)
-        assert list(runs) == ["rft", "online_rft"]
+        assert list(runs) == arms
         for config in runs.values():
             assert config.init_from == config.tokenizer.path == f"hf:{target}"
 
@@ -290,10 +292,11 @@ def test_the_arms_are_on_equal_terms(name: str) -> None:
     runs = load(ROOT / "experiments" / f"{name}.py")
     rft, online = runs["rft"], runs["online_rft"]
     assert rft.pool is not None
-    assert rft.rollout == online.rollout
-    assert rft.pool.rollout_steps == rft.steps == online.steps
-    assert rft.optimizer == online.optimizer
-    assert rft.evaluation == online.evaluation
+    assert rft.pool.rollout_steps == rft.steps
+    for other in runs.values():
+        assert (other.rollout, other.steps) == (online.rollout, online.steps)
+        assert (other.optimizer, other.evaluation) == (online.optimizer, online.evaluation)
+        assert other.init_from == online.init_from
 
 
 @each_file

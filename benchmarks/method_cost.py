@@ -1,0 +1,173 @@
+"""Seconds and live bytes of a step of each row of the table of methods, against Online RFT.
+
+    python -m benchmarks.method_cost
+
+Every row starts from one SFT model and, at a learning rate of almost 0, samples the same outputs in
+all its steps: what differs is what it trains on. Runs of a few steps take turns, so that a busy
+machine slows all rows alike; a step's seconds are sampling, verifying and updating (of a pool, its
+share a step), and the first step, which compiles, is left out. Live bytes are the arrays on the
+device while an update runs; what XLA holds within it is not among them. Medians of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.results import command, processor, spread
+from rft_jax.checkpoint.provenance import git_commit, versions
+from rft_jax.config import Config
+from rft_jax.distributed.process import keep_programs
+from rft_jax.observe import log as metrics
+from rft_jax.runs.run import run
+from rft_jax.training.methods import METHODS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+from paradigm import BASELINE, START, Plan, arm
+
+ALMOST_ZERO = 1e-12
+"""A learning rate that leaves a float32 policy as it is."""
+
+PARTS = ("sampling", "verifying", "updating")
+
+
+def config_of(name: str, start: Path, steps: int) -> Config:
+    """A short run of a row from the model in `start`, without evaluation."""
+    found = arm(Plan(steps=steps), name, ALMOST_ZERO, 0, test=False)
+    return replace(
+        found,
+        init_from=f"workdir:{start}",
+        optimizer=replace(found.optimizer, warmup_steps=0),
+        evaluation=replace(found.evaluation, every_steps=0, samples_per_question=0),
+    )
+
+
+def live_bytes() -> int:
+    """Of all arrays on the device; several may share a buffer."""
+    gc.collect()
+    return sum(
+        {a.unsafe_buffer_pointer(): a.nbytes for a in jax.live_arrays() if a.is_fully_addressable}
+        .values()
+    )  # fmt: skip
+
+
+def measure(config: Config, workdir: Path) -> dict[str, Any]:
+    """One run: median seconds of its steps by part, and the most live bytes of an update."""
+    seen: list[int] = []
+    gc.collect()
+    before = live_bytes()
+
+    def at(where: str) -> None:
+        if where.startswith("result of the update"):
+            seen.append(live_bytes() - before)
+
+    run("x", {"x": config}, workdir, at=at)
+    lines = [m for m in metrics.read(workdir / "x" / "metrics.jsonl") if m["kind"] == "train"]
+    steps = [line for line in lines if line["step"] > 1]
+    seconds = {
+        part: statistics.median(line.get(f"seconds/{part}") or 0.0 for line in steps)
+        for part in PARTS
+    }
+    if (
+        config.pool is not None
+    ):  # sampled before the first step; how much of it compiles is not told
+        pool = next(line for line in lines if line["step"] == 0)
+        for part in ("sampling", "verifying"):
+            seconds[part] = pool[f"seconds/{part}"] / config.pool.rollout_steps
+    return {
+        "seconds": sum(seconds.values()),
+        **seconds,
+        "sequences": statistics.median(line["update/sequences"] for line in steps),
+        "live_bytes": max(seen),
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Medians, and their ratios to Online RFT, in Markdown."""
+    head = ("row", "outputs trained on", "sampling, ms", "update, ms", "step / online_rft's",
+            "live MiB", "/ online_rft's")  # fmt: skip
+    rows = [head, ("---",) * len(head)]
+    for name, found in record["rows"].items():
+        middle = {key: value["median"] for key, value in found.items()}
+        rows.append(
+            (
+                name,
+                f"{middle['sequences']:.0f}",
+                f"{1000 * middle['sampling']:.0f}",
+                f"{1000 * middle['updating']:.0f}",
+                f"{middle['step_ratio']:.2f}",
+                f"{middle['live_bytes'] / 2**20:.1f}",
+                f"{middle['live_ratio']:.2f}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def compare(names: Sequence[str], rounds: int, steps: int, start: Config) -> dict[str, Any]:
+    """Rounds of all rows, in turn. Ratios are to Online RFT of the same round."""
+    names = list(dict.fromkeys([BASELINE, *names]))
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        run("start", {"start": start}, workdir)
+        for number in range(-1, rounds):  # the first compiles
+            for name in names:
+                into = workdir / f"{name}_{number}"
+                into.mkdir()
+                config = config_of(name, workdir / "start", steps)
+                config = replace(
+                    config,
+                    tokenizer=replace(config.tokenizer, path=str(workdir / "tokenizer.model")),
+                )
+                one = measure(config, into)
+                if number >= 0:
+                    found[name].append(one)
+    for values in found.values():
+        for one, base in zip(values, found[BASELINE], strict=True):
+            one["step_ratio"] = one["seconds"] / base["seconds"]
+            one["live_ratio"] = one["live_bytes"] / base["live_bytes"]
+    return {
+        name: {key: spread([one[key] for one in values]) for key in values[0]}
+        for name, values in found.items()
+    }
+
+
+def main() -> None:
+    """Measure, write the record and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rows", nargs="+", default=list(METHODS), help="leave out the others")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/method-cost.json"))
+    arguments = parser.parse_args()
+    keep_programs()
+    record = {
+        "command": command("benchmarks.method_cost", sys.argv[1:]),
+        "processor": processor(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "rounds": arguments.rounds,
+        "rows": compare(
+            arguments.rows,
+            arguments.rounds,
+            arguments.steps,
+            replace(START, data=replace(START.data, test=""),
+                    evaluation=replace(START.evaluation, every_steps=0, test_samples_per_question=0)),
+        ),
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
