@@ -62,9 +62,9 @@ class Plan(NamedTuple):
     seeds: Sequence[int] = (1, 2, 3)
     start: Config = START
     train: str = ONLINE_RFT.data.train
-    steps: int = 60
+    steps: int = 48
     warmup: int = 5
-    every: int = 20
+    every: int = 24
     questions: int = 32
     group: int = 8
 
@@ -100,7 +100,8 @@ def study(workdir: Path, plan: Plan) -> dict[str, Any]:
 
     def carry_out(name: str, config: Config) -> str:
         began = time.perf_counter()
-        run(name, {name: config}, workdir)
+        if not run(name, {name: config}, workdir).finished:
+            raise SystemExit(f"{name}: stopped; the same command resumes it.")
         logging.info("%s: %.0f s", name, time.perf_counter() - began)
         return name
 
@@ -267,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/paradigm"))
     parser.add_argument("--rows", nargs="+", default=list(METHODS), help="leave out the others")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(Plan().seeds))
     parser.add_argument("--results", type=Path, default=Path("runs/paradigm/results.json"))
     parser.add_argument("--draw", type=Path, help="only draw the figure of this results file")
     arguments = parser.parse_args()
@@ -281,7 +283,7 @@ def main() -> None:
         rows = list(dict.fromkeys([BASELINE, *arguments.rows]))
         arguments.workdir.mkdir(parents=True, exist_ok=True)
         keep_programs()
-        results = study(arguments.workdir, Plan(rows=rows))
+        results = study(arguments.workdir, Plan(rows=rows, seeds=arguments.seeds))
         path = arguments.results
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, path.with_suffix(".png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,8 +49,10 @@ def draw(path: Path, group: int) -> None:
     """Write the picture, in the format of the file's name; rows of one curve share a line."""
     check_group(group)
     found = curves(group)
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "methods", "axes.grid": True,
-                "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
+    settings = {
+        "svg.fonttype": "none", "svg.hashsalt": "methods", "axes.grid": True, "grid.alpha": 0.25,
+        "axes.spines.top": False, "axes.spines.right": False,
+    }  # fmt: skip
     with rc_context(settings):  # a white background is readable beside dark pages, too
         figure = Figure(figsize=(13.5, 6.8), layout="constrained")
         for number, (axes, title) in enumerate(zip(figure.subplots(1, 3), PANELS, strict=True)):
@@ -67,6 +70,4 @@ def draw(path: Path, group: int) -> None:
 
 
 def _label(names: list[str], width: int = 52) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(", ".join(names), width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -41,6 +42,7 @@ def expected_coefficients(
     return float(correct), float(wrong)
 
 
+@functools.cache
 def _of_group(method: Method, denominator: Denominator, correct: int, size: int) -> np.ndarray:
     """GC x G / denominator of each output of a group, correct ones first."""
     is_correct = np.arange(size) < correct

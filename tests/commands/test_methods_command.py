@@ -9,6 +9,7 @@ import pytest
 
 from rft_jax.commands import main as cli
 from rft_jax.commands.methods import differences, table
+from rft_jax.commands.methods_picture import alike, curves
 from rft_jax.errors import ConfigError
 from rft_jax.training.methods import METHODS
 
@@ -59,4 +60,39 @@ def test_what_cannot_be_compared_is_said(names: list[str], group: int, message: 
 
 def test_a_group_without_methods_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods", "--group", "4"]) == 2
-    assert "--group does nothing without --differences" in capsys.readouterr().err
+    assert "--group does nothing without --differences or --picture" in capsys.readouterr().err
+
+
+def test_rows_of_one_curve_share_a_line() -> None:
+    found = curves(group=8)
+    assert set(found) == {n for n, row in METHODS.items() if row.source != "demonstrations"}
+    together = alike(found)
+    assert sorted(name for names in together for name in names) == sorted(found)
+    assert [n for n in together if "online_rft" in n] == [["rft", "online_rft", "raft++", "psr"]]
+    correct, wrong, factor = found["grpo"][:, 49]  # at pass rate 0.5, as the command prints them
+    assert (correct, wrong, factor) == pytest.approx((0.868, -0.868, 1.736), abs=1e-3)
+
+
+def test_the_picture_of_the_docs_has_every_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["methods", "--picture", str(tmp_path / "new.svg"), "--group", "4"]) == 0
+    assert capsys.readouterr().out == ""
+    committed = Path(__file__).parents[2] / "docs" / "figures" / "methods.svg"
+    for picture in (tmp_path / "new.svg", committed):
+        words = re.findall(r"[\w+]+", " ".join(re.findall(r">([^<]*)</text>", picture.read_text())))
+        assert set(curves(group=2)) <= set(words), picture
+
+
+@pytest.mark.parametrize(
+    ("file", "group", "message"),
+    [
+        ("new.svg", "1", "--group is 1: methods compare at least 2 outputs"),
+        ("new.odd", "8", "new.odd: cannot write here (Format 'odd' is not supported"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(
+    file: str, group: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["methods", "--picture", str(tmp_path / file), "--group", group]) == 2
+    assert message in capsys.readouterr().err
