@@ -26,7 +26,7 @@ import jax
 
 from benchmarks.results import command, processor, spread
 from rft_jax.checkpoint.provenance import git_commit, versions
-from rft_jax.config import Config
+from rft_jax.config import Config, TokenizerConfig
 from rft_jax.distributed.process import keep_programs
 from rft_jax.observe import log as metrics
 from rft_jax.runs.run import run
@@ -42,23 +42,25 @@ PARTS = ("sampling", "verifying", "updating")
 
 
 def config_of(name: str, start: Path, steps: int) -> Config:
-    """A short run of a row from the model in `start`, without evaluation."""
-    found = arm(Plan(steps=steps), name, ALMOST_ZERO, 0, test=False)
+    """A short run of a row from the model in START/start, without evaluation."""
+    found = arm(Plan(steps=steps, warmup=0), name, ALMOST_ZERO, 0, test=False)
     return replace(
         found,
-        init_from=f"workdir:{start}",
-        optimizer=replace(found.optimizer, warmup_steps=0),
+        init_from=f"workdir:{start / 'start'}",
+        tokenizer=TokenizerConfig(path=str(start / "tokenizer.model")),
         evaluation=replace(found.evaluation, every_steps=0, samples_per_question=0),
     )
 
 
 def live_bytes() -> int:
-    """Of all arrays on the device; several may share a buffer."""
+    """Of all arrays on the first device. Several may be one buffer."""
     gc.collect()
-    return sum(
-        {a.unsafe_buffer_pointer(): a.nbytes for a in jax.live_arrays() if a.is_fully_addressable}
-        .values()
-    )  # fmt: skip
+    buffers: dict[int, int] = {}
+    for array in jax.live_arrays():
+        for shard in () if array.is_deleted() else array.addressable_shards:
+            if shard.device == jax.devices()[0]:
+                buffers[shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+    return sum(buffers.values())
 
 
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
@@ -113,25 +115,17 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def compare(names: Sequence[str], rounds: int, steps: int, start: Config) -> dict[str, Any]:
+def compare(names: Sequence[str], rounds: int, steps: int, workdir: Path) -> dict[str, Any]:
     """Rounds of all rows, in turn. Ratios are to Online RFT of the same round."""
     names = list(dict.fromkeys([BASELINE, *names]))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        workdir = Path(folder)
-        run("start", {"start": start}, workdir)
-        for number in range(-1, rounds):  # the first compiles
-            for name in names:
-                into = workdir / f"{name}_{number}"
-                into.mkdir()
-                config = config_of(name, workdir / "start", steps)
-                config = replace(
-                    config,
-                    tokenizer=replace(config.tokenizer, path=str(workdir / "tokenizer.model")),
-                )
-                one = measure(config, into)
-                if number >= 0:
-                    found[name].append(one)
+    run("start", {"start": START}, workdir)
+    for number in range(-1, rounds):  # the first compiles
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                one = measure(config_of(name, workdir.resolve(), steps), Path(folder))
+            if number >= 0:
+                found[name].append(one)
     for values in found.values():
         for one, base in zip(values, found[BASELINE], strict=True):
             one["step_ratio"] = one["seconds"] / base["seconds"]
@@ -148,6 +142,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(METHODS), help="leave out the others")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/paradigm"),
+        help="of the paradigm study, whose SFT model is the start; trained if it is not there",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/method-cost.json"))
     arguments = parser.parse_args()
     keep_programs()
@@ -157,14 +155,8 @@ def main() -> None:
         "versions": versions(),
         "git_commit": git_commit(),
         "rounds": arguments.rounds,
-        "rows": compare(
-            arguments.rows,
-            arguments.rounds,
-            arguments.steps,
-            replace(START, data=replace(START.data, test=""),
-                    evaluation=replace(START.evaluation, every_steps=0, test_samples_per_question=0)),
-        ),
-    }  # fmt: skip
+        "rows": compare(arguments.rows, arguments.rounds, arguments.steps, arguments.workdir),
+    }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(table(record))
 

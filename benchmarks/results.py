@@ -36,7 +36,7 @@ LOSS_GAP = 0.02
 """Contenders whose first losses, in nats, differ by more do not do the same work: their weights are
 different draws of one law, so losses differ by some 0.001."""
 
-PATHS = ("--hf-python", "--tunix-python", "--out")
+PATHS = ("--hf-python", "--tunix-python", "--out", "--workdir")
 """Flags whose value is a path of the machine."""
 
 Record = dict[str, Any]

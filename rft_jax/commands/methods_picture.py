@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -49,7 +50,7 @@ def draw(path: Path, group: int) -> None:
     """Write the picture, in the format of the file's name; rows of one curve share a line."""
     check_group(group)
     found = curves(group)
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none", "svg.hashsalt": "methods", "axes.grid": True, "grid.alpha": 0.25,
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip

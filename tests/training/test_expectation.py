@@ -1,0 +1,51 @@
+"""Expected coefficients on mixed groups, as docs/methods.md states them under batch filling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from rft_jax.training.expectation import expected_coefficients
+from rft_jax.training.methods import METHODS, on_mixed_groups
+
+G = 8
+
+
+def _factor(name: str, p: float, *, mixed: bool) -> float:
+    """Of grad p, over all groups or over mixed ones only, divided by all outputs."""
+    row = METHODS[name]
+    if mixed:
+        row = replace(row, coefficient=partial(on_mixed_groups, row.coefficient))
+    correct, wrong = expected_coefficients(row, row.denominator, p, G)
+    return correct - wrong
+
+
+def _positive(p: float) -> float:
+    return 1 - p ** (G - 1)
+
+
+def _negative(p: float) -> float:
+    return _positive(1 - p)
+
+
+CHANGED: dict[str, Callable[[float], float]] = {
+    "online_rft": _positive,
+    "raft++": _positive,
+    "psr": _positive,
+    "nsr": _negative,
+    "w_reinforce": lambda p: 0.1 * _positive(p) + _negative(p),
+    "maxrl_positive": lambda p: (1 - (1 - p) ** G) / p - p ** (G - 1),
+}
+SAME = ("grpo", "gspo", "cispo", "dapo", "dr_grpo", "reinforce", "rloo", "maxrl",
+        "reinforce_rej", "reinforce_rej_released")  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_what_mixed_groups_make_of_a_row(p: float) -> None:
+    for name, formula in CHANGED.items():
+        assert _factor(name, p, mixed=True) == pytest.approx(formula(p), rel=1e-6), name
+    for name in SAME:
+        assert _factor(name, p, mixed=True) == _factor(name, p, mixed=False), name
