@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -93,16 +92,6 @@ def run_all(workdir: Path, names: list[str], processes: int) -> None:
         list(executor.map(one, names))
 
 
-def share_pool(workdir: Path, source: str, target: str) -> None:
-    """Give a run the pool of another with the same seed and start: its own would be the same."""
-    there = workdir / target / "rollouts"
-    if not there.exists():
-        part = there.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(workdir / source / "rollouts", part)
-        part.rename(there)
-
-
 def validation_score(workdir: Path, name: str) -> float:
     """Mean pass@1 on validation over the last evaluations of a run."""
     lines = metrics.read(workdir / name / "metrics.jsonl")
@@ -117,8 +106,6 @@ def study(workdir: Path, processes: int) -> dict[str, Any]:
     run_all(workdir, [f"sft_{seed}" for seed in SEEDS[:processes]], processes)
     more = [f"sft_{seed}" for seed in SEEDS[processes:]]
     run_all(workdir, [*(f"{arm}_{first}_{low}" for arm in ARMS), *more], processes)
-    for rate in rest:
-        share_pool(workdir, f"rft_{first}_{low}", f"rft_{first}_{rate}")
     run_all(workdir, [f"{arm}_{first}_{rate}" for rate in rest for arm in ARMS], processes)
     scores = {
         arm: {rate: validation_score(workdir, f"{arm}_{first}_{rate}") for rate in RATES}
