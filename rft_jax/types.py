@@ -79,6 +79,8 @@ class Sample:
     log_probs: log pi(o_t | q, o_<t) of the sampling distribution, in nats, one per token.
     finished: True when the output ended with EOS; False when it was cut at the length limit.
     stated, reward: the answer it states and its reward, as a checker says them.
+    reference: log pi_ref(o_t | q, o_<t) in nats, one per token, where the run asks for it; values:
+    V(q, o_<t), likewise.
     """
 
     question_id: int
@@ -92,6 +94,8 @@ class Sample:
     reason: str
     stated: str | None = None
     reward: float | None = None
+    reference: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -144,6 +148,9 @@ class Facts(NamedTuple):
     included. finished: ended with EOS.
     log_probs: log pi(o | q) of the sampling distribution in nats; nan for demonstrations.
     limit: the most tokens that an output may have, data.max_completion_tokens.
+    log_ratios: log pi_theta(o | q) / pi_ref(o | q) in nats, where the method asks for it.
+    penalties: what is already taken from the rewards at each token, with a KL in the reward.
+    advantages: of each token over a value function, where the method asks for it.
     """
 
     question_ids: Int[np.ndarray, "B"]
@@ -153,6 +160,9 @@ class Facts(NamedTuple):
     finished: Bool[np.ndarray, "B"]
     log_probs: Float[np.ndarray, "B"]
     limit: int = 0
+    log_ratios: Float[np.ndarray, "B"] | None = None
+    penalties: Float[np.ndarray, "B T"] | None = None
+    advantages: Float[np.ndarray, "B T"] | None = None
 
 
 class Decoded(NamedTuple):

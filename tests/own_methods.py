@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import tiny_experiment
 
-from rft_jax.config import Config, Method
+from rft_jax.config import Config, CriticConfig, Method
 from rft_jax.types import Facts
 
 
@@ -27,10 +27,16 @@ centred = Method("policy", "decided", minus_mean, about="reward minus the group'
 
 
 def experiment(questions: str) -> dict[str, Config]:
-    """SFT, and the two from it."""
+    """SFT, the two from it, and rows of the table that ask for log pi_ref."""
     online = tiny_experiment.online_rft(questions, steps=4)
+    in_reward = replace(
+        online.objective, denominator=None, kl_coefficient=0.1, kl_in="reward", kl_estimator="k1"
+    )
     return {
         "sft": tiny_experiment.sft(questions),
         "signed": replace(online, method=Method("policy", "decided", plus_minus_one)),
         "centred": replace(online, method="own_methods:centred"),
+        "online_dpo": replace(online, method="online_dpo"),
+        "ppo": replace(online, method="ppo", critic=CriticConfig(learning_rate=0.01)),
+        "rloo": replace(online, method="rloo", objective=in_reward),
     }

@@ -106,6 +106,9 @@ class Method:
             that has no ratio.
         group: whether GC needs other outputs of the question (a baseline).
         rewards: whether GC reads rewards; else it reads verdicts only.
+        log_ratios: whether GC reads log pi_theta / pi_ref, so that it is computed again before each
+            update, of whole groups; in `Facts` of a selection they are 0.
+        values: whether GC reads advantages over a value function, which the run then trains.
         equation: of the source; formula: GC in symbols; both for `rft-jax methods`.
     """
 
@@ -118,6 +121,8 @@ class Method:
     ratio: Ratio | None = None
     group: bool = False
     rewards: bool = False
+    log_ratios: bool = False
+    values: bool = False
     equation: str = ""
     formula: str = ""
 

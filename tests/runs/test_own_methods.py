@@ -21,13 +21,18 @@ from rft_jax.types import Sample, Verdict
 pytestmark = pytest.mark.slow
 
 RUNS = ("signed", "centred")
+SCORED = ("online_dpo", "ppo", "rloo")
+"""Rows of the table for which outputs are scored under pi_ref or valued, in all processes
+together."""
 
 
 @pytest.fixture(scope="module")
 def workdirs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The workdir of a job of 1 process with 4 devices, and of 2 with 2 each."""
     folder = tmp_path_factory.mktemp("own")
-    study = Study(folder, of_all("evaluation.every_steps=0", "data.test=", runs=("sft", *RUNS)))
+    study = Study(
+        folder, of_all("evaluation.every_steps=0", "data.test=", runs=("sft", *RUNS, *SCORED))
+    )
     text = study.file.read_text(encoding="utf-8").replace("tiny_experiment", "own_methods")
     study.file.write_text(text, encoding="utf-8")
     made = {}
@@ -81,7 +86,7 @@ def test_the_objective_and_the_funnel_are_those_of_the_outputs(
         assert negatives > 0
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", RUNS + SCORED)
 def test_two_processes_compute_the_same_bits(workdirs: dict[int, Path], run: str) -> None:
     one, two = (newest(workdirs[count] / run) for count in (1, 2))
     assert one[0] == two[0] == 4
