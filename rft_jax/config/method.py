@@ -106,6 +106,7 @@ class Method:
             that has no ratio.
         group: whether GC needs other outputs of the question (a baseline).
         rewards: whether GC reads rewards; else it reads verdicts only.
+        steps: whether GC reads the rewards of steps (facts.step_rewards).
         equation: of the source; formula: GC in symbols; both for `rft-jax methods`.
     """
 
@@ -118,6 +119,7 @@ class Method:
     ratio: Ratio | None = None
     group: bool = False
     rewards: bool = False
+    steps: bool = False
     equation: str = ""
     formula: str = ""
 

@@ -52,6 +52,7 @@ def _of_group(method: Method, denominator: Denominator, correct: int, size: int)
         finished=np.ones(size, bool),
         log_probs=np.full(size, -1.0),
         limit=_LIMIT,
+        step_rewards=is_correct.astype(np.float32)[:, None] if method.steps else None,
     )
     found = coefficients(method, facts)
     found = found if found.ndim == 1 else found[:, 0]

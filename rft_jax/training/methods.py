@@ -5,7 +5,8 @@ settings of its own is a function here, such as `grpo(ddof=0)`: put what it retu
 experiment file. Loads neither jax nor numpy: a config asks for its row.
 
 In formulas r is the reward, I(o) in most runs; over the G decided outputs of a question r_mean and
-r_std are its mean and standard deviation, and K counts the correct ones.
+r_std are its mean and standard deviation, and K counts the correct ones. r_j is the reward of a
+step; r_mean and r_std are then of all steps of the G outputs.
 """
 
 from __future__ import annotations
@@ -98,6 +99,21 @@ def _normalized(rewards: np.ndarray, facts: Facts, ddof: int, epsilon: float) ->
     return apart / (np.sqrt(squares / np.maximum(counts - ddof, 1)) + epsilon)[group]
 
 
+def process(facts: Facts, *, ddof: int = 1, epsilon: float = 1e-6) -> np.ndarray:
+    """Of each token, the sum of (r - r_mean) / (r_std + epsilon) over the steps that end at it or
+    later (section 4.1.3), r_mean and r_std of all steps of the question's outputs; 0 where the
+    rewards of all these are equal. ddof: as of `normalized`.
+    """
+    import numpy as np
+
+    assert facts.step_rewards is not None
+    ends = ~np.isnan(facts.step_rewards)
+    of_steps = facts._replace(question_ids=facts.question_ids[np.nonzero(ends)[0]])
+    found = np.zeros(ends.shape)
+    found[ends] = _normalized(facts.step_rewards[ends], of_steps, ddof, epsilon)
+    return found[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
 def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
     """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0."""
     import numpy as np
@@ -150,6 +166,17 @@ def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
         "group relative policy optimisation, outcome rewards (DeepSeekMath, eq. 19 to 21)",
         "sampled", Ratio(), group=True, rewards=True, equation="DeepSeekMath 19 to 21",
         formula="(r - r_mean) / r_std",
+    )  # fmt: skip
+
+
+def grpo_process(ddof: int = 1, epsilon: float = 1e-6) -> Method:
+    """GRPO with rewards of steps, as a checker says them. ddof, epsilon: as of `grpo`."""
+    return Method(
+        "policy", "decided", partial(process, ddof=ddof, epsilon=epsilon), "grpo_process",
+        "group relative policy optimisation, rewards of steps (DeepSeekMath, section 4.1.3)",
+        "sampled", Ratio(), group=True, rewards=True, steps=True,
+        equation="DeepSeekMath 4.1.3",
+        formula="sum of (r_j - r_mean) / r_std over steps j that end at t or later",
     )  # fmt: skip
 
 
@@ -227,6 +254,7 @@ METHODS: dict[str, Method] = {
         formula="I(o) if 0 < K < G",
     ),
     "grpo": grpo(),
+    "grpo_process": grpo_process(),
     "dr_grpo": Method(
         "policy", "decided", centred, "dr_grpo",
         "GRPO without its biases of length and difficulty (Dr. GRPO, arXiv 2503.20783)",
