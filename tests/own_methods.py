@@ -1,4 +1,4 @@
-"""An experiment with methods, and a checker, of its own, as a user has them: test_own_methods.py."""
+"""An experiment with methods, and a checker, of its own, as a user has it: test_own_methods.py."""
 
 from __future__ import annotations
 
