@@ -38,12 +38,13 @@ def in_tokens(
         start = tokenizer.decode(tokens[: place + 1])
         if text.startswith(start):
             return len(start)
-        return next(n for n, (a, b) in enumerate(zip(text, start, strict=False)) if a != b)
+        pairs = enumerate(zip(text, start, strict=False))
+        return next((n for n, (a, b) in pairs if a != b), len(text))
 
     rewards: dict[int, list[float]] = defaultdict(list)
     last, place = len(tokens) - 1, 0
     for end, reward in steps:
         if end < len(text):
-            place = bisect_left(range(last), end, lo=place, key=settled)
+            place = max(place, bisect_left(range(last), end, key=settled))
         rewards[last if end >= len(text) else place].append(reward)
     return tuple((place, sum(of_place) / len(of_place)) for place, of_place in rewards.items())

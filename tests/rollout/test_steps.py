@@ -42,6 +42,8 @@ def test_a_step_that_ends_inside_a_token_ends_there(tokenizer: Tokenizer) -> Non
     assert found == ((2, 1.0), (3, 0.5), (4, 0.0))
     both = in_tokens(((3, 0.5), (7, 1.0), (8, 0.0)), text, tokens, tokenizer)
     assert both == ((4, 0.75), (5, 0.0))  # the mean of two that end in one token
+    unknown = tokenizer.encode("\ufffd\ufffd")  # as are bytes that are no character yet
+    assert in_tokens(((1, 1.0), (2, 0.0)), "\ufffd\ufffd", unknown, tokenizer)[-1] == (5, 0.0)
 
 
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\ufffd")

@@ -32,7 +32,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import choose
 
-from rft_jax.config import Config, Denominator, Method
+from rft_jax.config import Config, Denominator, Method, PoolConfig, RefillConfig
 from rft_jax.errors import ConfigError
 from rft_jax.training.methods import METHODS, grpo, grpo_process
 from rft_jax.training.packing import pack
@@ -204,6 +204,18 @@ def test_a_rule_says_no_steps() -> None:
     settings = settings_of(grpo_process())
     with pytest.raises(ConfigError, match="verifier is 'auto', which gives no rewards of steps"):
         replace(settings, verification=replace(settings.verification, verifier="auto"))
+
+
+def test_a_pool_from_logs_has_the_steps_that_these_hold() -> None:
+    base = tiny.rft(rollout=None, pool=PoolConfig(from_rollouts=("runs/a/rollouts",)))
+    replace(base, method=replace(grpo_process(), source="pool"))
+
+
+def test_outputs_with_coefficients_by_token_are_not_carried_over() -> None:
+    refill = RefillConfig(accepted=2, max_sampled=8)
+    settings = replace(settings_of(grpo_process()), refill=refill)
+    with pytest.raises(ConfigError, match="max_staleness is 1: outputs are carried over with one"):
+        replace(settings, refill=replace(refill, max_staleness=1))
 
 
 def test_a_method_that_does_not_read_them_has_no_rewards_of_steps() -> None:
