@@ -249,7 +249,7 @@ def _read(path: Folder) -> list[_Drawn]:
             reason=row["reason"],
             stated=row.get("stated"),
             reward=reward,
-            steps=tuple((place, float(value)) for place, value in steps),
+            steps=tuple((end, value) for end, value in steps),
         )
         # Lines of earlier versions say nothing: theirs were all sampled as rollouts.
         purpose = _PURPOSES.get(str(row.get("purpose", "rollout")))
@@ -271,7 +271,7 @@ def _are_steps(value: object, length: int) -> bool:
     ends = [-1]
     for step in value:
         match step:
-            case [int(end), int() | float() as reward] if math.isfinite(reward):
+            case [int(end), float(reward)] if math.isfinite(reward):
                 ends.append(end)
             case _:
                 return False
