@@ -109,7 +109,9 @@ class Method:
         log_ratios: whether GC reads log pi_theta / pi_ref, so that it is computed again before each
             update, of whole groups; in `Facts` of a selection they are 0.
         values: whether GC reads advantages over a value function, which the run then trains.
-        equation: of the source; formula: GC in symbols; both for `rft-jax methods`.
+        steps: whether GC reads the rewards of steps (facts.step_rewards).
+        equation: of the source; formula: GC in symbols; kl: the KL to pi_ref that the source has and
+            objective.kl_* set, or that is in GC; all for `rft-jax methods`.
     """
 
     source: Source
@@ -123,8 +125,10 @@ class Method:
     rewards: bool = False
     log_ratios: bool = False
     values: bool = False
+    steps: bool = False
     equation: str = ""
     formula: str = ""
+    kl: str = ""
 
     def __post_init__(self) -> None:
         for field, choices in (
@@ -133,6 +137,16 @@ class Method:
             ("denominator", get_args(Denominator)),
         ):
             _one_of(f"Method.{field}", getattr(self, field), choices)
+        for field, sources in (
+            ("steps", ("pool", "policy")),
+            ("log_ratios", ("pool", "policy")),
+            ("values", ("policy",)),
+        ):
+            if getattr(self, field) and self.source not in sources:
+                raise ConfigError(
+                    f"Method.{field} is True and its source is {self.source!r}: the source must "
+                    f"be {' or '.join(sources)}."
+                )
         if not callable(self.coefficient):
             raise ConfigError(
                 f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."

@@ -212,6 +212,13 @@ class Config:
             f"objective.constant_length is {objective.constant_length} and does nothing under the "
             f"denominator {self.denominator!r}: set it to 0.",
         )
+        from_log = self.pool is not None and bool(self.pool.from_rollouts)
+        require(
+            not row.steps or from_log or ":" in self.verification.verifier,
+            f"verification.verifier is {self.verification.verifier!r}, which gives no rewards of "
+            f"steps, and method {row.name} reads them: name a checker of yours (module:function) "
+            "that says them (docs/verification.md), or choose a method without.",
+        )
         outputs = self.rollout.samples_per_question if self.rollout else 2
         require(
             not row.group or outputs > 1,
@@ -219,6 +226,11 @@ class Config:
             "a question; sample at least 2.",
         )
         stale = self.refill.max_staleness if self.refill else 0
+        require(
+            not row.steps or stale == 0,
+            f"refill.max_staleness is {stale}: outputs are carried over with one coefficient each, "
+            f"and those of method {row.name} differ from token to token; set it to 0.",
+        )
         require(
             update.per_rollout == 1 or stale == 0,
             f"refill.max_staleness is {stale} and a rollout is for {update.per_rollout} updates "
@@ -231,6 +243,11 @@ class Config:
         require(
             objective.kl_in == "loss" or row.rewards,
             f"objective.kl_in is 'reward': method {row.name} reads no rewards; choose loss.",
+        )
+        require(
+            objective.kl_in == "loss" or row.values or not row.steps,
+            f"objective.kl_in is 'reward': method {row.name} reads the rewards of steps, which no "
+            "KL is taken from; choose loss.",
         )
         require(
             not every or (self.has_reference and row.source == "policy"),

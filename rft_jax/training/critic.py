@@ -80,15 +80,18 @@ def generalized_advantages(
 
 
 def with_advantages(facts: Facts, samples: Sequence[Sample], config: Config) -> Facts:
-    """Facts with the advantages of their outputs' tokens: the reward comes with the last one, and
-    what a KL in the reward takes with each."""
+    """Facts with the advantages of their outputs' tokens: the reward comes with the last one, or
+    with the last of each step, and what a KL in the reward takes with each."""
     assert config.critic is not None
     width = int(facts.lengths.max(initial=0))
     rewards, values = np.zeros((2, len(samples), width))
     taken = 0.0
     if facts.penalties is not None:
         rewards, taken = rewards - facts.penalties, facts.penalties.sum(axis=1)
-    rewards[np.arange(len(samples)), facts.lengths - 1] += facts.rewards + taken
+    if facts.step_rewards is None:
+        rewards[np.arange(len(samples)), facts.lengths - 1] += facts.rewards + taken
+    else:
+        rewards += np.nan_to_num(facts.step_rewards)
     for row, one in enumerate(samples):
         values[row, : one.num_tokens] = one.values
     found = generalized_advantages(

@@ -59,6 +59,7 @@ def _of_group(
         limit=_LIMIT,
         log_ratios=np.zeros(size),
         advantages=(is_correct - pass_rate)[:, None],
+        step_rewards=is_correct.astype(np.float32)[:, None] if method.steps else None,
     )
     found = coefficients(method, facts)
     found = found if found.ndim == 1 else found[:, 0]

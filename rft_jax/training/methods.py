@@ -5,7 +5,8 @@ settings of its own is a function here, such as `grpo(ddof=0)`: put what it retu
 experiment file. Loads neither jax nor numpy: a config asks for its row.
 
 In formulas r is the reward, I(o) in most runs; over the G decided outputs of a question r_mean and
-r_std are its mean and standard deviation, and K counts the correct ones.
+r_std are its mean and standard deviation, and K counts the correct ones. r_j is the reward of a
+step; r_mean and r_std are then of all steps of the G outputs.
 """
 
 from __future__ import annotations
@@ -98,6 +99,21 @@ def _normalized(rewards: np.ndarray, facts: Facts, ddof: int, epsilon: float) ->
     return apart / (np.sqrt(squares / np.maximum(counts - ddof, 1)) + epsilon)[group]
 
 
+def process(facts: Facts, *, ddof: int = 1, epsilon: float = 1e-6) -> np.ndarray:
+    """Of each token, the sum of (r - r_mean) / (r_std + epsilon) over the steps that end at it or
+    later (section 4.1.3), r_mean and r_std of all steps of the question's outputs; 0 where the
+    rewards of all these are equal. ddof: as of `normalized`.
+    """
+    import numpy as np
+
+    assert facts.step_rewards is not None
+    ends = ~np.isnan(facts.step_rewards)
+    of_steps = facts._replace(question_ids=facts.question_ids[np.nonzero(ends)[0]])
+    found = np.zeros(ends.shape)
+    found[ends] = _normalized(facts.step_rewards[ends], of_steps, ddof, epsilon)
+    return found[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
 def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
     """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0."""
     import numpy as np
@@ -188,7 +204,19 @@ def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
         "policy", "decided", partial(normalized, ddof=ddof, epsilon=epsilon), "grpo",
         "group relative policy optimisation, outcome rewards (DeepSeekMath, eq. 19 to 21)",
         "sampled", Ratio(), group=True, rewards=True, equation="DeepSeekMath 19 to 21",
-        formula="(r - r_mean) / r_std",
+        formula="(r - r_mean) / r_std", kl="k3 in the loss, 0.04",
+    )  # fmt: skip
+
+
+def grpo_process(ddof: int = 1, epsilon: float = 1e-6) -> Method:
+    """GRPO with rewards of steps, as a checker says them. ddof, epsilon: as of `grpo`."""
+    return Method(
+        "policy", "decided", partial(process, ddof=ddof, epsilon=epsilon), "grpo_process",
+        "group relative policy optimisation, rewards of steps (DeepSeekMath, section 4.1.3)",
+        "sampled", Ratio(), group=True, rewards=True, steps=True,
+        equation="DeepSeekMath 4.1.3",
+        formula="sum of (r_j - r_mean) / r_std over steps j that end at t or later",
+        kl="k3 in the loss, 0.04",
     )  # fmt: skip
 
 
@@ -214,7 +242,7 @@ def ppo(*, whiten: bool = False) -> Method:
         "proximal policy optimisation with a value function (DeepSeekMath, eq. 15 to 18; arXiv "
         "1707.06347)",
         "sampled", Ratio(), rewards=True, values=True, equation="DeepSeekMath 15 to 18",
-        formula="A_t of GAE" + (", whitened" if whiten else ""),
+        formula="A_t of GAE" + (", whitened" if whiten else ""), kl="k1 in the reward",
     )  # fmt: skip
 
 
@@ -236,7 +264,7 @@ def dpo(beta: float = 0.1, *, online: bool = False, per_token: bool = True) -> M
         f"{'the current policy' if online else 'the frozen start'} ({about})",
         "sampled" if per_token else "constant", group=True, log_ratios=True,
         equation=f"DeepSeekMath {equation}" if equation else "arXiv 2305.18290, 7",
-        formula=f"{beta:g} sigmoid(s- - s+) over pairs, negative if wrong",
+        formula=f"{beta:g} sigmoid(s- - s+) over pairs, negative if wrong", kl="in GC",
     )  # fmt: skip
 
 
@@ -303,6 +331,7 @@ METHODS: dict[str, Method] = {
     ),
     "ppo": ppo(),
     "grpo": grpo(),
+    "grpo_process": grpo_process(),
     "dr_grpo": Method(
         "policy", "decided", centred, "dr_grpo",
         "GRPO without its biases of length and difficulty (Dr. GRPO, arXiv 2503.20783)",

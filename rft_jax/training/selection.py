@@ -89,8 +89,9 @@ def capped(samples: Sequence[Sample], max_per_question: int) -> list[Sample]:
     return kept
 
 
-def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
-    """The facts of decided samples, in order. limit: data.max_completion_tokens."""
+def facts_of(samples: Sequence[Sample], limit: int = 0, *, steps: bool = False) -> Facts:
+    """The facts of decided samples, in order. limit: data.max_completion_tokens; steps: whether the
+    rewards of steps are among them."""
     correct = np.array([sample.accepted for sample in samples], bool)
     return Facts(
         question_ids=np.array([sample.question_id for sample in samples], np.int64),
@@ -100,7 +101,17 @@ def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
         finished=np.array([sample.finished for sample in samples], bool),
         log_probs=np.array([sample.log_prob for sample in samples], np.float64),
         limit=limit,
+        step_rewards=_step_rewards(samples) if steps else None,
     )
+
+
+def _step_rewards(samples: Sequence[Sample]) -> np.ndarray:
+    longest = max((sample.num_tokens for sample in samples), default=0)
+    found = np.full((len(samples), longest), np.nan, np.float32)
+    for row, sample in zip(found, samples, strict=True):
+        for last, reward in sample.steps or [(sample.num_tokens - 1, sample.value)]:
+            row[last] = reward
+    return found
 
 
 def coefficients(method: Method, facts: Facts) -> np.ndarray:
@@ -165,7 +176,7 @@ def reduced(
 
 def _facts(samples: Sequence[Sample], config: Config) -> Facts:
     """Of decided samples, all that the method of `config` reads."""
-    facts = facts_of(samples, config.data.max_completion_tokens)
+    facts = facts_of(samples, config.data.max_completion_tokens, steps=config.row.steps)
     if config.objective.kl_in == "reward":
         facts = with_kl_in_reward(facts, samples, config)
     if config.row.log_ratios:

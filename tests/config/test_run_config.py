@@ -506,6 +506,24 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: tiny.online_rft(objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward")),
         "objective.kl_in is 'reward': method online_rft reads no rewards; choose loss.",
     ),
+    "a KL in the reward of steps": (
+        lambda: grpo(
+            method="grpo_process",
+            objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward"),
+            verification=VerificationConfig(verifier="my:checker"),
+        ),
+        "objective.kl_in is 'reward': method grpo_process reads the rewards of steps, which no KL "
+        "is taken from; choose loss.",
+    ),
+    "values of a pool": (
+        lambda: Method("pool", "decided", lambda facts: facts.advantages, values=True),
+        "Method.values is True and its source is 'pool': the source must be policy.",
+    ),
+    "log-ratios of demonstrations": (
+        lambda: Method("demonstrations", "accepted", lambda facts: facts.rewards, log_ratios=True),
+        "Method.log_ratios is True and its source is 'demonstrations': the source must be pool or "
+        "policy.",
+    ),
     "no reference to renew": (
         lambda: grpo(objective=ObjectiveConfig(reference_every=2)),
         "objective.reference_every is 2: method grpo has no pi_ref to renew without "

@@ -32,6 +32,7 @@ from enumeration import (
     sample,
     score,
     table,
+    token_scores,
 )
 
 from rft_jax.config import Config, CriticConfig, Denominator, Method, UpdateConfig
@@ -124,6 +125,7 @@ FORMULAS: dict[str, Formula] = {
     "reinforce_rej": lambda g: [(1.0 if r else -1.0) * is_mixed(g) for r in g.rewards],
     "reinforce_rej_released": lambda g: [r * is_mixed(g) for r in g.rewards],
     "grpo": lambda g: standardized(g.rewards, 1),
+    "grpo_process": lambda g: standardized(g.rewards, 1),  # of one step an output
     "dr_grpo": lambda g: [r - mean(g.rewards) for r in g.rewards],
     "dapo": dapo_soft,
     "gspo": lambda g: standardized(g.rewards, 1),
@@ -160,6 +162,8 @@ def settings_of(row: Method, denominator: Denominator | None = None) -> Config:
     base = config("rft" if row.source == "pool" else "online_rft", denominator)
     if base.rollout is not None:
         base = replace(base, rollout=replace(base.rollout, samples_per_question=3))
+    if row.steps:
+        base = replace(base, verification=replace(base.verification, verifier="my:checker"))
     return replace(base, method=row, critic=CriticConfig() if row.values else None)
 
 
@@ -214,8 +218,9 @@ def test_the_expected_gradient_is_the_formulas(
     settings, theta = settings_of(row, denominator), random_theta(21)
     found, expected = np.zeros_like(theta), np.zeros_like(theta)
     for question in QUESTIONS:
-        scores = {o: score(theta, question.id, o.tokens) for o in OUTPUTS}
-        ours, theirs = Counter[Output](), Counter[Output]()
+        scores = {o: token_scores(theta, question.id, o.tokens) for o in OUTPUTS}
+        ours = {o: np.zeros(len(o.tokens)) for o in OUTPUTS}
+        theirs = Counter[Output]()
         for chance, outputs in groups[question.id]:
             samples = [sample(question, o, n) for n, o in enumerate(outputs)]
             kept = select(samples, settings)
@@ -230,8 +235,8 @@ def test_the_expected_gradient_is_the_formulas(
             share = shares(group, denominator, sum(map(bool, values)))
             for output, value, part in zip(outputs, values, share, strict=True):
                 theirs[output] += chance * value * part
-        found += sum(weight * scores[o] for o, weight in ours.items())
-        expected += sum(weight * scores[o] for o, weight in theirs.items())
+        found += sum(np.tensordot(weights, scores[o], 1) for o, weights in ours.items())
+        expected += sum(weight * scores[o].sum(0) for o, weight in theirs.items())
     assert relative_error(found, expected) < TOLERANCE
 
 
@@ -612,7 +617,7 @@ def test_undecided_and_single_outputs_have_no_baseline() -> None:
     alone: list[Sample] = [sample(QUESTIONS[0], OUTPUTS[1])]
     for name, (row, _) in ROWS.items():
         if row.group and name != "maxrl_positive":
-            facts = facts_of(alone, LIMIT)._replace(log_ratios=np.zeros(1))
+            facts = facts_of(alone, LIMIT, steps=row.steps)._replace(log_ratios=np.zeros(1))
             assert not coefficients(row, facts).any(), name
 
 
