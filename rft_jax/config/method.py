@@ -110,8 +110,8 @@ class Method:
             update, of whole groups; in `Facts` of a selection they are 0.
         values: whether GC reads advantages over a value function, which the run then trains.
         steps: whether GC reads the rewards of steps (facts.step_rewards).
-        equation: of the source; formula: GC in symbols; kl: the KL to pi_ref that the source has and
-            objective.kl_* set, or that is in GC; all for `rft-jax methods`.
+        equation: of the source; formula: GC in symbols; kl: the KL to pi_ref that the source has,
+            which objective.kl_* set, or that is in GC; all for `rft-jax methods`.
     """
 
     source: Source
@@ -137,6 +137,10 @@ class Method:
             ("denominator", get_args(Denominator)),
         ):
             _one_of(f"Method.{field}", getattr(self, field), choices)
+        if not callable(self.coefficient):
+            raise ConfigError(
+                f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
+            )
         for field, sources in (
             ("steps", ("pool", "policy")),
             ("log_ratios", ("pool", "policy")),
@@ -147,10 +151,6 @@ class Method:
                     f"Method.{field} is True and its source is {self.source!r}: the source must "
                     f"be {' or '.join(sources)}."
                 )
-        if not callable(self.coefficient):
-            raise ConfigError(
-                f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
-            )
 
 
 def resolve(method: str | Method) -> Method:
