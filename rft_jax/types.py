@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Judgement:
 
     slow: it took over half of the time that one output may take; the pool says so.
     answer: what the output states, and reward: in [0, 1]; each only where a checker says it.
+    steps: (characters of the output up to the step's end, reward) of each step, likewise.
     """
 
     verdict: Verdict
@@ -63,6 +64,7 @@ class Judgement:
     slow: bool = field(default=False, compare=False)
     answer: str | None = None
     reward: float | None = None
+    steps: Sequence[tuple[int, float]] = ()
 
     @property
     def value(self) -> float:
@@ -79,6 +81,9 @@ class Sample:
     log_probs: log pi(o_t | q, o_<t) of the sampling distribution, in nats, one per token.
     finished: True when the output ended with EOS; False when it was cut at the length limit.
     stated, reward: the answer it states and its reward, as a checker says them.
+    steps: (index of the step's last token, reward) of each of its steps, likewise.
+    reference: log pi_ref(o_t | q, o_<t) in nats, one per token, where the run asks for it; values:
+    V(q, o_<t), likewise.
     """
 
     question_id: int
@@ -92,6 +97,9 @@ class Sample:
     reason: str
     stated: str | None = None
     reward: float | None = None
+    steps: tuple[tuple[int, float], ...] = ()
+    reference: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -144,6 +152,11 @@ class Facts(NamedTuple):
     included. finished: ended with EOS.
     log_probs: log pi(o | q) of the sampling distribution in nats; nan for demonstrations.
     limit: the most tokens that an output may have, data.max_completion_tokens.
+    log_ratios: log pi_theta(o | q) / pi_ref(o | q) in nats, where the method asks for it.
+    penalties: what is already taken from the rewards at each token, with a KL in the reward.
+    advantages: of each token over a value function, where the method asks for it.
+    step_rewards: of the step that ends at the token, nan at every other token; an output without
+    steps is one. None for a method that does not read them.
     """
 
     question_ids: Int[np.ndarray, "B"]
@@ -153,6 +166,10 @@ class Facts(NamedTuple):
     finished: Bool[np.ndarray, "B"]
     log_probs: Float[np.ndarray, "B"]
     limit: int = 0
+    log_ratios: Float[np.ndarray, "B"] | None = None
+    penalties: Float[np.ndarray, "B T"] | None = None
+    advantages: Float[np.ndarray, "B T"] | None = None
+    step_rewards: Float[np.ndarray, "B T"] | None = None
 
 
 class Decoded(NamedTuple):

@@ -180,8 +180,15 @@ def score(
     theta: np.ndarray, question: int, tokens: Sequence[int], temperature: float = 1.0
 ) -> np.ndarray:
     """1/|o| * sum_t grad log pi(o_t | q, o_<t)."""
+    return token_scores(theta, question, tokens, temperature).sum(0)
+
+
+def token_scores(
+    theta: np.ndarray, question: int, tokens: Sequence[int], temperature: float = 1.0
+) -> np.ndarray:
+    """1/|o| * grad log pi(o_t | q, o_<t) of each token [t, ...]."""
     parts = [token_score(theta, question, place, temperature) for place in places(tokens)]
-    return sum(parts) / len(tokens)
+    return np.stack(parts) / len(tokens)
 
 
 def formula_weights(samples: Sequence[Sample], denominator: Denominator) -> np.ndarray:

@@ -66,6 +66,7 @@ def of_outputs(where: str, pairs: Iterable[tuple[Question, Sample]]) -> Input:
             question.id, question.text, question.answer, sample.sample_index, sample.step,
             sample.text, sample.tokens, sample.log_probs, sample.finished, sample.verdict,
             sample.reason, *([] if sample.reward is None else [sample.reward]),
+            *([sample.steps] if sample.steps else []),
         ]
         for question, sample in pairs
     )  # fmt: skip

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +23,12 @@ from rft_jax.types import Params, TrainState
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds. host: JSON facts of the loop (stream position, counters)."""
+    """What a checkpoint holds. host: JSON facts of the loop (stream position, counters); beside:
+    further trees of arrays by their name, which only some methods have."""
 
     state: TrainState
     host: dict[str, Any]
+    beside: Mapping[str, Any] = {}
 
 
 class Checkpoints(ocp.CheckpointManager):
@@ -100,6 +102,7 @@ def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None =
             params=ocp.args.StandardSave(saved.state.params),
             training=ocp.args.StandardSave(saved.state._replace(params=None)._asdict()),
             host=ocp.args.JsonSave(saved.host),
+            **{name: ocp.args.StandardSave(tree) for name, tree in saved.beside.items()},
         ),
     )
     if not begun:
@@ -159,7 +162,10 @@ def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
 
 
 def restore(
-    manager: Checkpoints, like: TrainState, step: int | None = None
+    manager: Checkpoints,
+    like: TrainState,
+    step: int | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> tuple[int, Saved] | None:
     """A checkpoint and its step; None when there is none.
 
@@ -167,13 +173,14 @@ def restore(
         like: arrays or ShapeDtypeStructs with shardings, on any mesh, that say how it is laid out.
         step: one that integrity.recover found whole, the same in every process; None for the
             newest, which is checked.
+        beside: likewise, of what else the checkpoint holds.
 
     Raises CheckpointError when it is damaged or of another shape.
     """
     newest = manager.latest_step() if step is None else step
     if newest is None:
         return None
-    path = health.absolute(manager.directory) / str(newest)
+    path, beside = health.absolute(manager.directory) / str(newest), beside or {}
     if step is None:
         _check_whole(path)
     with _reading(path):
@@ -184,9 +191,11 @@ def restore(
                 params=ocp.args.StandardRestore(like.params),
                 training=ocp.args.StandardRestore(like._replace(params=None)._asdict()),
                 host=ocp.args.JsonRestore(),
+                **{name: ocp.args.StandardRestore(tree) for name, tree in beside.items()},
             ),
         )
-    return newest, Saved(TrainState(**read["training"] | {"params": read["params"]}), read["host"])
+    state = TrainState(**read["training"] | {"params": read["params"]})
+    return newest, Saved(state, read["host"], {name: read[name] for name in beside})
 
 
 def restore_params(folder: Folder, like: Params, step: int | None = None) -> Params:

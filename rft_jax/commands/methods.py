@@ -9,7 +9,10 @@ from rft_jax.errors import ConfigError, suggest_or_list
 from rft_jax.training.methods import METHODS
 
 PASS_RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
-HEAD = ("method", "outputs of", "trained on", "GC", "divided by", "pi_theta / pi_old", "equation")
+HEAD = (
+    "method", "outputs of", "trained on", "GC", "compares with", "divided by", "pi_theta / pi_old",
+    "KL of the source", "equation",
+)  # fmt: skip
 
 
 def ratio_text(ratio: Ratio | None) -> str:
@@ -24,9 +27,10 @@ def ratio_text(ratio: Ratio | None) -> str:
 
 
 def _cells(name: str, row: Method) -> tuple[str, ...]:
-    ratio = ratio_text(row.ratio)
+    compared = "value function" if row.values else "group" if row.group else "-"
     return (
-        name, row.source, row.trains_on, row.formula, row.denominator, ratio, row.equation or "-"
+        name, row.source, row.trains_on, row.formula, compared, row.denominator,
+        ratio_text(row.ratio), row.kl or "-", row.equation or "-",
     )  # fmt: skip
 
 

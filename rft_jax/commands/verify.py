@@ -61,11 +61,12 @@ def score_file(
     ):
         for row, judgement in _judged(path, pool):
             row |= {"verdict": judgement.verdict.value, "reason": judgement.reason}
-            row |= {
-                name: value
-                for name, value in (("stated", judgement.answer), ("reward", judgement.reward))
-                if value is not None
+            said = {
+                "stated": judgement.answer,
+                "reward": judgement.reward,
+                "steps": judgement.steps or None,
             }
+            row |= {name: value for name, value in said.items() if value is not None}
             file.write(json.dumps(row) + "\n")
             counts[row["verdict"], row["reason"]] += 1
             done = counts.total()

@@ -7,6 +7,7 @@ from rft_jax.config.model import ModelConfig
 from rft_jax.config.run import Config, Experiment
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
 from rft_jax.config.update import (
+    CriticConfig,
     Denominator,
     ObjectiveConfig,
     OptimizerConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConfigError",
+    "CriticConfig",
     "DataConfig",
     "Denominator",
     "EvaluationConfig",

@@ -106,7 +106,12 @@ class Method:
             that has no ratio.
         group: whether GC needs other outputs of the question (a baseline).
         rewards: whether GC reads rewards; else it reads verdicts only.
-        equation: of the source; formula: GC in symbols; both for `rft-jax methods`.
+        log_ratios: whether GC reads log pi_theta / pi_ref, so that it is computed again before each
+            update, of whole groups; in `Facts` of a selection they are 0.
+        values: whether GC reads advantages over a value function, which the run then trains.
+        steps: whether GC reads the rewards of steps (facts.step_rewards).
+        equation: of the source; formula: GC in symbols; kl: the KL to pi_ref that the source has,
+            which objective.kl_* set, or that is in GC; all for `rft-jax methods`.
     """
 
     source: Source
@@ -118,8 +123,12 @@ class Method:
     ratio: Ratio | None = None
     group: bool = False
     rewards: bool = False
+    log_ratios: bool = False
+    values: bool = False
+    steps: bool = False
     equation: str = ""
     formula: str = ""
+    kl: str = ""
 
     def __post_init__(self) -> None:
         for field, choices in (
@@ -132,6 +141,16 @@ class Method:
             raise ConfigError(
                 f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
             )
+        for field, sources in (
+            ("steps", ("pool", "policy")),
+            ("log_ratios", ("pool", "policy")),
+            ("values", ("policy",)),
+        ):
+            if getattr(self, field) and self.source not in sources:
+                raise ConfigError(
+                    f"Method.{field} is True and its source is {self.source!r}: the source must "
+                    f"be {' or '.join(sources)}."
+                )
 
 
 def resolve(method: str | Method) -> Method:

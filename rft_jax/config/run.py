@@ -16,7 +16,7 @@ from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Denominator, Method, Ratio, resolve
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
-from rft_jax.config.update import ObjectiveConfig, OptimizerConfig, UpdateConfig
+from rft_jax.config.update import CriticConfig, ObjectiveConfig, OptimizerConfig, UpdateConfig
 from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 
 
@@ -49,6 +49,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic: CriticConfig | None = None
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=MAY_CHANGE)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MAY_CHANGE)
@@ -74,6 +75,17 @@ class Config:
             "low": objective.clip_low, "high": objective.clip_high, "dual": objective.dual_clip
         }  # fmt: skip
         return replace(row.ratio, **{k: v for k, v in given.items() if v is not None})
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the run keeps pi_ref."""
+        return self.objective.kl_coefficient > 0 or self.row.log_ratios
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether sampled outputs get log pi_ref before they are selected."""
+        in_reward = self.objective.kl_coefficient > 0 and self.objective.kl_in == "reward"
+        return in_reward or self.row.log_ratios
 
     @property
     def _off_policy(self) -> bool:
@@ -127,6 +139,7 @@ class Config:
             "rollout": samples and not from_log,
             "pool": row.source == "pool",
             "selection": samples,
+            "critic": row.values,
         }
         for name, needed in needs.items():
             given = getattr(self, name) is not None
@@ -143,6 +156,7 @@ class Config:
             "a method whose source is the policy (the rollout decides) and at least 1 for others.",
         )
         self._check_objective()
+        self._check_reference()
         require(
             online or self.objective.kl_coefficient == 0,
             f"objective.kl_coefficient acts on the policy's own samples: it must be 0 under method "
@@ -198,6 +212,13 @@ class Config:
             f"objective.constant_length is {objective.constant_length} and does nothing under the "
             f"denominator {self.denominator!r}: set it to 0.",
         )
+        from_log = self.pool is not None and bool(self.pool.from_rollouts)
+        require(
+            not row.steps or from_log or ":" in self.verification.verifier,
+            f"verification.verifier is {self.verification.verifier!r}, which gives no rewards of "
+            f"steps, and method {row.name} reads them: name a checker of yours (module:function) "
+            "that says them (docs/verification.md), or choose a method without.",
+        )
         outputs = self.rollout.samples_per_question if self.rollout else 2
         require(
             not row.group or outputs > 1,
@@ -206,10 +227,55 @@ class Config:
         )
         stale = self.refill.max_staleness if self.refill else 0
         require(
+            not row.steps or stale == 0,
+            f"refill.max_staleness is {stale}: outputs are carried over with one coefficient each, "
+            f"and those of method {row.name} differ from token to token; set it to 0.",
+        )
+        require(
             update.per_rollout == 1 or stale == 0,
             f"refill.max_staleness is {stale} and a rollout is for {update.per_rollout} updates "
             "(update.minibatches x update.epochs): outputs that are carried over wait longer than "
             "they may, and have no log-probs of their policy; set it to 0.",
+        )
+
+    def _check_reference(self) -> None:
+        row, objective, every = self.row, self.objective, self.objective.reference_every
+        require(
+            objective.kl_in == "loss" or row.rewards,
+            f"objective.kl_in is 'reward': method {row.name} reads no rewards; choose loss.",
+        )
+        require(
+            objective.kl_in == "loss" or row.values or not row.steps,
+            f"objective.kl_in is 'reward': method {row.name} reads the rewards of steps, which no "
+            "KL is taken from; choose loss.",
+        )
+        require(
+            not every or (self.has_reference and row.source == "policy"),
+            f"objective.reference_every is {every}: method {row.name} has no pi_ref to renew "
+            "without objective.kl_coefficient, or does not sample from the policy: set it to 0.",
+        )
+        require(
+            every % self.update.per_rollout == 0,
+            f"objective.reference_every is {every}: pi_ref is renewed between rollouts, so it must "
+            f"be a multiple of update.minibatches x update.epochs, {self.update.per_rollout}.",
+        )
+        require(
+            every < self.steps,
+            f"objective.reference_every is {every}: pi_ref is renewed before the last of "
+            f"{self.steps} steps, or not at all: lower it, or set it to 0.",
+        )
+        if not row.log_ratios:
+            return
+        for name in ("kl_coefficient", "importance_cap"):
+            require(
+                not getattr(objective, name),
+                f"objective.{name} is {getattr(objective, name)}: the coefficient of method "
+                f"{row.name} holds pi_theta / pi_ref itself: set it to 0.",
+            )
+        require(
+            self.refill is None or bool(self.refill.mixed_groups),
+            f"refill.accepted cuts groups, and method {row.name} compares the outputs of one: "
+            "fill up with refill.mixed_groups.",
         )
 
     def _check_best(self) -> None:
@@ -235,7 +301,7 @@ class Config:
         assert self.rollout is not None
         assert self.selection is not None
         require(
-            self.objective.kl_coefficient == 0 or bool(refill.mixed_groups),
+            self.objective.kl_loss == 0 or bool(refill.mixed_groups),
             f"objective.kl_coefficient is {self.objective.kl_coefficient}: the KL is over every "
             "output of the policy, and refill keeps accepted ones: set it to 0 or remove refill.",
         )

@@ -35,9 +35,16 @@ class ObjectiveConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Of KL(pi_theta || pi_ref), per token. In the loss their gradients differ in expectation: k1's
     is 0, k2's that of KL(pi_theta || pi_ref), k3's that of KL(pi_ref || pi_theta)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL is subtracted: from the objective (eq. 3), or, summed over an output's tokens,
+    from its reward, before baselines (eq. 2). There k1 has the gradient of KL(pi_theta || pi_ref)
+    of whole outputs."""
+    reference_every: int = 0
+    """Updates after which pi_ref becomes the policy (iterative GRPO, algorithm 1); 0 keeps the
+    start."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "constant_length")
+        at_least(0, self, "constant_length", "reference_every")
         require(
             self.kl_coefficient >= 0,
             f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",
@@ -46,6 +53,11 @@ class ObjectiveConfig:
             self.kl_coefficient > 0 or self.kl_estimator == "k3",
             f"objective.kl_estimator is {self.kl_estimator!r} and does nothing, as "
             "objective.kl_coefficient is 0: raise it, or remove the estimator.",
+        )
+        require(
+            self.kl_coefficient > 0 or self.kl_in == "loss",
+            f"objective.kl_in is {self.kl_in!r} and does nothing, as objective.kl_coefficient is "
+            "0: raise it, or remove kl_in.",
         )
         require(
             self.importance_cap == 0 or self.importance_cap >= 1,
@@ -58,6 +70,36 @@ class ObjectiveConfig:
                 value is None or 0 <= value <= FLOAT32_MAX,
                 f"objective.{name} is {value}: it must be 0 or more.",
             )
+
+    @property
+    def kl_loss(self) -> float:
+        """The weight of the KL in the loss."""
+        return self.kl_coefficient if self.kl_in == "loss" else 0.0
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value function of PPO (rft_jax/training/critic.py), which starts as the policy does."""
+
+    learning_rate: float = 1e-5
+    """Peak learning rate of the value function; the rest is as in optimizer."""
+    gamma: float = 1.0
+    """Discount of a token."""
+    gae_lambda: float = 0.95
+    """Of generalized advantage estimation: 1 for the return less the value."""
+    value_clip: float = 0.2
+    """How far a value counts away from what it was when the outputs were sampled; 0 for no
+    bound."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.learning_rate > 0,
+            f"critic.learning_rate is {self.learning_rate}: it must be a positive number.",
+        )
+        for name in ("gamma", "gae_lambda"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"critic.{name} is {value}: it must lie in [0, 1].")
+        at_least(0, self, "value_clip")
 
 
 @dataclass(frozen=True)

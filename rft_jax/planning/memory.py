@@ -121,8 +121,10 @@ def held(config: Config, of: Shards) -> Parts:
     parts = {"masters": trained, "moments": (first + 1.0) * trained}
     if frozen := params(model)[1]:
         parts["frozen base"] = tree_bytes(frozen, of, model.width)
-    if config.objective.kl_coefficient:
-        parts["reference"] = trained
+    if config.has_reference:
+        parts["reference"] = tree_bytes(params(model)[2], of, model.width)
+    if config.critic is not None:
+        parts["value function"] = (first + 2.0) * trained
     return parts
 
 

@@ -30,7 +30,7 @@ from rft_jax.rollout.params import of_layer
 from rft_jax.training import update as training
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.packing import update_sizes
-from rft_jax.training.state import Layout, make_layout
+from rft_jax.training.state import Layout, make_layout, reference_like
 from rft_jax.types import PackedBatch, Prompts
 
 
@@ -101,7 +101,9 @@ def update(of: Setting, *, microbatches: int | None = None) -> Program:
     leaves = [of.array(rows, dtype, 1) for dtype in (jnp.int32,) * 4 + (jnp.float32,) * 3]
     arguments = (
         of.layout.state,
-        of.layout.trained if config.objective.kl_coefficient else None,
+        reference_like(of.layout.trained, config.model.compute_dtype)
+        if config.objective.kl_loss
+        else None,
         PackedBatch(*(*leaves, of.array((), jnp.int32))),
         of.array((), jnp.float32),
         of.layout.base if config.model.lora_rank else {},

@@ -24,6 +24,7 @@ from rft_jax.observe.profiling import phase
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout.gather import gather_samples
 from rft_jax.rollout.sampler import Ended, compile_programs, sample_stream
+from rft_jax.rollout.steps import in_tokens
 from rft_jax.types import Decoded, Judgement, Params, Prompts, Question, Sample
 from rft_jax.verification.pool import Item, VerifierPool
 
@@ -272,12 +273,14 @@ def verify(outputs: Outputs) -> Rollout:
         for numbers, future in outputs.judging:
             for number, judgement in zip(numbers, future.result(), strict=True):
                 slow += judgement.slow
+                draft = outputs.drafts[number]
                 own[number] = Sample(
-                    **outputs.drafts[number]._asdict(),
+                    **draft._asdict(),
                     verdict=judgement.verdict,
                     reason=judgement.reason,
                     stated=judgement.answer,
                     reward=judgement.reward,
+                    steps=in_tokens(judgement.steps, draft.text, draft.tokens, sampling.tokenizer),
                 )
     waited = time.perf_counter() - waiting
     # A place of its own: who waits for another one's verdicts is further than that one.

@@ -6,8 +6,10 @@ The log is data: RFT can be run from it (pool.from_rollouts), and the report bro
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -146,6 +148,8 @@ def write(
             "outputs": len(samples) if outputs is None else outputs,
         }
         told = {name: value for name, value in asdict(sample).items() if value is not None}
+        if not sample.steps:
+            del told["steps"]
         lines.append(json.dumps(told | facts, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
@@ -221,6 +225,12 @@ def _read(path: Folder) -> list[_Drawn]:
             raise DataError(
                 f"{where}: field 'reward' is {reward!r}, expected a number: remove the line."
             )
+        steps = row.get("steps", [])  # likewise
+        if not _are_steps(steps, len(tokens)):
+            raise DataError(
+                f"{where}: field 'steps' is {steps!r}, expected pairs of a token's index and a "
+                "number: remove the line."
+            )
         if not numbers or len(tokens) != len(log_probs):
             raise DataError(
                 f"{where}: 'tokens' and 'log_probs' must be equally many token ids and numbers: "
@@ -239,6 +249,7 @@ def _read(path: Folder) -> list[_Drawn]:
             reason=row["reason"],
             stated=row.get("stated"),
             reward=reward,
+            steps=tuple((end, value) for end, value in steps),
         )
         # Lines of earlier versions say nothing: theirs were all sampled as rollouts.
         purpose = _PURPOSES.get(str(row.get("purpose", "rollout")))
@@ -251,6 +262,20 @@ def _read(path: Folder) -> list[_Drawn]:
         outputs = outputs if type(outputs) is int else None
         drawn.append(_Drawn(question, sample, row["seed"], purpose, outputs))
     return drawn
+
+
+def _are_steps(value: object, length: int) -> bool:
+    """Whether it is a list of steps of an output of this many tokens."""
+    if not isinstance(value, list):
+        return False
+    ends = [-1]
+    for step in value:
+        match step:
+            case [int(end), float(reward)] if math.isfinite(reward):
+                ends.append(end)
+            case _:
+                return False
+    return all(a < b for a, b in itertools.pairwise(ends)) and ends[-1] < length
 
 
 def read_folders(folders: Sequence[str]) -> list[tuple[Question, Sample]]:

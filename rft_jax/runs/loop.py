@@ -50,10 +50,12 @@ from rft_jax.runs.sources import (
 )
 from rft_jax.runs.utilization import Meter, sampling_metrics, update_metrics
 from rft_jax.training import batch_filling
+from rft_jax.training.critic import Critic
 from rft_jax.training.minibatches import Minibatches, split, to_json
 from rft_jax.training.packing import TrainingSequence, pack_step
-from rft_jax.training.selection import Kept, select, training_sequences, weigh
-from rft_jax.training.state import Layout
+from rft_jax.training.scoring import Score, mean_kl, score_sequences, scored
+from rft_jax.training.selection import Kept, reweighed, select, training_sequences, weigh
+from rft_jax.training.state import Layout, as_reference
 from rft_jax.training.update import Updater
 from rft_jax.types import Params, Question, Sample, TrainState
 from rft_jax.verification.canary import FirstOutputs, watch_undecided
@@ -91,7 +93,9 @@ class State(NamedTuple):
 
     train: parameters and optimizer, on the devices; step: steps made; position: of the stream;
     surplus: kept outputs that wait for a later batch (training/batch_filling.py); minibatches: of
-    the last rollout, that wait for an update (training/minibatches.py).
+    the last rollout, that wait for an update (training/minibatches.py); reference: parameters of
+    pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
+    critic: the value function, where the method has one.
     """
 
     train: TrainState
@@ -100,6 +104,13 @@ class State(NamedTuple):
     surplus: batch_filling.Surplus = ()
     counters: Counters = Counters()
     minibatches: Minibatches = ()
+    reference: Params | None = None
+    critic: TrainState | None = None
+
+    def beside(self, config: Config) -> dict[str, Any]:
+        """What a checkpoint holds beside the policy and the host's facts."""
+        trees = {"reference": self.reference} if config.objective.reference_every else {}
+        return trees | ({"critic": self.critic._asdict()} if self.critic is not None else {})
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Run:
     questions: setup.Questions
     layout: Layout
     update: Updater
+    critic: Critic
     meter: Meter
     log: MetricsLog | None
     checkpoints: checkpoint.Checkpoints
@@ -136,6 +148,14 @@ class Run:
         """The current policy in the layout and type it samples in."""
         params = join(self.update.frozen, state.train.params)
         return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
+
+    def score(self, params: Params) -> Score:
+        """What gives outputs their log-probs under the policy of these parameters."""
+        of = self.update
+        return functools.partial(
+            score_sequences, params, config=self.config,
+            frozen=of.frozen, mesh=of.mesh, vocab_size=of.vocab_size,
+        )  # fmt: skip
 
     def costs(self, counters: Counters) -> dict[str, Any]:
         """The counters as metrics."""
@@ -171,7 +191,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
             kept = outputs
             break
         verdicts = verify(outputs)
-        rounds.append(verdicts)
+        rounds.append(_scored(run, source, state, verdicts))
         asked |= zip(questions, outputs.questions, strict=True)
         try:
             kept = select(samples_of(rounds), config)
@@ -192,9 +212,21 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
         sampled_outputs=sum(len(drawn.samples) for drawn in rounds),
     )
     minibatches = split(sequences, config, state.step)
-    state = State(state.train, state.step, position, surplus, counters, minibatches)
+    state = state._replace(
+        position=position, surplus=surplus, counters=counters, minibatches=minibatches
+    )
     state, updated = _update(run, state, rounds, began)
     return state, metrics | filled | updated
+
+
+def _scored(run: Run, source: Source, state: State, verdicts: Rollout) -> Rollout:
+    """The samples with log pi_ref and values, as far as the method reads them."""
+    reference = run.score(state.reference) if run.config.scores_reference else None
+    values = functools.partial(run.critic.values, state.critic) if state.critic else None
+    if reference is None and values is None:
+        return verdicts
+    samples = scored(verdicts.samples, source.prompt, reference=reference, values=values)
+    return verdicts._replace(samples=samples)
 
 
 def _update(
@@ -204,17 +236,34 @@ def _update(
     on time.perf_counter's clock."""
     updating, train, metrics = time.perf_counter(), state.train, Metrics({"objective/value": None})
     sequences, *later = state.minibatches or ((),)
+    reference, critic, further = state.reference, state.critic, Metrics()
     with phase("updating"):
         if sequences:
+            if run.config.row.log_ratios:
+                now = run.score(train.params)(sequences)
+                sequences, further = reweighed(sequences, now, run.config)
             batch = pack_step(sequences, run.config)
             train, metrics = run.update(
-                train, batch, step=state.step, updates=state.counters.updates
+                train,
+                batch,
+                reference=reference,
+                step=state.step,
+                updates=state.counters.updates,
             )
+            if critic is not None:
+                training = time.perf_counter()
+                critic, further = run.critic(critic, sequences, step=state.step)
+                further["seconds/critic"] = time.perf_counter() - training
+            metrics |= further
+    every = run.config.objective.reference_every
+    if every and (state.step + 1) % every == 0:
+        reference = as_reference(train.params, run.config.model.compute_dtype)
     metrics |= _update_metrics(run, sequences, rounds, (began, updating, time.perf_counter()))
     counters = state.counters.plus(updates=bool(sequences), skipped_updates=not sequences)
     left = tuple(later)
     state = state._replace(
-        train=train, step=state.step + 1, counters=counters, minibatches=left
+        train=train, step=state.step + 1, counters=counters, minibatches=left,
+        reference=reference, critic=critic,
     )  # fmt: skip
     return state, metrics
 
@@ -250,6 +299,7 @@ def _log_rollout(
         funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
         | seconds
         | slow_verdicts_of(rounds)
+        | mean_kl(samples, run.config)
         | {"policy/entropy": float(np.concatenate([d.entropies for d in rounds]).mean())}
         | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
     )
@@ -355,7 +405,8 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
         return PolicySource(train, config, run.sampling), state
     if kind == "demonstrations":
         return demonstrations(train, config, run.sampling), state
-    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated)
+    score = run.score(state.reference) if config.scores_reference else None
+    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score)
     seconds = dict[str, float]()
     if state.step == 0 and config.rollout is not None:
         policy = functools.cache(lambda: run.rollout_params(state))
@@ -415,7 +466,7 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
     if state.minibatches:
         host["minibatches"] = to_json(state.minibatches)
     with phase("checkpointing"):
-        saved = checkpoint.Saved(state.train, host)
+        saved = checkpoint.Saved(state.train, host, state.beside(run.config))
         checkpoint.save(run.checkpoints, state.step, saved, accuracy)
     return time.perf_counter() - began
 

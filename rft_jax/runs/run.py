@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 
 from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.checkpoint import manager as checkpoint
@@ -36,10 +35,11 @@ from rft_jax.runs import setup
 from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
 from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
+from rft_jax.training.critic import Critic
 from rft_jax.training.optimizer import make_optimizer
-from rft_jax.training.state import fresh_state, make_layout
+from rft_jax.training.state import as_reference, fresh_state, make_layout, reference_like
 from rft_jax.training.update import Updater
-from rft_jax.types import Params
+from rft_jax.types import Params, TrainState
 from rft_jax.verification.canary import FirstOutputs, open_verifiers
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,9 @@ def run(
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
     saved_in = folder / "checkpoints"
     step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
-    first, with_kl = step or 0, config.objective.kl_coefficient > 0
-    starts = step is None or with_kl or bool(config.model.lora_rank)
+    first, renewed = step or 0, config.objective.reference_every > 0
+    from_start = config.has_reference and not (renewed and first)
+    starts = step is None or from_start or bool(config.model.lora_rank)
     if starts:
         by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     inputs = questions.inputs | setup.inputs_beside_data(
@@ -129,19 +130,29 @@ def run(
         known = [*questions.train, *questions.validation]
         verifier, evaluator = stack.enter_context(open_verifiers(config, known))
         checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
-        saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step)
+        dtype = config.model.compute_dtype
+        beside = {"reference": reference_like(layout.trained, dtype)} if renewed else {}
+        critic = Critic(config, mesh, layout, vocab_size)
+        if config.critic is not None:
+            beside["critic"] = critic.like()._asdict()
+        saved = (
+            None if step is None else checkpoint.restore(checkpoints, layout.state, step, beside)
+        )
         frozen: Params = {}
-        reference = fresh = None
+        reference = fresh = values = None
         if starts:
             setup.check_same_tokenizer(config, workdir)
             frozen, trained = load_start(config, workdir, layout, folder)
+            # The state takes what the run starts from: the reference must be a copy.
+            reference = as_reference(trained, dtype) if from_start else None
             if saved is None:
-                # The state takes what the run starts from: the reference must be a copy.
-                reference = jax.tree.map(jnp.copy, trained) if with_kl else None
+                values = critic.start(trained) if config.critic is not None else None
                 fresh = fresh_state(trained, optimizer, layout)
-            elif with_kl:
-                reference = trained
             del trained
+        if saved is not None:
+            reference = saved[1].beside.get("reference", reference)
+            if config.critic is not None:
+                values = TrainState(**saved[1].beside["critic"])
         by_main(f"{name} keeps its config", keep)
         opened = Run(
             config=config,
@@ -158,9 +169,9 @@ def run(
                 optimizer,
                 vocab_size,
                 frozen,
-                reference,
                 at,
             ),
+            critic=replace(critic, frozen=frozen),
             meter=meter(
                 config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size
             ),
@@ -177,8 +188,8 @@ def run(
         )
         if saved is None:
             assert fresh is not None
-            return loop(opened, State(fresh))
-        state = _resumed(opened, saved[1], first)
+            return loop(opened, State(fresh, reference=reference, critic=values))
+        state = _resumed(opened, saved[1], first)._replace(reference=reference, critic=values)
         logger.info("%s: resuming from step %d", name, first)
         return loop(replace(opened, began=opened.began - state.counters.seconds), state)
 

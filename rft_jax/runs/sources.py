@@ -20,7 +20,7 @@ from rft_jax.data import stream
 from rft_jax.data.prompts import completion_tokens, prompt_tokens, split_by_length
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import from_main, meet
-from rft_jax.errors import UserError
+from rft_jax.errors import ConfigError, UserError
 from rft_jax.io.paths import Folder
 from rft_jax.keys import Purpose
 from rft_jax.observe.progress import Progress
@@ -30,6 +30,7 @@ from rft_jax.rollout.funnel import funnel
 from rft_jax.runs import setup
 from rft_jax.training.methods import is_trained
 from rft_jax.training.packing import Weight
+from rft_jax.training.scoring import Score, scored
 from rft_jax.training.selection import Kept, select, weigh
 from rft_jax.types import Params, Question, Sample, Verdict
 from rft_jax.verification.canary import FirstOutputs, watch_undecided
@@ -102,12 +103,14 @@ class FixedSet:
     """Minibatches of a fixed set of samples, in seeded random order, epoch after epoch.
 
     Weights are those of the whole set; a minibatch scales them so that its expectation is theirs.
-    logged: the outputs that a pool was read from.
+    units: samples that stay together, by their numbers, one for each row of the stream; logged: the
+    outputs that a pool was read from.
     """
 
     kept: Kept
     weights: Sequence[Weight]
     prompts: Mapping[int, Sequence[int]]
+    units: Sequence[Sequence[int]]
     per_step: int
     repeats: bool = True
     logged: Input | None = None
@@ -115,15 +118,15 @@ class FixedSet:
     @property
     def size(self) -> int:
         """Rows of its stream."""
-        return len(self.kept.samples)
+        return len(self.units)
 
     def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Kept:
         """The samples of these rows."""
-        scale = self.size / self.per_step
+        scale, numbers = self.size / self.per_step, [n for row in rows for n in self.units[row]]
         return self.kept._replace(
-            samples=[self.kept.samples[row] for row in rows],
-            coefficients=[self.kept.coefficients[row] for row in rows],
-            weights=[self.weights[row] * scale for row in rows],
+            samples=[self.kept.samples[number] for number in numbers],
+            coefficients=[self.kept.coefficients[number] for number in numbers],
+            weights=[self.weights[number] * scale for number in numbers],
         )
 
     def prompt(self, question_id: int) -> Sequence[int]:
@@ -176,14 +179,39 @@ def demonstrations(questions: Sequence[Question], config: Config, sampling: Samp
 
 
 def _fixed(
-    samples: Sequence[Sample], questions: Sequence[Question], config: Config, sampling: Sampling
+    samples: Sequence[Sample],
+    questions: Sequence[Question],
+    config: Config,
+    sampling: Sampling,
+    score: Score | None = None,
 ) -> FixedSet:
+    prompts = {q.id: prompt_tokens(q.text, config.data, sampling.tokenizer) for q in questions}
+    if score is not None:
+        samples = scored(samples, prompts.__getitem__, reference=score)
     kept = select(samples, config)._replace(decided=())
     if config.ratio is None:
         # What the sampler reported is of another policy than the one that is updated.
         kept = kept._replace(samples=[replace(sample, log_probs=()) for sample in kept.samples])
-    prompts = {q.id: prompt_tokens(q.text, config.data, sampling.tokenizer) for q in questions}
-    return FixedSet(kept, weigh(kept, config), prompts, config.update.sequences_per_step)
+    units: list[list[int]] = [[number] for number in range(len(kept.samples))]
+    per_step = config.update.sequences_per_step
+    if config.row.log_ratios:
+        units, per_step = _groups(kept.samples, per_step)
+    return FixedSet(kept, weigh(kept, config), prompts, units, per_step)
+
+
+def _groups(samples: Sequence[Sample], sequences_per_step: int) -> tuple[list[list[int]], int]:
+    """The numbers of each question's outputs, and how many questions' fit in a step."""
+    groups: dict[int, list[int]] = {}
+    for number, one in enumerate(samples):
+        groups.setdefault(one.question_id, []).append(number)
+    longest = max(map(len, groups.values()), default=1)
+    if longest > sequences_per_step:
+        raise ConfigError(
+            f"update.sequences_per_step is {sequences_per_step}: it must hold all outputs of a "
+            f"question, up to {longest} here, as the method compares them; raise it, or lower "
+            "selection.max_per_question."
+        )
+    return list(groups.values()), sequences_per_step // longest
 
 
 def writer() -> rollout_log.Writer:
@@ -209,7 +237,8 @@ def slow_verdicts_of(rounds: Sequence[Rollout]) -> dict[str, float]:
 class Pool:
     """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it.
 
-    evaluated: questions, by setting, that pool.from_rollouts is warned of when it asks them too.
+    evaluated: questions, by setting, that pool.from_rollouts is warned of when it asks them too;
+    score: under pi_ref, where the method reads it.
     """
 
     questions: Sequence[Question]
@@ -217,6 +246,7 @@ class Pool:
     sampling: Sampling
     folder: Folder
     evaluated: Mapping[str, Sequence[Question]] = field(default_factory=dict)
+    score: Score | None = None
 
     def rounds(self) -> Iterator[list[int]]:
         """The rows of each rollout that fills the pool."""
@@ -316,7 +346,7 @@ class Pool:
         samples = [sample for _, sample in pairs if sample.question_id in ids]
         _check_log(named, samples, self.config, self.sampling)
         watch_undecided(samples, self.config, "the pool")
-        fixed = _fixed(samples, fitting, self.config, self.sampling)
+        fixed = _fixed(samples, fitting, self.config, self.sampling, self.score)
         if not fixed.size:
             raise UserError(
                 f"{named}: none of {len(samples)} sampled outputs is trained on (method "

@@ -69,7 +69,7 @@ def meter(config: Config, vocab: int, *, device_kind: str, count: int) -> Meter:
     return Meter(
         Model(config.model, vocab),
         machine(device_kind, count, config.model.compute_dtype),
-        config.objective.kl_coefficient > 0,
+        config.objective.kl_loss > 0,
     )
 
 

@@ -38,8 +38,8 @@ section 3.2), trains on these groups whole, and drops all others. The batch then
 outputs only: `sampled` and `tokens` divide by these, so that a step's gradient does not shrink as
 questions are solved. That weighs a question by the chance of a mixed group, 1 - p^G - (1 - p)^G,
 over the mean of that chance: rows with a baseline lose nothing by what is dropped, whose
-coefficients are 0, and only their scale changes; rows without one (Online RFT, RAFT++) lose the
-questions that are always solved, which then are no longer reinforced.
+coefficients are 0 (with rewards of 0 and 1), and only their scale changes; rows without one (Online
+RFT, RAFT++) lose the questions that are always solved, which then are no longer reinforced.
 
 **Bias.** (a) Kept outputs come in proportion to pass rates, as in eq. 11: easy questions fill the
 batch, and the rounds that batch filling adds bring more of the same. (b) The stopping rule looks at

@@ -23,7 +23,8 @@ def expected_coefficients(
 
     The others of its group are correct with the question's pass rate, each for itself. Without
     1/|o| the expected gradient is the difference of the two times the gradient of the pass rate
-    (grad log pi has mean 0).
+    (grad log pi has mean 0). A value function is taken to know the pass rate, and pi_theta to be
+    pi_ref.
 
     Args:
         method: the row.
@@ -35,15 +36,20 @@ def expected_coefficients(
         math.comb(group - 1, k) * pass_rate**k * (1 - pass_rate) ** (group - 1 - k)
         for k in range(group)
     ]
-    correct = sum(
-        p * _of_group(method, denominator, k + 1, group)[0] for k, p in enumerate(chances)
-    )
-    wrong = sum(p * _of_group(method, denominator, k, group)[-1] for k, p in enumerate(chances))
+
+    def of_group(correct: int) -> np.ndarray:
+        known = pass_rate if method.values else 0.0  # else nothing depends on it
+        return _of_group(method, denominator, known, correct, group)
+
+    correct = sum(p * of_group(k + 1)[0] for k, p in enumerate(chances))
+    wrong = sum(p * of_group(k)[-1] for k, p in enumerate(chances))
     return float(correct), float(wrong)
 
 
 @functools.cache
-def _of_group(method: Method, denominator: Denominator, correct: int, size: int) -> np.ndarray:
+def _of_group(
+    method: Method, denominator: Denominator, pass_rate: float, correct: int, size: int
+) -> np.ndarray:
     """GC x G / denominator of each output of a group, correct ones first."""
     is_correct = np.arange(size) < correct
     facts = Facts(
@@ -54,6 +60,9 @@ def _of_group(method: Method, denominator: Denominator, correct: int, size: int)
         finished=np.ones(size, bool),
         log_probs=np.full(size, -1.0),
         limit=_LIMIT,
+        log_ratios=np.zeros(size),
+        advantages=(is_correct - pass_rate)[:, None],
+        step_rewards=is_correct.astype(np.float32)[:, None] if method.steps else None,
     )
     found = coefficients(method, facts)
     found = found if found.ndim == 1 else found[:, 0]

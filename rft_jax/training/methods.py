@@ -5,7 +5,8 @@ settings of its own is a function here, such as `grpo(ddof=0)`: put what it retu
 experiment file. Loads neither jax nor numpy: a config asks for its row.
 
 In formulas r is the reward, I(o) in most runs; over the G decided outputs of a question r_mean and
-r_std are its mean and standard deviation, and K counts the correct ones.
+r_std are its mean and standard deviation, and K counts the correct ones. r_j is the reward of a
+step; r_mean and r_std are then of all steps of the G outputs.
 """
 
 from __future__ import annotations
@@ -98,6 +99,21 @@ def _normalized(rewards: np.ndarray, facts: Facts, ddof: int, epsilon: float) ->
     return apart / (np.sqrt(squares / np.maximum(counts - ddof, 1)) + epsilon)[group]
 
 
+def process(facts: Facts, *, ddof: int = 1, epsilon: float = 1e-6) -> np.ndarray:
+    """Of each token, the sum of (r - r_mean) / (r_std + epsilon) over the steps that end at it or
+    later (section 4.1.3), r_mean and r_std of all steps of the question's outputs; 0 where the
+    rewards of all these are equal. ddof: as of `normalized`.
+    """
+    import numpy as np
+
+    assert facts.step_rewards is not None
+    ends = ~np.isnan(facts.step_rewards)
+    of_steps = facts._replace(question_ids=facts.question_ids[np.nonzero(ends)[0]])
+    found = np.zeros(ends.shape)
+    found[ends] = _normalized(facts.step_rewards[ends], of_steps, ddof, epsilon)
+    return found[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
 def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
     """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0."""
     import numpy as np
@@ -105,6 +121,45 @@ def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
     means = group_means(facts.rewards, facts)
     above = centred(facts) if baseline else facts.rewards
     return np.divide(above, means, out=np.zeros_like(means), where=means != 0)
+
+
+def preference(facts: Facts, *, beta: float, per_token: bool) -> np.ndarray:
+    """The gradient of log sigmoid(h), h = s+ - s-, over all pairs of a correct and an incorrect
+    output of a question, where s = beta log pi_theta / pi_ref, over |o| if per_token (eq. 12).
+
+    G / (K (G - K)) times the sum of beta sigmoid(-h) over an output's pairs, negative for incorrect
+    ones, so that the mean over outputs is that of the questions' pairs; 0 without a pair.
+    """
+    import numpy as np
+    from scipy.special import expit
+
+    assert facts.log_ratios is not None
+    scores = beta * facts.log_ratios / (facts.lengths if per_token else 1.0)
+    found = np.zeros(len(scores))
+    for question in np.unique(facts.question_ids):
+        of_question = facts.question_ids == question
+        correct = np.flatnonzero(of_question & facts.correct)
+        wrong = np.flatnonzero(of_question & ~facts.correct)
+        if not (len(correct) and len(wrong)):
+            continue
+        slopes = beta * expit(scores[wrong] - scores[correct][:, None])
+        scale = (len(correct) + len(wrong)) / slopes.size
+        found[correct], found[wrong] = scale * slopes.sum(axis=1), -scale * slopes.sum(axis=0)
+    return found
+
+
+def advantages(facts: Facts, *, whiten: bool) -> np.ndarray:
+    """A_t over the value function (eq. 15 to 18), over all tokens with mean 0 and deviation 1 if
+    whitened."""
+    import numpy as np
+
+    assert facts.advantages is not None
+    if not whiten:
+        return facts.advantages
+    alive = np.arange(facts.advantages.shape[1]) < facts.lengths[:, None]
+    of_tokens = facts.advantages[alive]
+    deviation = of_tokens.std() if len(of_tokens) else 0.0
+    return np.where(alive, (facts.advantages - of_tokens.mean()) / (deviation + 1e-8), 0.0)
 
 
 def on_mixed_groups(coefficient: Coefficient, facts: Facts) -> np.ndarray:
@@ -149,7 +204,19 @@ def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
         "policy", "decided", partial(normalized, ddof=ddof, epsilon=epsilon), "grpo",
         "group relative policy optimisation, outcome rewards (DeepSeekMath, eq. 19 to 21)",
         "sampled", Ratio(), group=True, rewards=True, equation="DeepSeekMath 19 to 21",
-        formula="(r - r_mean) / r_std",
+        formula="(r - r_mean) / r_std", kl="k3 in the loss, 0.04",
+    )  # fmt: skip
+
+
+def grpo_process(ddof: int = 1, epsilon: float = 1e-6) -> Method:
+    """GRPO with rewards of steps, as a checker says them. ddof, epsilon: as of `grpo`."""
+    return Method(
+        "policy", "decided", partial(process, ddof=ddof, epsilon=epsilon), "grpo_process",
+        "group relative policy optimisation, rewards of steps (DeepSeekMath, section 4.1.3)",
+        "sampled", Ratio(), group=True, rewards=True, steps=True,
+        equation="DeepSeekMath 4.1.3",
+        formula="sum of (r_j - r_mean) / r_std over steps j that end at t or later",
+        kl="k3 in the loss, 0.04",
     )  # fmt: skip
 
 
@@ -162,6 +229,42 @@ def dapo(overlong_outputs: Overlong = "soft") -> Method:
         "decoupled clip, tokens alike, mixed groups only (DAPO, arXiv 2503.14476, eq. 8 to 13)",
         "tokens", Ratio(high=0.28), group=True, rewards=True, equation="arXiv 2503.14476, 8 to 13",
         formula="(r - r_mean) / r_std if 0 < K < G" + how[overlong_outputs],
+    )  # fmt: skip
+
+
+def ppo(*, whiten: bool = False) -> Method:
+    """PPO with a value function of its own, whose settings are the section `critic`.
+
+    whiten: advantages to mean 0 and deviation 1, which the field adds to the paper.
+    """
+    return Method(
+        "policy", "decided", partial(advantages, whiten=whiten), "ppo",
+        "proximal policy optimisation with a value function (DeepSeekMath, eq. 15 to 18; arXiv "
+        "1707.06347)",
+        "sampled", Ratio(), rewards=True, values=True, equation="DeepSeekMath 15 to 18",
+        formula="A_t of GAE" + (", whitened" if whiten else ""), kl="k1 in the reward",
+    )  # fmt: skip
+
+
+def dpo(beta: float = 0.1, *, online: bool = False, per_token: bool = True) -> Method:
+    """Direct preference optimisation on all pairs of a correct and an incorrect output.
+
+    beta: of eq. 12; online: on outputs of the current policy; per_token: log-ratios are means over
+    an output's tokens, as in eq. 12, or sums, as in arXiv 2305.18290.
+    """
+    name = "online_dpo" if online else "dpo"
+    if per_token:
+        about, equation = "DeepSeekMath, eq. 12, whose printed gradients 13 and 14 differ", "12"
+    else:
+        about, equation = "arXiv 2305.18290, eq. 7", ""
+    return Method(
+        "policy" if online else "pool", "decided",
+        partial(preference, beta=beta, per_token=per_token), name,
+        "direct preference optimisation on correct and incorrect outputs of "
+        f"{'the current policy' if online else 'the frozen start'} ({about})",
+        "sampled" if per_token else "constant", group=True, log_ratios=True,
+        equation=f"DeepSeekMath {equation}" if equation else "arXiv 2305.18290, 7",
+        formula=f"{beta:g} sigmoid(s- - s+) over pairs, negative if wrong", kl="in GC",
     )  # fmt: skip
 
 
@@ -226,7 +329,9 @@ METHODS: dict[str, Method] = {
         "tokens", Ratio(), group=True, equation="arXiv 2504.11343",
         formula="I(o) if 0 < K < G",
     ),
+    "ppo": ppo(),
     "grpo": grpo(),
+    "grpo_process": grpo_process(),
     "dr_grpo": Method(
         "policy", "decided", centred, "dr_grpo",
         "GRPO without its biases of length and difficulty (Dr. GRPO, arXiv 2503.20783)",
@@ -260,6 +365,8 @@ METHODS: dict[str, Method] = {
         "constant", Ratio(), group=True, rewards=True, equation="arXiv 2602.02710",
         formula="r / r_mean",
     ),
+    "dpo": dpo(),
+    "online_dpo": dpo(online=True),
     "topr": Method(
         "pool", "decided", signed, "topr",
         "incorrect outputs of an older policy with a truncated importance weight (TOPR, arXiv "

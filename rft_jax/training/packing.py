@@ -14,11 +14,28 @@ Weight = float | np.ndarray
 """One for an output, or one for each of its tokens."""
 
 
+class OutputFacts(NamedTuple):
+    """What a coefficient that is computed before each update needs of an output beside its tokens.
+
+    question_id, correct, reward, finished: as in types.Facts; reference: log pi_ref(o | q) in nats;
+    share: what the coefficient is multiplied by, 1 over the denominator.
+    """
+
+    question_id: int
+    correct: bool
+    reward: float
+    finished: bool
+    reference: float
+    share: float
+
+
 class TrainingSequence(NamedTuple):
     """A prompt and an output with the output's weight in the objective.
 
     weight: GC / denominator (1/|o| is applied in packing); kl_weight: the same for the KL term;
-    log_probs: what the sampler reported for each completion token, empty when unknown.
+    log_probs: what the sampler reported for each completion token, empty when unknown; facts: where
+    the coefficient in the weight is computed again before the update; values: V before each token
+    and what it should have been, where a value function is trained.
     """
 
     prompt: Sequence[int]
@@ -26,6 +43,13 @@ class TrainingSequence(NamedTuple):
     weight: Weight
     kl_weight: float = 0.0
     log_probs: Sequence[float] = ()
+    facts: OutputFacts | None = None
+    values: tuple[Sequence[float], Sequence[float]] | None = None
+
+    @property
+    def length(self) -> int:
+        """Slots that it takes: its last token is only a target."""
+        return len(self.prompt) + len(self.completion) - 1
 
 
 def num_microbatches(
@@ -51,6 +75,11 @@ def _first_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]
     return places
 
 
+def places(sequences: Sequence[TrainingSequence], row_length: int) -> list[tuple[int, int]]:
+    """(row, offset) at which `pack` puts each sequence."""
+    return _first_fit([one.length for one in sequences], row_length)
+
+
 def pack(
     sequences: Sequence[TrainingSequence],
     *,
@@ -64,14 +93,14 @@ def pack(
     numpy's; the same shapes come out whatever the sequences, so an update is compiled once.
     Raises ValueError when the sequences do not fit.
     """
-    lengths = [len(s.prompt) + len(s.completion) - 1 for s in sequences]
+    lengths = [one.length for one in sequences]
     for length in lengths:
         if length > row_length:
             raise ValueError(
                 f"a sequence of {length + 1} tokens does not fit update.row_length, {row_length}."
             )
-    places = _first_fit(lengths, row_length)
-    rows = 1 + max((row for row, _ in places), default=-1)
+    placed = places(sequences, row_length)
+    rows = 1 + max((row for row, _ in placed), default=-1)
     used = -(-rows // rows_per_microbatch)
     if used > max_microbatches:
         raise ValueError(
@@ -83,7 +112,7 @@ def pack(
     segments = np.zeros(shape, np.int32)
     real = {name: np.zeros(shape, np.float32) for name in ("weights", "kl_weights", "log_probs")}
     numbers = np.zeros(shape[0], np.int32)
-    for sequence, length, (row, offset) in zip(sequences, lengths, places, strict=True):
+    for sequence, length, (row, offset) in zip(sequences, lengths, placed, strict=True):
         tokens = np.fromiter((*sequence.prompt, *sequence.completion), np.int32, length + 1)
         here = slice(offset, offset + length)
         numbers[row] += 1
@@ -111,6 +140,25 @@ def pack(
     return PackedBatch(**arrays)
 
 
+def spread(
+    sequences: Sequence[TrainingSequence], values: Sequence[np.ndarray], batch: PackedBatch
+) -> np.ndarray:
+    """Numbers of output tokens at the slots that predict them, [M, R, S] float32, 0 elsewhere.
+
+    Args:
+        sequences: that `batch` packs.
+        values: of each output's tokens.
+        batch: of these sequences.
+    """
+    split = batch.inputs.shape
+    found = np.zeros((split[0] * split[1], split[2]), np.float32)
+    for one, of_output, (row, offset) in zip(
+        sequences, values, places(sequences, split[2]), strict=True
+    ):
+        found[row, offset + len(one.prompt) - 1 : offset + one.length] = of_output
+    return found.reshape(split)
+
+
 class UpdateSizes(NamedTuple):
     """Sizes that all updates of a run have. sequences: at most of a step; microbatches: that hold
     them, however long they are; rows: of a micro-batch; row_length: tokens of a row."""
@@ -131,7 +179,11 @@ def update_sizes(config: Config) -> UpdateSizes:
         most = config.refill.accepted or config.refill.mixed_groups * group
     elif config.rollout is not None and not most:
         most = config.rollout.questions_per_step * config.rollout.samples_per_question
-    most = -(-most // shapes.minibatches)
+    if config.row.log_ratios and config.rollout is not None and shapes.minibatches > 1:
+        group = config.rollout.samples_per_question  # which stays together
+        most = -(-most // group // shapes.minibatches) * group
+    else:
+        most = -(-most // shapes.minibatches)
     rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
     longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
     return UpdateSizes(

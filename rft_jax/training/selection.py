@@ -15,8 +15,10 @@ import numpy as np
 from rft_jax.config import Config, SelectionConfig
 from rft_jax.config.method import Method, resolve
 from rft_jax.errors import UserError
+from rft_jax.training.critic import with_advantages
 from rft_jax.training.objective import output_weights
-from rft_jax.training.packing import TrainingSequence, Weight
+from rft_jax.training.packing import OutputFacts, TrainingSequence, Weight
+from rft_jax.training.scoring import with_kl_in_reward
 from rft_jax.types import Facts, Sample, Verdict
 
 _DIGITS = frozenset("0123456789")
@@ -87,8 +89,9 @@ def capped(samples: Sequence[Sample], max_per_question: int) -> list[Sample]:
     return kept
 
 
-def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
-    """The facts of decided samples, in order. limit: data.max_completion_tokens."""
+def facts_of(samples: Sequence[Sample], limit: int = 0, *, steps: bool = False) -> Facts:
+    """The facts of decided samples, in order. limit: data.max_completion_tokens; steps: whether the
+    rewards of steps are among them."""
     correct = np.array([sample.accepted for sample in samples], bool)
     return Facts(
         question_ids=np.array([sample.question_id for sample in samples], np.int64),
@@ -98,7 +101,17 @@ def facts_of(samples: Sequence[Sample], limit: int = 0) -> Facts:
         finished=np.array([sample.finished for sample in samples], bool),
         log_probs=np.array([sample.log_prob for sample in samples], np.float64),
         limit=limit,
+        step_rewards=_step_rewards(samples) if steps else None,
     )
+
+
+def _step_rewards(samples: Sequence[Sample]) -> np.ndarray:
+    longest = max((sample.num_tokens for sample in samples), default=0)
+    found = np.full((len(samples), longest), np.nan, np.float32)
+    for row, sample in zip(found, samples, strict=True):
+        for last, reward in sample.steps or [(sample.num_tokens - 1, sample.value)]:
+            row[last] = reward
+    return found
 
 
 def coefficients(method: Method, facts: Facts) -> np.ndarray:
@@ -161,6 +174,18 @@ def reduced(
     return unique, capped(unique, config.max_per_question)
 
 
+def _facts(samples: Sequence[Sample], config: Config) -> Facts:
+    """Of decided samples, all that the method of `config` reads."""
+    facts = facts_of(samples, config.data.max_completion_tokens, steps=config.row.steps)
+    if config.objective.kl_in == "reward":
+        facts = with_kl_in_reward(facts, samples, config)
+    if config.row.log_ratios:
+        facts = facts._replace(log_ratios=np.zeros(len(samples)))
+    if config.row.values:
+        facts = with_advantages(facts, samples, config)
+    return facts
+
+
 class Kept(NamedTuple):
     """What a step trains on.
 
@@ -190,7 +215,7 @@ def select(samples: Sequence[Sample], config: Config) -> Kept:
     Coefficients are those of all decided samples together: a group's baseline sees every output.
     """
     decided = [sample for sample in samples if sample.verdict is not Verdict.UNDECIDED]
-    facts = facts_of(decided, config.data.max_completion_tokens)
+    facts = _facts(decided, config)
     found = coefficients(resolve(config.method), facts)
     coefficient_of: dict[int, Weight] = {}
     for one, value in zip(decided, found, strict=True):
@@ -237,11 +262,28 @@ def training_sequences(
         kept: of one step.
         weights: of each kept sample.
         prompt: question id -> prompt tokens.
-        config: objective.kl_coefficient counts.
+        config: objective.kl_coefficient and what the method reads count.
     """
-    with_kl = config.objective.kl_coefficient > 0
+    with_kl = config.objective.kl_loss > 0
     weight_of = {id(s): weight for s, weight in zip(kept.samples, weights, strict=True)}
+    facts: dict[int, OutputFacts] = {}
+    if config.row.log_ratios:
+        for one, weight, coefficient in zip(kept.samples, weights, kept.coefficients, strict=True):
+            facts[id(one)] = OutputFacts(
+                question_id=one.question_id,
+                correct=one.accepted,
+                reward=one.value,
+                finished=one.finished,
+                reference=sum(one.reference),
+                share=float(weight / coefficient),
+            )
     trained = kept.decided if with_kl else kept.samples
+    values: dict[int, tuple[Sequence[float], Sequence[float]]] = {}
+    if config.row.values:
+        advantages = _facts(trained, config).advantages
+        assert advantages is not None
+        for one, of_one in zip(trained, advantages, strict=True):
+            values[id(one)] = (one.values, tuple((of_one[: one.num_tokens] + one.values).tolist()))
     prompts = {one: prompt(one) for one in {sample.question_id for sample in trained}}
     return [
         TrainingSequence(
@@ -250,6 +292,44 @@ def training_sequences(
             weight=weight_of.get(id(sample), 0.0),
             kl_weight=1.0 / len(kept.decided) if with_kl else 0.0,
             log_probs=sample.log_probs,
+            facts=facts.get(id(sample)),
+            values=values.get(id(sample)),
         )
         for sample in trained
     ]
+
+
+def reweighed(
+    sequences: Sequence[TrainingSequence], log_probs: Sequence[np.ndarray], config: Config
+) -> tuple[tuple[TrainingSequence, ...], dict[str, float]]:
+    """The sequences of an update with the coefficients that the current policy gives them, and the
+    mean of log pi_theta / pi_ref of correct and of incorrect outputs, in nats.
+
+    Args:
+        sequences: with facts.
+        log_probs: of the current policy, for each token of each.
+        config: its method counts.
+    """
+    known = [one.facts for one in sequences if one.facts is not None]
+    now = np.array([float(of_output.sum(dtype=np.float64)) for of_output in log_probs])
+    facts = Facts(
+        question_ids=np.array([one.question_id for one in known], np.int64),
+        correct=np.array([one.correct for one in known], bool),
+        rewards=np.array([one.reward for one in known], np.float32),
+        lengths=np.array([len(one.completion) for one in sequences], np.int64),
+        finished=np.array([one.finished for one in known], bool),
+        log_probs=np.array([sum(one.log_probs) or np.nan for one in sequences]),
+        limit=config.data.max_completion_tokens,
+        log_ratios=now - np.array([one.reference for one in known]),
+    )
+    found = coefficients(resolve(config.method), facts)
+    weighed = tuple(
+        one._replace(weight=float(coefficient) * of.share)
+        for one, of, coefficient in zip(sequences, known, found, strict=True)
+    )
+    means = {
+        f"policy/log_ratio_{name}": float(facts.log_ratios[these].mean())
+        for name, these in (("correct", facts.correct), ("incorrect", ~facts.correct))
+        if facts.log_ratios is not None and these.any()
+    }
+    return weighed, means

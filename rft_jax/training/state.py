@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -44,6 +45,18 @@ def make_layout(
     """The layout of a policy with `vocab_size` rows of its embedding, and of its training."""
     params = param_shapes(model, mesh, vocab_size)
     frozen, trained = adapters.split(params, model)
+    if frozen:
+        cast = functools.partial(transformer.cast, dtype=model.compute_dtype)
+        frozen = abstract(jax.eval_shape(cast, frozen), shardings(frozen))
+    return Layout(
+        base=frozen or trained,
+        state=state_like(trained, optimizer, mesh),
+        rollout=param_shardings(mesh, params, logical_axes(params), fsdp=False),
+    )
+
+
+def state_like(trained: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state of parameters that are trained."""
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), trained)
     everywhere = replicated(mesh)
     # Moments lie where their parameters lie; counts are everywhere.
@@ -55,14 +68,21 @@ def make_layout(
         transform_non_params=lambda _: everywhere,
     )
     where: Any = TrainState(everywhere, shardings(trained), of_optimizer)  # type: ignore[arg-type]
-    if frozen:
-        cast = functools.partial(transformer.cast, dtype=model.compute_dtype)
-        frozen = abstract(jax.eval_shape(cast, frozen), shardings(frozen))
-    return Layout(
-        base=frozen or trained,
-        state=abstract(state, where),
-        rollout=param_shardings(mesh, params, logical_axes(params), fsdp=False),
-    )
+    like: TrainState = abstract(state, where)
+    return like
+
+
+def as_reference(params: Params, dtype: str) -> Params:
+    """A copy of trained parameters as pi_ref holds them: in the compute type, which changes no
+    output (models/transformer.cast)."""
+    cast = transformer.cast(params, dtype)
+    return jax.tree.map(lambda new, old: jnp.copy(new) if new is old else new, cast, params)
+
+
+def reference_like(trained: Params, dtype: str) -> Params:
+    """Shapes, types and shardings of `as_reference`."""
+    cast = functools.partial(transformer.cast, dtype=dtype)
+    return abstract(jax.eval_shape(cast, trained), shardings(trained))
 
 
 def param_shapes(model: ModelConfig, mesh: Mesh, vocab_size: int) -> Params:

@@ -26,6 +26,7 @@ from rft_jax.models.adapters import join
 from rft_jax.training.log_probs import target_log_probs
 from rft_jax.training.objective import KL, importance, objective, surrogate
 from rft_jax.training.optimizer import schedule
+from rft_jax.training.scoring import microbatch, update_temperature
 from rft_jax.types import PackedBatch, Params, TrainState
 
 
@@ -66,7 +67,7 @@ class Terms(NamedTuple):
         """Those of a run."""
         objective = config.objective
         return cls(
-            objective.kl_coefficient, objective.kl_estimator, config.ratio, objective.importance_cap
+            objective.kl_loss, objective.kl_estimator, config.ratio, objective.importance_cap
         )
 
 
@@ -198,10 +199,7 @@ def _gradients(
         return -value + terms.kl_coefficient * kl, (totals, Maxima(jnp.max(gap), ratio_max))
 
     def add(index: Array, sums: Gradients) -> Gradients:
-        micro = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
-            batch._replace(num_microbatches=jnp.zeros((1,))),
-        )
+        micro = microbatch(batch, index)
         (_, (totals, maxima)), grads = jax.value_and_grad(loss, has_aux=True)(params, micro)
         return Gradients(
             jax.tree.map(jnp.add, sums.gradients, grads),
@@ -274,8 +272,8 @@ def update(
 class Updater:
     """Makes the updates of a run; holds what stays the same from one to the next.
 
-    vocab_size: rows of the embedding; frozen: parameters under adapters; reference: pi_ref, None
-    without a KL term; at: told where the work is (distributed/watchdog.py).
+    vocab_size: rows of the embedding; frozen: parameters under adapters; at: told where the work is
+    (distributed/watchdog.py).
     """
 
     config: Config
@@ -283,17 +281,23 @@ class Updater:
     optimizer: optax.GradientTransformation
     vocab_size: int
     frozen: Params
-    reference: Params | None
     at: Callable[[str], None]
 
     def __call__(
-        self, state: TrainState, batch: PackedBatch, *, step: int, updates: int
+        self,
+        state: TrainState,
+        batch: PackedBatch,
+        *,
+        reference: Params | None,
+        step: int,
+        updates: int,
     ) -> tuple[TrainState, dict[str, float]]:
         """One update, and its metrics.
 
         Args:
             state: its arrays are taken.
             batch: numpy.
+            reference: parameters of pi_ref, which a KL in the loss needs.
             step: of the run, before this one.
             updates: of the run, before this one.
 
@@ -306,14 +310,13 @@ class Updater:
         filled = int((batch.segments > 0).sum())
         learning_rate = float(schedule(config.optimizer, config.steps)(np.int32(updates)))
         online = config.row.source == "policy"
-        temperature = config.rollout.temperature if online and config.rollout else 1.0
         by_rows, everywhere = batch_sharding(mesh, axis=1), replicated(mesh)
         where = jax.tree.map(lambda leaf: by_rows if leaf.ndim else everywhere, batch)
         state, metrics = update(
             state,
-            self.reference,
+            reference if config.objective.kl_loss else None,
             put(batch, where),
-            put(np.float32(temperature), everywhere),
+            put(np.float32(update_temperature(config)), everywhere),
             self.frozen,
             config=config.model,
             optimizer=self.optimizer,
@@ -348,7 +351,7 @@ class Updater:
             "optimizer/learning_rate": learning_rate,
             "update/padding_efficiency": filled / slots,
         }
-        if config.objective.kl_coefficient:
+        if config.objective.kl_loss:
             found["objective/kl"] = values["kl"]
         if online:
             for name in ("mismatch_max", "mismatch_mean"):

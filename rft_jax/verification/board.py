@@ -21,6 +21,8 @@ MAX_ITEMS = 256
 """Records, and so items of the largest chunk."""
 TEXT_BYTES = 496
 """Of a reason, and of an answer, in UTF-8; a longer one is cut, an answer with its digest."""
+MAX_STEPS = 1024
+"""Of an output whose rewards a checker may say."""
 IDLE = -1
 """In place of an item's index while none is at work."""
 CRASHED = Judgement(Verdict.UNDECIDED, "crashed")
@@ -29,12 +31,14 @@ _CURRENT, _DONE, _LOADED = range(3)
 """Words before the records: the item at work, how many are judged, what became of the start."""
 _OK, _FAILED = 1, 2
 _WORDS = struct.Struct("@3q")
-_HEAD = struct.Struct("<BBHhd")
+_HEAD = struct.Struct("<BBHhHd")
 """Of a record: the verdict, whether it took over half of the deadline, bytes of the reason and of
-the answer (-1 for none), the reward (nan for none)."""
-_SIZES = struct.Struct("<Hh")
-"""Both sizes in it."""
-_RECORD_BYTES = _HEAD.size + 2 * TEXT_BYTES
+the answer (-1 for none), how many steps there are, the reward (nan for none)."""
+_SIZES = struct.Struct("<HhH")
+"""The three sizes in it."""
+_STEP = struct.Struct("<Id")
+"""Its end and its reward; steps stand between the head and the texts."""
+_RECORD_BYTES = _HEAD.size + MAX_STEPS * _STEP.size + 2 * TEXT_BYTES
 _ERROR_BYTES = 4000
 _VERDICTS = tuple(Verdict)
 
@@ -98,8 +102,9 @@ class Board:
         """Those of the first `count` items; a record that is none is of a crashed worker."""
         found = []
         for start in range(_WORDS.size, _WORDS.size + count * _RECORD_BYTES, _RECORD_BYTES):
-            reason, answer = _SIZES.unpack_from(self._memory, start + 2)
-            end = start + _HEAD.size + min(reason, TEXT_BYTES) + min(max(answer, 0), TEXT_BYTES)
+            reason, answer, steps = _SIZES.unpack_from(self._memory, start + 2)
+            end = start + _HEAD.size + min(steps, MAX_STEPS) * _STEP.size
+            end += min(reason, TEXT_BYTES) + min(max(answer, 0), TEXT_BYTES)
             found.append(_judgement(self._memory[start:end]))
         return found
 
@@ -137,7 +142,8 @@ def _record(judgement: Judgement, slow: bool) -> bytes:
     reward = math.nan if judgement.reward is None else judgement.reward
     size = -1 if judgement.answer is None else len(answer)
     verdict = _VERDICTS.index(judgement.verdict)
-    return _HEAD.pack(verdict, slow, len(reason), size, reward) + reason + answer
+    head = _HEAD.pack(verdict, slow, len(reason), size, len(judgement.steps), reward)
+    return head + b"".join(_STEP.pack(*step) for step in judgement.steps) + reason + answer
 
 
 def _cut(text: str, *, digest: bool = False) -> bytes:
@@ -151,14 +157,16 @@ def _cut(text: str, *, digest: bool = False) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _judgement(record: bytes) -> Judgement:
-    verdict, slow, reason, answer, reward = _HEAD.unpack_from(record)
-    if verdict >= len(_VERDICTS):
+    verdict, slow, reason, answer, count, reward = _HEAD.unpack_from(record)
+    first, end = _HEAD.size + min(count, MAX_STEPS) * _STEP.size, min(reason, TEXT_BYTES)
+    texts, steps = record[first:], tuple(_STEP.iter_unpack(record[_HEAD.size : first]))
+    if verdict >= len(_VERDICTS) or not all(math.isfinite(reward) for _, reward in steps):
         return CRASHED
-    texts, end = record[_HEAD.size :], min(reason, TEXT_BYTES)
     return Judgement(
         _VERDICTS[verdict],
         texts[:end].decode(errors="replace"),
         bool(slow),
         None if answer < 0 else texts[end:].decode(errors="replace"),
         reward if 0 <= reward <= 1 else None,
+        steps,
     )

@@ -241,6 +241,9 @@ class FirstOutputs:
         # A method that reads rewards may learn from those below the threshold.
         by_reward = self._config.row.rewards
         paid = sum(sample.value for sample in decided) if by_reward else accepted
+        by_step = self._config.row.steps
+        if by_step:
+            paid = sum(reward != 0 for sample in decided for _, reward in sample.steps)
         counts = Counter(f"{sample.verdict}: {sample.reason}" for sample in samples)
         reasons = "; ".join(f"{n} {what}" for what, n in counts.most_common(REASONS_SHOWN))
         # Of other processes' outputs the text is not known here.
@@ -250,7 +253,8 @@ class FirstOutputs:
         shown_with = f"({reasons}), such as {outputs}"
         first, undecided = f"of the first {len(samples)} outputs", len(samples) - len(decided)
         mostly_undecided = undecided > STOP_FIRST_UNDECIDED * len(samples)
-        what = f"{undecided} are undecided" if mostly_undecided else "none is accepted"
+        unpaid = "none has a step with a reward" if by_step else "none is accepted"
+        what = f"{undecided} are undecided" if mostly_undecided else unpaid
         if mostly_undecided or not paid:
             raise VerifierError(
                 f"{first} {what} {shown_with}: see that verification.verifier reads what the model "

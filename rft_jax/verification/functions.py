@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rft_jax.errors import VerifierError
 from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.board import MAX_STEPS
 
 Checker = Callable[..., Any]
 """(reference, output, question, columns of its row) -> what `as_judgement` takes."""
@@ -65,7 +68,7 @@ def as_judgement(result: object, threshold: float = 1.0, who: str = "the verifie
         reward = None if result.reward is None else as_judgement(result.reward, who=who).value
         answer = None if result.answer is None else str(result.answer)
         verdict = Verdict(result.verdict)
-        return Judgement(verdict, str(result.reason), answer=answer, reward=reward)
+        return Judgement(verdict, str(result.reason), False, answer, reward, result.steps)
     value, kind = result, type(result)
     # numpy's, which workers do not import.
     if any(base.__name__ == "generic" for base in kind.__mro__):
@@ -79,6 +82,29 @@ def as_judgement(result: object, threshold: float = 1.0, who: str = "the verifie
         return Judgement(verdict, _REASONS[verdict], reward=float(value))
     shown = " ".join(repr(result)[:60].split())
     raise WrongResultError(f"{who} returned {shown} ({kind.__name__}), not {RESULTS}")
+
+
+def _with_steps(judgement: Judgement, output: str) -> Judgement:
+    """The judgement of an output with its steps as they should be; WrongResultError where they are
+    none."""
+    said = judgement.steps
+    if type(said) is tuple and not said:
+        return judgement
+    try:
+        steps = tuple((operator.index(end), float(0 + reward)) for end, reward in said)
+    except (TypeError, ValueError, OverflowError):
+        steps = ((0, math.nan),)
+    ends = [0, *(end for end, _ in steps)]
+    increasing = all(first < second for first, second in itertools.pairwise(ends))
+    finite = all(math.isfinite(reward) for _, reward in steps)
+    if not (increasing and finite and ends[-1] <= len(output) and len(steps) <= MAX_STEPS):
+        shown = " ".join(repr(said)[:60].split())
+        raise WrongResultError(
+            f"the verifier's steps are {shown}, not at most {MAX_STEPS} pairs of an end and a "
+            f"finite reward, with ends that increase from 1 to at most {len(output)}, the "
+            "characters of the output"
+        )
+    return replace(judgement, steps=steps)
 
 
 def load_checker(field: str, name: str, expected: str, threshold: float) -> Checker:
@@ -109,10 +135,10 @@ def load_checker(field: str, name: str, expected: str, threshold: float) -> Chec
             examples = getattr(module, "examples", ()) if by_name else ()
             return _tried(judge, examples, reference.number)
         if not by_name:
-            return as_judgement(function(reference, output), threshold)
+            return _with_steps(as_judgement(function(reference, output), threshold), output)
         taken = {name: columns[name] for name in columns if takes_all or name in parameters}
         result = function(question=question, reference=reference, output=output, **taken)
-        return as_judgement(result, threshold)
+        return _with_steps(as_judgement(result, threshold), output)
 
     return judge
 
@@ -145,7 +171,7 @@ def combined(
     smallest. With them the reward is the weighted mean, and the threshold decides.
 
     Args:
-        verifier: the first of them; the answer read is its own.
+        verifier: the first of them; the answer read and the steps are its own.
         checks: the others by name.
         weights: of the verifier and of each check, or none.
         threshold: as of as_judgement.

@@ -39,7 +39,7 @@ def test_all_of_a_question_and_its_place_count() -> None:
 
 @pytest.mark.parametrize(
     "change", [{"tokens": (6, 2)}, {"log_probs": (-0.5, -0.2)}, {"verdict": Verdict.INCORRECT},
-               {"finished": False}, {"text": "2"}],
+               {"finished": False}, {"text": "2"}, {"steps": ((0, 1.0),)}],
 )  # fmt: skip
 def test_all_of_an_output_counts(change: dict[str, Any]) -> None:
     from dataclasses import replace

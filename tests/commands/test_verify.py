@@ -47,6 +47,24 @@ def test_a_row_out_for_each_row_in(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl", "out.jsonl"]
 
 
+def test_rows_have_all_that_a_checker_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+from rft_jax.types import Judgement, Verdict
+
+def judge(question, reference, output):
+    steps = [(2, 0.5)] if output else ()
+    return Judgement(Verdict.CORRECT, "so", answer=output, reward=0.25, steps=steps)
+"""
+    (tmp_path / "checker_of_steps.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path / "in.jsonl", [{"reference": 1, "output": text} for text in ("one", "")])
+    out, name = tmp_path / "out.jsonl", "checker_of_steps:judge"
+    assert main(["verify", str(path), "--out", str(out), "--verifier", name]) == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row.get("steps") for row in rows] == [[[2, 0.5]], None]
+    assert [row["reward"] for row in rows] == [0.25, 0.25]
+
+
 @pytest.mark.slow
 def test_many_rows_keep_their_order(tmp_path: Path) -> None:
     rows: list[object] = [

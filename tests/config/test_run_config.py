@@ -18,6 +18,7 @@ import rft_jax.config
 from rft_jax.config import (
     CheckpointConfig,
     Config,
+    CriticConfig,
     DataConfig,
     EvaluationConfig,
     MeshConfig,
@@ -479,6 +480,81 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ObjectiveConfig(kl_estimator="k1"),
         "objective.kl_estimator is 'k1' and does nothing, as objective.kl_coefficient is 0: raise "
         "it, or remove the estimator.",
+    ),
+    "PPO without a value function": (
+        lambda: grpo(method="ppo"),
+        "critic is missing: method ppo needs it.",
+    ),
+    "a value function that nobody asks": (
+        lambda: grpo(critic=CriticConfig()),
+        "critic does nothing under method grpo: remove it.",
+    ),
+    "a lambda above 1": (
+        lambda: CriticConfig(gae_lambda=1.5),
+        "critic.gae_lambda is 1.5: it must lie in [0, 1].",
+    ),
+    "a value function that does not learn": (
+        lambda: CriticConfig(learning_rate=0.0),
+        "critic.learning_rate is 0.0: it must be a positive number.",
+    ),
+    "a KL of no weight in the reward": (
+        lambda: ObjectiveConfig(kl_in="reward"),
+        "objective.kl_in is 'reward' and does nothing, as objective.kl_coefficient is 0: raise it, "
+        "or remove kl_in.",
+    ),
+    "a KL in the reward of a row without rewards": (
+        lambda: tiny.online_rft(objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward")),
+        "objective.kl_in is 'reward': method online_rft reads no rewards; choose loss.",
+    ),
+    "a KL in the reward of steps": (
+        lambda: grpo(
+            method="grpo_process",
+            objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward"),
+            verification=VerificationConfig(verifier="my:checker"),
+        ),
+        "objective.kl_in is 'reward': method grpo_process reads the rewards of steps, which no KL "
+        "is taken from; choose loss.",
+    ),
+    "values of a pool": (
+        lambda: Method("pool", "decided", lambda facts: facts.advantages, values=True),
+        "Method.values is True and its source is 'pool': the source must be policy.",
+    ),
+    "log-ratios of demonstrations": (
+        lambda: Method("demonstrations", "accepted", lambda facts: facts.rewards, log_ratios=True),
+        "Method.log_ratios is True and its source is 'demonstrations': the source must be pool or "
+        "policy.",
+    ),
+    "no reference to renew": (
+        lambda: grpo(objective=ObjectiveConfig(reference_every=2)),
+        "objective.reference_every is 2: method grpo has no pi_ref to renew without "
+        "objective.kl_coefficient, or does not sample from the policy: set it to 0.",
+    ),
+    "a reference renewed within a rollout": (
+        lambda: grpo(
+            update=TWICE, objective=ObjectiveConfig(kl_coefficient=0.1, reference_every=3)
+        ),
+        "objective.reference_every is 3: pi_ref is renewed between rollouts, so it must be a "
+        "multiple of update.minibatches x update.epochs, 2.",
+    ),
+    "a reference renewed after the end": (
+        lambda: grpo(objective=ObjectiveConfig(kl_coefficient=0.1, reference_every=1000)),
+        "objective.reference_every is 1000: pi_ref is renewed before the last of 3 steps, or not "
+        "at all: lower it, or set it to 0.",
+    ),
+    "a KL beside DPO's own": (
+        lambda: grpo(method="online_dpo", objective=ObjectiveConfig(kl_coefficient=0.1)),
+        "objective.kl_coefficient is 0.1: the coefficient of method online_dpo holds pi_theta / "
+        "pi_ref itself: set it to 0.",
+    ),
+    "an importance cap beside DPO's": (
+        lambda: grpo(method="online_dpo", objective=ObjectiveConfig(importance_cap=2.0)),
+        "objective.importance_cap is 2.0: the coefficient of method online_dpo holds pi_theta / "
+        "pi_ref itself: set it to 0.",
+    ),
+    "pairs cut by a batch": (
+        lambda: grpo(method="online_dpo", refill=RefillConfig(accepted=4, max_sampled=8)),
+        "refill.accepted cuts groups, and method online_dpo compares the outputs of one: fill up "
+        "with refill.mixed_groups.",
     ),
     "minibatches of demonstrations": (
         lambda: tiny.sft(update=replace(TWICE, sequences_per_step=4)),

@@ -49,6 +49,7 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
         sample(),
         sample(7, 1, finished=False, verdict=Verdict.INCORRECT, reason="truncated"),
         sample(7, 2, verdict=Verdict.UNDECIDED, text="\u2028 \ufffd é 中 \x00"),
+        sample(7, 3, steps=((0, 0.1), (2, -3.0))),
     ]
     rollout_log.write(tmp_path / "rollouts", 12, samples, QUESTIONS, seed=4)
     path = tmp_path / "rollouts" / "step-000012.jsonl"
@@ -58,13 +59,13 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
     # Without its solution: the log holds what sampling knew.
     assert [question for question, _ in pairs] == [
         Question(3, "2 and 3?", "5"),
-        QUESTIONS[1],
-        QUESTIONS[1],
+        *[QUESTIONS[1]] * 3,
     ]
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     assert {"question": "2 and 3?", "answer": "5", "seed": 4, "verdict": "correct"}.items() <= (
         first.items()
     )
+    assert not {"steps", "reward", "stated"} & first.keys()  # lines without are as they were
 
 
 @given(
@@ -186,6 +187,17 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a log-prob too few": (
         lambda row: row | {"log_probs": [-1.0, -2.0]},
         "'tokens' and 'log_probs' must be equally many token ids and numbers: remove the line.",
+    ),
+    "a step beyond the tokens": (
+        lambda row: row | {"steps": [[0, 1.0], [3, 0.5]]},
+        r"field 'steps' is \[\[0, 1.0\], \[3, 0.5\]\], expected pairs of a token's index and a "
+        "number: remove the line.",
+    ),
+    "steps out of order": (lambda row: row | {"steps": [[1, 1], [0, 1]]}, "field 'steps' is .*"),
+    "a step without a reward": (lambda row: row | {"steps": [[1]]}, "field 'steps' is .*"),
+    "a step's reward is no number": (
+        lambda row: row | {"steps": [[1, None]]},
+        "field 'steps' is .*",
     ),
     "unknown purpose": (
         lambda row: row | {"purpose": ["rollout"]},

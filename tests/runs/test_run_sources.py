@@ -56,7 +56,8 @@ def fixed(samples: Sequence[Sample], settings: Config) -> FixedSet:
     """The samples as a fixed set, whose prompts are their questions' ids."""
     kept = select(samples, settings)
     prompts = {one.question_id: (one.question_id + 1,) for one in samples}
-    return FixedSet(kept, weigh(kept, settings), prompts, settings.update.sequences_per_step)
+    alone = [[number] for number in range(len(kept.samples))]
+    return FixedSet(kept, weigh(kept, settings), prompts, alone, settings.update.sequences_per_step)
 
 
 def minibatches(

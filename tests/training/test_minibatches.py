@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rft_jax.config import Config
 from rft_jax.errors import CheckpointError
 from rft_jax.training.minibatches import from_json, split, to_json
-from rft_jax.training.packing import TrainingSequence
+from rft_jax.training.packing import OutputFacts, TrainingSequence
 
 
 def settings(minibatches: int, epochs: int) -> Config:
@@ -66,6 +67,23 @@ def test_the_parts_differ_from_rollout_to_rollout_and_from_pass_to_pass() -> Non
     assert split(sequences(16), settings(2, 2), 4) == found[1]
 
 
+def test_outputs_of_a_question_stay_together_where_their_coefficients_are_not_known_yet() -> None:
+    whole = [
+        one._replace(facts=OutputFacts(n // 3, n % 2 == 0, 0.5, True, -1.5 - n, 0.1 * n))
+        for n, one in enumerate(sequences(12))
+    ]
+    parts = split(whole, settings(2, 2), 1)
+    assert [len(part) for part in parts] == [6] * 4
+    for part in parts:
+        groups = Counter(one.facts.question_id for one in part if one.facts)
+        assert [*groups.values()] == [3, 3]
+        for one in part:
+            before = whole[one.completion[0] - 3].facts
+            assert before is not None
+            assert one.facts == before._replace(share=before.share * 2)
+    assert from_json(json.loads(json.dumps(to_json(parts))), source="here") == parts
+
+
 def test_minibatches_go_through_json_exactly() -> None:
     whole = sequences(7)
     whole[2] = whole[2]._replace(weight=np.array([0.1, -1 / 3]))
@@ -89,6 +107,8 @@ ONE = to_json(split(sequences(1), settings(1, 1), 0))[0][0]
         {"weight": [1.0]},
         {"weight": "1"},
         {"prompt": None},
+        {"facts": [0, True, 1.0, True, -1.0]},
+        {"facts": [0, True, 1.0, True, float("nan"), 1.0]},
     ],
 )
 def test_what_is_no_minibatch_is_refused(changes: dict[str, Any]) -> None:

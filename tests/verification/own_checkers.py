@@ -52,3 +52,16 @@ def reasoned(question: str, reference: str, output: str) -> Judgement:
     """Says why."""
     verdict = Verdict.CORRECT if output == reference else Verdict.INCORRECT
     return Judgement(verdict, "failed to say so", answer=output, reward=0.25)
+
+
+def every_character(question: str, reference: int, output: str) -> Judgement:
+    """Each of its characters is a step."""
+    steps = [(end, end / 8 - 3) for end in range(1, len(output) + 1)]
+    return Judgement(Verdict.CORRECT, "each", answer="a", reward=0.5, steps=steps)
+
+
+def stepped(question: str, reference: Any, output: str) -> Any:
+    """The reference's steps, as they stand there."""
+    judgement = Judgement(Verdict.CORRECT, "so")
+    object.__setattr__(judgement, "steps", reference)
+    return judgement

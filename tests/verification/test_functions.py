@@ -19,7 +19,7 @@ from rft_jax.errors import ConfigError, DataError, VerifierError
 from rft_jax.evaluation.voting import cast_votes
 from rft_jax.types import Judgement, Question, Sample, Verdict
 from rft_jax.verification.canary import FirstOutputs, open_verifiers, try_examples
-from rft_jax.verification.functions import as_judgement
+from rft_jax.verification.functions import WrongResultError, as_judgement
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec, load_verifier
 
@@ -179,6 +179,72 @@ def test_the_documented_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found == [Judgement(INCORRECT, "rejected", answer="3.0", reward=0.5)]
 
 
+def test_the_documented_checker_of_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verification.md").read_text(encoding="utf-8")
+    code = page.partition("### Rewards of steps")[2].partition("```python\n")[2]
+    (tmp_path / "my_lines.py").write_text(code.partition("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with VerifierPool(VerifierSpec("my_lines:by_line"), LIMITS) as pool:
+        found = pool.verify([
+            Item("6", "<<1+2=3>>\n<<3+3=7>>\n#### 6", True),
+            Item("6", "<<1+2=3>>\n#### 7", True),
+            Item("6", "", True),
+        ])  # fmt: skip
+    assert found == [
+        Judgement(CORRECT, "by line", steps=((10, 1.0), (20, 0.0), (26, 1.0))),
+        Judgement(INCORRECT, "by line", steps=((10, 1.0), (16, 0.0))),
+        Judgement(INCORRECT, "by line"),
+    ]
+
+
+def test_steps_come_back_from_a_worker() -> None:
+    items = [Item(n, "x" * n, True) for n in (0, 1, 7, 1024)]
+    with VerifierPool(VerifierSpec("own_checkers:every_character"), LIMITS) as pool:
+        found = pool.verify(items)
+    for item, one in zip(items, found, strict=True):
+        expected = tuple((end, end / 8 - 3) for end in range(1, item.reference + 1))
+        assert one == Judgement(CORRECT, "each", reward=0.5, answer="a", steps=expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown"),
+    [
+        ([(0, 1.0)], r"\[\(0, 1.0\)\]"),
+        ([(5, 1.0)], r"\[\(5, 1.0\)\]"),
+        ([(2, 1.0), (2, 1.0)], r"\[\(2, 1.0\), \(2, 1.0\)\]"),
+        ([(3, 1.0), (2, 1.0)], r"\[\(3, 1.0\), \(2, 1.0\)\]"),
+        ([(2, float("nan"))], r"\[\(2, nan\)\]"),
+        ([(2, float("inf"))], r"\[\(2, inf\)\]"),
+        ([(2, "1")], r"\[\(2, '1'\)\]"),
+        ([(2.0, 1.0)], r"\[\(2.0, 1.0\)\]"),
+        ([2, 3], r"\[2, 3\]"),
+        (7, "7"),
+    ],
+)
+def test_steps_that_are_none_are_no_verdict(steps: Any, shown: str) -> None:
+    with pytest.raises(
+        WrongResultError,
+        match=f"^the verifier's steps are {shown}, not at most 1024 pairs of an end and a finite "
+        "reward, with ends that increase from 1 to at most 4, the characters of the output$",
+    ):
+        judged("stepped", steps, "four")
+
+
+def test_steps_may_be_of_numpy_and_any_sequence() -> None:
+    steps = np.array([[1, 0.5]]), [np.array((2, 1))], ((np.int64(2), np.float32(0.5)),)
+    found = [judged("stepped", one, "four").steps for one in steps[1:]]
+    assert found == [((2, 1.0),), ((2, 0.5),)]
+    assert all(type(value) in (int, float) for of_one in found for pair in of_one for value in pair)
+
+
+def test_steps_stay_the_verifiers_beside_checks() -> None:
+    for settings in ({}, {"weights": (1.0, 1.0)}):
+        found = judged(
+            "stepped", [(4, 2.0)], "four, five", "", {}, checks=("own_checkers:short",), **settings
+        )
+        assert found.steps == ((4, 2.0),)
+
+
 def test_examples_of_a_file_are_tried(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     rows = [
@@ -277,6 +343,15 @@ def test_first_outputs_that_are_all_accepted_are_warned_of(
         assert not caplog.records
         first(config, CORRECT, CORRECT)
     assert "of the first 2 outputs every decided one is accepted" in caplog.text
+
+
+def test_rewards_of_steps_are_enough_where_they_are_learnt_from(tmp_path: Path) -> None:
+    config = settings(tmp_path, verifier="own_checkers:stepped", first_outputs=2)
+    config = replace(config, method="grpo_process")
+    FirstOutputs(config).see([SAMPLE, replace(SAMPLE, steps=((0, -1.0),))])
+    for steps in ((), ((0, 0.0),)):
+        with pytest.raises(VerifierError, match="2 outputs none has a step with a reward"):
+            FirstOutputs(config).see([replace(SAMPLE, steps=steps, reward=0.5)] * 2)
 
 
 def test_rewards_below_the_threshold_are_enough_where_they_are_learnt_from(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Log-probs of given outputs: one program for all, the same on every mesh."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from policies import random_policy
+
+from rft_jax.config import Config, MeshConfig
+from rft_jax.distributed.mesh import make_mesh, param_shardings
+from rft_jax.models import transformer
+from rft_jax.models.axes import logical_axes
+from rft_jax.training.packing import TrainingSequence
+from rft_jax.training.scoring import packed_scores, score_sequences
+from rft_jax.types import Params
+
+MESHES = {
+    "one": MeshConfig(data=1),
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=2, fsdp=4),
+    "all": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def sequences(size: int, vocab: int) -> list[TrainingSequence]:
+    rng = np.random.default_rng(31)
+
+    def tokens() -> list[int]:
+        return rng.integers(vocab, size=rng.integers(1, 9)).tolist()
+
+    return [TrainingSequence(tokens(), tokens(), 0.0) for _ in range(size)]
+
+
+def alone(
+    params: Params, many: list[TrainingSequence], config: Config, temperature: float
+) -> list[np.ndarray]:
+    """The softmax of the logits of each sequence in a row of its own."""
+    width = 16
+    tokens = np.zeros((len(many), width), np.int32)
+    for row, one in enumerate(many):
+        tokens[row, : len(one.prompt) + len(one.completion)] = [*one.prompt, *one.completion]
+    places = np.broadcast_to(np.arange(width), tokens.shape)
+
+    @jax.jit
+    def of_all(params: Params) -> jax.Array:
+        # What follows a sequence is of its segment, and causally after it.
+        hidden = transformer.hidden_states(
+            params, jnp.asarray(tokens), jnp.asarray(places), jnp.ones(tokens.shape, jnp.int32),
+            config=config.model,
+        )  # fmt: skip
+        logits = transformer.logits(params, hidden, config=config.model) / temperature
+        return jax.nn.log_softmax(logits, axis=0)
+
+    found = np.asarray(of_all(params))
+    return [
+        np.array([found[t, row, len(one.prompt) - 1 + n] for n, t in enumerate(one.completion)])
+        for row, one in enumerate(many)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_each_output_has_the_log_probs_that_it_has_alone(name: str) -> None:
+    base = tiny.online_rft()
+    assert base.rollout is not None
+    config = replace(
+        base,
+        rollout=replace(base.rollout, temperature=0.7),
+        model=replace(base.model, num_heads=2, num_kv_heads=2),
+    )
+    params = random_policy(config.model, 32)
+    vocab, mesh = (
+        params["embedding"].shape[0],
+        make_mesh(MESHES[name], jax.devices()[: 1 if name == "one" else 8]),
+    )
+    where = param_shardings(mesh, params, logical_axes(params))
+    many = sequences(19, vocab)  # more than one update holds
+    packed_scores.clear_cache()
+    found = score_sequences(
+        jax.device_put(params, where), many, config, frozen={}, mesh=mesh, vocab_size=vocab
+    )
+    assert packed_scores._cache_size() == 1
+    assert [len(one) for one in found] == [len(one.completion) for one in many]
+    for scored, expected in zip(found, alone(params, many, config, 0.7), strict=True):
+        np.testing.assert_allclose(scored, expected, atol=2e-5)
+
+
+def test_nothing_to_score_asks_no_device() -> None:
+    config = tiny.online_rft()
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    assert score_sequences({}, [], config, frozen={}, mesh=mesh, vocab_size=8) == []
