@@ -33,10 +33,19 @@ from arithmetic import ONLINE_RFT, RFT, SFT
 from arithmetic_study import curve, per_question, seconds, test_line, validation_score
 
 from rft_jax.checkpoint.provenance import git_commit, versions
-from rft_jax.config import CheckpointConfig, Config, PoolConfig, RolloutConfig, SelectionConfig
+from rft_jax.config import (
+    CheckpointConfig,
+    Config,
+    CriticConfig,
+    PoolConfig,
+    RolloutConfig,
+    SelectionConfig,
+)
 from rft_jax.distributed.process import keep_programs
 from rft_jax.observe import log as metrics
 from rft_jax.training.methods import METHODS
+from rft_jax.types import Judgement, Verdict
+from rft_jax.verification.checks import equations_hold
 
 START = replace(
     SFT,
@@ -53,30 +62,35 @@ BASELINE = "online_rft"
 
 
 class Plan(NamedTuple):
-    """The size of the study. train: questions of the rows that sample; every: updates between
-    evaluations; questions: of a rollout; group: outputs of each."""
+    """The size of the study. train: questions of the rows that sample; critic_rate: the learning
+    rate of a value function; every: updates between evaluations; questions: of a rollout; group:
+    outputs of each."""
 
     rows: Sequence[str] = tuple(METHODS)
-    rates: Mapping[str, float] = {"3e-5": 3e-5, "1e-4": 1e-4, "3e-4": 3e-4}
+    rates: Mapping[str, float] = {"1e-4": 1e-4, "3e-4": 3e-4}
     tuned_on: int = 0
     seeds: Sequence[int] = (1, 2, 3)
     start: Config = START
     train: str = ONLINE_RFT.data.train
     steps: int = 48
     warmup: int = 5
+    critic_rate: float = 1e-3
     every: int = 24
     questions: int = 32
     group: int = 8
 
 
 def arm(plan: Plan, name: str, rate: float, seed: int, *, test: bool) -> Config:
-    """A run of a row; the sections that it needs follow from where its outputs come from."""
+    """A run of a row; the sections that it needs follow from the row. No row has a KL."""
     row, sampled = METHODS[name], plan.questions * plan.group
     samples, online = row.source != "demonstrations", row.source == "policy"
     # Of a fixed set as many outputs an update as rows of the policy train on: half are correct.
     trained = sampled if row.trains_on == "decided" else sampled // 2
     data = replace(plan.start.data, train=plan.train) if samples else plan.start.data
     dedupe = RFT.selection if row.source == "pool" else SelectionConfig()
+    verification = plan.start.verification
+    if row.steps:
+        verification = replace(verification, verifier="paradigm:by_line")
     return replace(
         plan.start,
         method=name,
@@ -89,9 +103,27 @@ def arm(plan: Plan, name: str, rate: float, seed: int, *, test: bool) -> Config:
         selection=dedupe if samples else None,
         update=replace(plan.start.update, sequences_per_step=0 if online else trained),
         optimizer=replace(ONLINE_RFT.optimizer, learning_rate=rate, warmup_steps=plan.warmup),
-        evaluation=replace(plan.start.evaluation, every_steps=plan.every, samples_per_question=4),
+        critic=CriticConfig(learning_rate=plan.critic_rate) if row.values else None,
+        verification=verification,
+        evaluation=replace(
+            plan.start.evaluation,
+            every_steps=plan.every,
+            samples_per_question=4,
+            verifier=plan.start.verification.verifier if row.steps else "",
+        ),
         checkpoint=CheckpointConfig(every_steps=plan.steps),
     )
+
+
+def by_line(question: str, reference: str, output: str) -> Judgement:
+    """A verifier with rewards of steps: 1 for a line whose equation is true and for the answer."""
+    steps, end, right = [], 0, False
+    for line in output.splitlines(keepends=True):
+        end += len(line)
+        text = line.strip()
+        right = text == f"#### {reference}"
+        steps.append((end, float(right or ("=" in text and equations_hold(f"<<{text}>>")))))
+    return Judgement(Verdict.CORRECT if right else Verdict.INCORRECT, "by line", steps=steps)
 
 
 def study(workdir: Path, plan: Plan) -> dict[str, Any]:
