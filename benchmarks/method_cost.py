@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", nargs="+", default=list(METHODS), help="leave out the others")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/paradigm"),
         help="of the paradigm study, whose SFT model is the start; trained if it is not there",
