@@ -4,9 +4,9 @@
 
 Every row starts from one SFT model and, at a learning rate of almost 0, samples the same outputs in
 all its steps: what differs is what it trains on. Runs of a few steps take turns, so that a busy
-machine slows all rows alike; a step's seconds are sampling, verifying and updating (of a pool, its
-share a step), and the first step, which compiles, is left out. Live bytes are the arrays on the
-device while an update runs; what XLA holds within it is not among them. Medians of rounds.
+machine slows all rows alike; the first step of each, which compiles, is left out. A row of a pool
+has its share of the pool's seconds in each step. Live bytes are the arrays on the device while an
+update runs; what XLA holds within it is not among them. Medians of rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ from paradigm import BASELINE, START, Plan, arm
 
 ALMOST_ZERO = 1e-12
 """A learning rate that leaves a float32 policy as it is."""
-
-PARTS = ("sampling", "verifying", "updating")
 
 
 def config_of(name: str, start: Path, steps: int) -> Config:
@@ -75,43 +74,39 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
 
     run("x", {"x": config}, workdir, at=at)
     lines = [m for m in metrics.read(workdir / "x" / "metrics.jsonl") if m["kind"] == "train"]
-    steps = [line for line in lines if line["step"] > 1]
-    seconds = {
-        part: statistics.median(line.get(f"seconds/{part}") or 0.0 for line in steps)
-        for part in PARTS
-    }
-    if (
-        config.pool is not None
-    ):  # sampled before the first step; how much of it compiles is not told
+    pairs = [pair for pair in pairwise(lines) if pair[1]["step"] > 1]
+    steps = [line for _, line in pairs]
+    sampling, share = [line.get("seconds/sampling") or 0.0 for line in steps], 0.0
+    if config.pool is not None:
         pool = next(line for line in lines if line["step"] == 0)
-        for part in ("sampling", "verifying"):
-            seconds[part] = pool[f"seconds/{part}"] / config.pool.rollout_steps
+        share = pool["seconds/sampling"] / config.pool.rollout_steps
+        sampling = [share]
     return {
-        "seconds": sum(seconds.values()),
-        **seconds,
+        "step": statistics.median(_seconds(line, before) for before, line in pairs) + share,
+        "sampling": statistics.median(sampling),
+        "updating": statistics.median(line["seconds/updating"] for line in steps),
         "sequences": statistics.median(line["update/sequences"] for line in steps),
         "live_bytes": max(seen),
     }
 
 
+def _seconds(line: dict[str, Any], before: dict[str, Any]) -> float:
+    """Of a whole step, scoring under pi_ref and by a value function included."""
+    tokens = line["cost/sampled_tokens"] - before["cost/sampled_tokens"]
+    return float(tokens / line["speed/tokens_per_second"] if tokens else line["seconds/updating"])
+
+
 def table(record: dict[str, Any]) -> str:
     """Medians, and their ratios to Online RFT, in Markdown."""
-    head = ("row", "outputs trained on", "sampling, ms", "update, ms", "step / online_rft's",
-            "live MiB", "/ online_rft's")  # fmt: skip
+    head = ("row", "outputs trained on", "sampling, ms", "update, ms", "step, ms",
+            "/ online_rft's", "live MiB", "/ online_rft's")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for name, found in record["rows"].items():
         middle = {key: value["median"] for key, value in found.items()}
-        rows.append(
-            (
-                name,
-                f"{middle['sequences']:.0f}",
-                f"{1000 * middle['sampling']:.0f}",
-                f"{1000 * middle['updating']:.0f}",
-                f"{middle['step_ratio']:.2f}",
-                f"{middle['live_bytes'] / 2**20:.1f}",
-                f"{middle['live_ratio']:.2f}",
-            )
-        )
+        seconds = (f"{1000 * middle[part]:.0f}" for part in ("sampling", "updating", "step"))
+        live = f"{middle['live_bytes'] / 2**20:.2f}"
+        ratios = f"{middle['step_ratio']:.2f}", f"{middle['live_ratio']:.2f}"
+        rows.append((name, f"{middle['sequences']:.0f}", *seconds, ratios[0], live, ratios[1]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -128,7 +123,7 @@ def compare(names: Sequence[str], rounds: int, steps: int, workdir: Path) -> dic
                 found[name].append(one)
     for values in found.values():
         for one, base in zip(values, found[BASELINE], strict=True):
-            one["step_ratio"] = one["seconds"] / base["seconds"]
+            one["step_ratio"] = one["step"] / base["step"]
             one["live_ratio"] = one["live_bytes"] / base["live_bytes"]
     return {
         name: {key: spread([one[key] for one in values]) for key in values[0]}

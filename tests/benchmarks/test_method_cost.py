@@ -39,8 +39,8 @@ def test_a_run_is_measured(tmp_path: Path) -> None:
         )
         config = replace(config, data=replace(config.data, test=""))
         one = found[name] = measure(config, tmp_path / name)
-        assert one["seconds"] == pytest.approx(one["sampling"] + one["verifying"] + one["updating"])
-        assert min(one["sampling"], one["updating"], one["sequences"]) > 0
+        assert one["step"] > one["updating"] > 0
+        assert min(one["sampling"], one["sequences"]) > 0
         parameters = 4 * 3  # float32, with two moments
         assert one["live_bytes"] > parameters * config.model.d_model**2
     record = {
