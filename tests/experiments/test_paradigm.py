@@ -40,6 +40,12 @@ def test_every_row_has_an_arm_of_equal_samples_and_updates(paradigm: Any, name: 
     assert config.pool is None or config.pool.rollout_steps == plan.steps
 
 
+def test_rows_of_one_update_are_run_once(paradigm: Any) -> None:
+    assert {name: paradigm.twin(name) for name in METHODS if paradigm.twin(name) != name} == {
+        "gspo": "grpo"
+    }
+
+
 @pytest.mark.slow
 def test_a_short_study(paradigm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows, two steps, one seed; what is finished is not repeated."""
