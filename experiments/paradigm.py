@@ -45,8 +45,6 @@ from rft_jax.config import (
 from rft_jax.distributed.process import keep_programs
 from rft_jax.observe import log as metrics
 from rft_jax.training.methods import METHODS
-from rft_jax.types import Judgement, Verdict
-from rft_jax.verification.checks import equations_hold
 
 START = replace(
     SFT,
@@ -91,7 +89,7 @@ def arm(plan: Plan, name: str, rate: float, seed: int, *, test: bool) -> Config:
     dedupe = RFT.selection if row.source == "pool" else SelectionConfig()
     verification = plan.start.verification
     if row.steps:
-        verification = replace(verification, verifier="paradigm:by_line")
+        verification = replace(verification, verifier="arithmetic_steps:by_line")
     return replace(
         plan.start,
         method=name,
@@ -127,17 +125,6 @@ def twin(name: str) -> str:
         return (row.source, row.trains_on, row.formula, row.denominator)
 
     return next(other for other, found in METHODS.items() if key(found) == key(row))
-
-
-def by_line(question: str, reference: str, output: str) -> Judgement:
-    """A verifier with rewards of steps: 1 for a line whose equation is true and for the answer."""
-    steps, end, right = [], 0, False
-    for line in output.splitlines(keepends=True):
-        end += len(line)
-        text = line.strip()
-        right = text == f"#### {reference}"
-        steps.append((end, float(right or ("=" in text and equations_hold(f"<<{text}>>")))))
-    return Judgement(Verdict.CORRECT if right else Verdict.INCORRECT, "by line", steps=steps)
 
 
 def study(workdir: Path, plan: Plan) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import tiny_experiment
 from rft_jax.config import EvaluationConfig, VerificationConfig
 from rft_jax.runs import loop
 from rft_jax.training.methods import METHODS
+from rft_jax.types import Verdict
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def paradigm(monkeypatch: pytest.MonkeyPatch) -> Any:
     import paradigm
 
     yield paradigm
-    for name in ("paradigm", "arithmetic", "arithmetic_study"):
+    for name in ("paradigm", "arithmetic", "arithmetic_study", "arithmetic_steps"):
         sys.modules.pop(name, None)
 
 
@@ -44,6 +45,15 @@ def test_rows_of_one_update_are_run_once(paradigm: Any) -> None:
     assert {name: paradigm.twin(name) for name in METHODS if paradigm.twin(name) != name} == {
         "gspo": "grpo"
     }
+
+
+def test_steps_are_lines(paradigm: Any) -> None:
+    from arithmetic_steps import by_line
+
+    found = by_line("q", "15", "18-3=15\n15+1=17\n#### 15")
+    assert (found.verdict, found.steps) == (Verdict.CORRECT, [(8, 1.0), (16, 0.0), (23, 1.0)])
+    found = by_line("q", "15", "18-3=15\nso 16\n#### 16")
+    assert (found.verdict, found.steps) == (Verdict.INCORRECT, [(8, 1.0), (14, 0.0), (21, 0.0)])
 
 
 @pytest.mark.slow
