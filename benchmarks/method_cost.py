@@ -3,10 +3,11 @@
     python -m benchmarks.method_cost
 
 Every row starts from one SFT model and, at a learning rate of almost 0, samples the same outputs in
-all its steps: what differs is what it trains on. Runs of a few steps take turns, so that a busy
-machine slows all rows alike; the first step of each, which compiles, is left out. A row of a pool
-has its share of the pool's seconds in each step. Live bytes are the arrays on the device while an
-update runs; what XLA holds within it is not among them. Medians of rounds.
+all its steps: what differs is what it trains on. Seconds are of one core (of this process, whatever
+else the machine does), and runs of a few steps take turns. A step lasts from one update's begin to
+the next one's; the first, which compiles, is left out. A row of a pool has its share of the pool's
+seconds in each step. Live bytes are the arrays on the device while an update runs; what XLA holds
+within it is not among them. Medians of rounds.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.results import command, processor, spread
 from rft_jax.checkpoint.provenance import git_commit, versions
@@ -34,7 +38,7 @@ from rft_jax.runs.run import run
 from rft_jax.training.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from paradigm import BASELINE, START, Plan, arm
+from paradigm import BASELINE, ONE_CORE, START, Plan, arm
 
 ALMOST_ZERO = 1e-12
 """A learning rate that leaves a float32 policy as it is."""
@@ -62,48 +66,44 @@ def live_bytes() -> int:
     return sum(buffers.values())
 
 
-def measure(config: Config, workdir: Path) -> dict[str, Any]:
-    """One run: median seconds of its steps by part, and the most live bytes of an update."""
-    seen: list[int] = []
-    gc.collect()
+def measure(config: Config, workdir: Path) -> dict[str, float]:
+    """One run: median seconds of a step and of its sampling, and the live bytes of an update."""
+    marks: list[tuple[str, float]] = []
+    live: list[int] = []
     before = live_bytes()
 
     def at(where: str) -> None:
-        if where.startswith("result of the update"):
-            seen.append(live_bytes() - before)
+        if where == "result of the update of step 1":
+            live.append(live_bytes() - before)
+        marks.append((where, time.process_time()))
 
     run("x", {"x": config}, workdir, at=at)
-    lines = [m for m in metrics.read(workdir / "x" / "metrics.jsonl") if m["kind"] == "train"]
-    pairs = [pair for pair in pairwise(lines) if pair[1]["step"] > 1]
-    steps = [line for _, line in pairs]
-    sampling, share = [line.get("seconds/sampling") or 0.0 for line in steps], 0.0
-    if config.pool is not None:
-        pool = next(line for line in lines if line["step"] == 0)
-        share = pool["seconds/sampling"] / config.pool.rollout_steps
-        sampling = [share]
+    begins = [seconds for where, seconds in marks if where.startswith("update of step")]
+    pool = [seconds for where, seconds in marks if where.startswith("pool of step")]
+    share = statistics.median(np.diff(pool)) if pool else 0.0
+    rollouts = [
+        after - began
+        for (where, began), (_, after) in pairwise(marks)
+        if where.startswith("rollout of step")
+    ]
+    lines = metrics.read(workdir / "x" / "metrics.jsonl")
+    trained = [line["update/sequences"] for line in lines if line.get("update/sequences")]
     return {
-        "step": statistics.median(_seconds(line, before) for before, line in pairs) + share,
-        "sampling": statistics.median(sampling),
-        "updating": statistics.median(line["seconds/updating"] for line in steps),
-        "sequences": statistics.median(line["update/sequences"] for line in steps),
-        "live_bytes": max(seen),
+        "step": float(statistics.median(np.diff(begins)[1:])) + share,
+        "sampling": float(statistics.median(rollouts[2:])) if rollouts else share,
+        "sequences": float(statistics.median(trained)),
+        "live_bytes": live[0],
     }
-
-
-def _seconds(line: dict[str, Any], before: dict[str, Any]) -> float:
-    """Of a whole step, scoring under pi_ref and by a value function included."""
-    tokens = line["cost/sampled_tokens"] - before["cost/sampled_tokens"]
-    return float(tokens / line["speed/tokens_per_second"] if tokens else line["seconds/updating"])
 
 
 def table(record: dict[str, Any]) -> str:
     """Medians, and their ratios to Online RFT, in Markdown."""
-    head = ("row", "outputs trained on", "sampling, ms", "update, ms", "step, ms",
-            "/ online_rft's", "live MiB", "/ online_rft's")  # fmt: skip
+    head = ("row", "outputs trained on", "sampling, ms", "step, ms", "/ online_rft's",
+            "live MiB", "/ online_rft's")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for name, found in record["rows"].items():
         middle = {key: value["median"] for key, value in found.items()}
-        seconds = (f"{1000 * middle[part]:.0f}" for part in ("sampling", "updating", "step"))
+        seconds = (f"{1000 * middle[part]:.0f}" for part in ("sampling", "step"))
         live = f"{middle['live_bytes'] / 2**20:.2f}"
         ratios = f"{middle['step_ratio']:.2f}", f"{middle['live_ratio']:.2f}"
         rows.append((name, f"{middle['sequences']:.0f}", *seconds, ratios[0], live, ratios[1]))
@@ -113,14 +113,12 @@ def table(record: dict[str, Any]) -> str:
 def compare(names: Sequence[str], rounds: int, steps: int, workdir: Path) -> dict[str, Any]:
     """Rounds of all rows, in turn. Ratios are to Online RFT of the same round."""
     names = list(dict.fromkeys([BASELINE, *names]))
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     run("start", {"start": START}, workdir)
-    for number in range(-1, rounds):  # the first compiles
+    for _ in range(rounds):
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
-                one = measure(config_of(name, workdir.resolve(), steps), Path(folder))
-            if number >= 0:
-                found[name].append(one)
+                found[name].append(measure(config_of(name, workdir.resolve(), steps), Path(folder)))
     for values in found.values():
         for one, base in zip(values, found[BASELINE], strict=True):
             one["step_ratio"] = one["step"] / base["step"]
@@ -136,13 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", nargs="+", default=list(METHODS), help="leave out the others")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/paradigm"),
         help="of the paradigm study, whose SFT model is the start; trained if it is not there",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/method-cost.json"))
     arguments = parser.parse_args()
+    os.environ.setdefault("XLA_FLAGS", ONE_CORE)
     keep_programs()
     record = {
         "command": command("benchmarks.method_cost", sys.argv[1:]),

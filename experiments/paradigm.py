@@ -59,6 +59,9 @@ START = replace(
 
 BASELINE = "online_rft"
 
+ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+"""For XLA_FLAGS: computes on one thread, whatever the machine has."""
+
 
 class Plan(NamedTuple):
     """The size of the study. train: questions of the rows that sample; critic_rate: the learning
@@ -309,10 +312,7 @@ def main() -> None:
     if arguments.draw:
         path, results = arguments.draw, json.loads(arguments.draw.read_text(encoding="utf-8"))
     else:
-        # One core, whatever the machine has.
-        os.environ.setdefault(
-            "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        )
+        os.environ.setdefault("XLA_FLAGS", ONE_CORE)
         rows = list(dict.fromkeys([BASELINE, *arguments.rows]))
         arguments.workdir.mkdir(parents=True, exist_ok=True)
         keep_programs()

@@ -34,13 +34,13 @@ def test_a_run_is_measured(tmp_path: Path) -> None:
         config = replace(
             getattr(tiny_experiment, name)(source),
             init_from=f"workdir:{tmp_path / 'sft'}",
-            steps=3,
+            steps=4,
             evaluation=EvaluationConfig(questions_per_batch=8),
         )
         config = replace(config, data=replace(config.data, test=""))
         one = found[name] = measure(config, tmp_path / name)
-        assert one["step"] > one["updating"] > 0
-        assert min(one["sampling"], one["sequences"]) > 0
+        assert one["step"] > one["sampling"] > 0
+        assert one["sequences"] > 0
         parameters = 4 * 3  # float32, with two moments
         assert one["live_bytes"] > parameters * config.model.d_model**2
     record = {
