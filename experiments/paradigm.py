@@ -187,15 +187,18 @@ def collect(
             "validation": {seed: curve(workdir, name) for seed, name in runs.items()},
             "accepted": {seed: accepted(workdir, name) for seed, name in runs.items()},
             "seconds": {seed: seconds(workdir, name)["elapsed"] for seed, name in runs.items()},
-            f"minus {BASELINE}": {
-                measure: crossed(
-                    [
-                        per_question(workdir, name, measure)
-                        - per_question(workdir, names[BASELINE][seed], measure)
-                        for seed, name in runs.items()
-                    ]
-                )
-                for measure in ("greedy", "pass_at_1")
+            **{
+                f"minus {other}": {
+                    measure: crossed(
+                        [
+                            per_question(workdir, name, measure)
+                            - per_question(workdir, others.get(seed, other), measure)
+                            for seed, name in runs.items()
+                        ]
+                    )
+                    for measure in ("greedy", "pass_at_1")
+                }
+                for other, others in ((BASELINE, names[BASELINE]), ("start", {}))
             },
         }
     return results
