@@ -31,7 +31,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arithmetic import ONLINE_RFT, RFT, SFT
-from arithmetic_study import curve, per_question, seconds, test_line, validation_score
 
 from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.config import (
@@ -44,6 +43,7 @@ from rft_jax.config import (
     SelectionConfig,
 )
 from rft_jax.distributed.process import keep_programs
+from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.lock import held
 from rft_jax.observe import log as metrics
 from rft_jax.training.methods import METHODS
@@ -202,6 +202,50 @@ def collect(
             },
         }
     return results
+
+
+LAST = 3
+"""Evaluations at the end of a run whose mean validation pass@1 chooses the learning rate."""
+
+CURVES = ("greedy/accuracy", "pass_at/1", "pass_at/4", "policy/entropy",
+          "questions/distinct_correct", "cost/sampled_tokens", "cost/updates")  # fmt: skip
+
+
+def validation_score(workdir: Path, name: str) -> float:
+    """Mean pass@1 on validation over the last evaluations of a run."""
+    lines = metrics.read(workdir / name / "metrics.jsonl")
+    values = [line["pass_at/1"] for line in lines if line["kind"] == "validation"]
+    return float(np.mean(values[-LAST:]))
+
+
+def curve(workdir: Path, name: str) -> dict[str, list[Any]]:
+    """Validation metrics over a run, by name."""
+    lines = metrics.read(workdir / name / "metrics.jsonl")
+    rows = [line for line in lines if line["kind"] == "validation"]
+    return {key: [row.get(key) for row in rows] for key in ("step", *CURVES)}
+
+
+def test_line(workdir: Path, name: str) -> dict[str, Any]:
+    """The metrics of a run on the test questions."""
+    lines = metrics.read(workdir / name / "metrics.jsonl")
+    return next(line for line in lines if line["kind"] == "test")
+
+
+def seconds(workdir: Path, name: str) -> dict[str, float]:
+    """Where a run's time went, in seconds."""
+    lines = metrics.read(workdir / name / "metrics.jsonl")
+    parts = ("sampling", "verifying", "updating", "evaluating", "checkpointing")
+    sums = {part: sum(line.get(f"seconds/{part}") or 0.0 for line in lines) for part in parts}
+    return sums | {"elapsed": lines[-1]["seconds/elapsed"]}
+
+
+def per_question(workdir: Path, name: str, measure: str) -> np.ndarray:
+    """Correctness of each test question: greedy 0 or 1, or the share of correct samples."""
+    rows = read_jsonl(workdir / name / "evaluation" / "test.jsonl", {"question_id": int})
+    if measure == "greedy":
+        values = [row["greedy_correct"] for row in rows]
+        return np.array([np.nan if value is None else value for value in values], float)
+    return np.array([row["num_correct"] / row["num_samples"] for row in rows], float)
 
 
 def accepted(workdir: Path, name: str, last: int = 20) -> float | None:

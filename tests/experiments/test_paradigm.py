@@ -24,7 +24,7 @@ def paradigm(monkeypatch: pytest.MonkeyPatch) -> Any:
     import paradigm
 
     yield paradigm
-    for name in ("paradigm", "arithmetic", "arithmetic_study", "arithmetic_steps"):
+    for name in ("paradigm", "arithmetic", "arithmetic_steps"):
         sys.modules.pop(name, None)
 
 
