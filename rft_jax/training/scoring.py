@@ -142,7 +142,8 @@ def score_sequences(
         rows = np.asarray(scored).reshape(-1, sizes.row_length)
         for one, (row, offset) in zip(part, places(part, sizes.row_length), strict=True):
             begin = offset + len(one.prompt) - 1
-            found.append(rows[row, begin : begin + len(one.completion)])
+            # A view would keep the device's array.
+            found.append(rows[row, begin : begin + len(one.completion)].copy())
     return found
 
 

@@ -22,6 +22,7 @@ from rft_jax.config import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
+    Method,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
