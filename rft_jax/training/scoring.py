@@ -78,7 +78,8 @@ def packed_scores(
         )
         return jax.lax.dynamic_update_index_in_dim(found, scores, index, 0)
 
-    start = jnp.zeros(batch.inputs.shape, jax.tree.leaves(params)[0].dtype)
+    dtype = jnp.promote_types(jax.tree.leaves(params)[0].dtype, jnp.float32)
+    start = jnp.zeros(batch.inputs.shape, dtype)
     start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh, axis=1))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         found = jax.lax.fori_loop(0, batch.num_microbatches, score, start)
