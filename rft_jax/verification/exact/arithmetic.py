@@ -27,6 +27,7 @@ _FACTOR_STARTS = frozenset(
     {"name", "run", "function", "sqrt", "frac", "binom", "(", "{", "floor", "ceil"}
 )  # fmt: skip
 """What may follow a factor to be multiplied with it; a number may not."""
+_SIGNS = frozenset({"+", "-", "pm", "mp"})
 _CALLED = frozenset({"f", "g", "h"})
 """Letters that brackets call, not multiply."""
 _CLOSE = {"(": ")", "[": "]", "{": "}", "floor": "end floor", "ceil": "end ceil"}
@@ -37,6 +38,7 @@ class Arithmetic:
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
+        self.kinds = {kind for kind, _ in tokens}
         self.at = 0
         self.sign = 1
         """Of `\\pm`: a text with one is read twice."""
@@ -74,11 +76,11 @@ class Arithmetic:
         self.deeper()
         total: Value | None = None
         while True:
-            sign = self._taken_sign()
-            if sign is None:
-                if total is not None:
-                    break
-                sign = 1
+            sign = 1
+            if self.tokens[self.at][0] in _SIGNS:
+                sign = self._taken_sign()
+            elif total is not None:
+                break
             term = self._term()
             if sign < 0:
                 term = -term
@@ -86,16 +88,13 @@ class Arithmetic:
         self.depth -= 1
         return total
 
-    def _taken_sign(self) -> int | None:
+    def _taken_sign(self) -> int:
         kind = self.kind
+        self.at += 1
         if kind == "+" or kind == "-":
-            self.at += 1
             return 1 if kind == "+" else -1
-        if kind == "pm" or kind == "mp":
-            self.at += 1
-            self.has_sign = True
-            return self.sign if kind == "pm" else -self.sign
-        return None
+        self.has_sign = True
+        return self.sign if kind == "pm" else -self.sign
 
     def _term(self) -> Value:
         product = self._factor()
@@ -166,11 +165,12 @@ class Arithmetic:
         return self._primary()
 
     def _primary(self) -> Value:
-        self.take("run")
         kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
             return self._number(text)
+        if kind == "run":
+            return self._primary()
         if kind == "infinity":
             raise Undefined
         if kind == "name":
@@ -203,6 +203,10 @@ class Arithmetic:
 
     def _bracketed(self, kind: str) -> Value:
         self.expect(kind)
+        inside, text = self.tokens[self.at]
+        if inside == "number" and text.isdigit() and self.tokens[self.at + 1][0] == _CLOSE[kind]:
+            self.at += 2
+            return integer(int(text))
         bars, self._bars = self._bars, 0
         inner = self.value()
         self._bars = bars
@@ -211,6 +215,8 @@ class Arithmetic:
 
     def _number(self, text: str) -> Value:
         value = integer(int(text)) if text.isdigit() else rational(Fraction(text))
+        if self.kind not in ("frac", "number"):
+            return value
         upper: Value | None = None
         if self.kind == "frac":
             kinds = [kind for kind, _ in self.tokens[self.at : self.at + 7]]

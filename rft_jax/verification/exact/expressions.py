@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from rft_jax.verification.exact.algebra import (
     Expression,
@@ -18,6 +19,7 @@ from rft_jax.verification.exact.algebra import (
     Value,
     equal,
     generator,
+    integer,
     is_letter,
     names,
 )
@@ -61,9 +63,13 @@ _NAME_SIGNS = frozenset({"(", ")", "|", ":", ",", "{", "}", "mark"})
 _NAME_KINDS = _NAME_SIGNS | {"name", "text", "words", "run", "number", "frac"}
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
 _ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
-_ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
+_SEPARATORS = frozenset({",", ";"})
+_PART_ENDS = _RELATIONS | {
+    "end", ",", ";", ")", "]", "}", "}}", "cup", ":", "row", "&", "matrix",
+}  # fmt: skip
 
 
+@lru_cache(maxsize=2048)  # an answer is compared with others before it is with the reference
 def parse_expression(text: str) -> Expression | None:
     """What the whole text says, or None where this layer does not read it."""
     try:
@@ -89,7 +95,7 @@ def _parse(text: str) -> Expression:
     if (literal := literal_of(text, parse_expression)) is not None:
         return literal
     text = spelled(text)
-    if whole := _TEXT.fullmatch(text):
+    if text[:1] == "\\" and (whole := _TEXT.fullmatch(text)):
         inner = whole[1].strip()
         try:
             return _parse(inner)
@@ -97,7 +103,7 @@ def _parse(text: str) -> Expression:
             if not _WORDS.fullmatch(inner):
                 raise
             return _word(inner)
-    if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
+    if text[:2].isalpha() and _WORDS.fullmatch(text) and not _SEPARATING.search(text):
         longest = max(map(len, _LETTERS.findall(text)))
         if longest > 3 or "-" not in text:  # xy-z is a difference
             return _word(text)
@@ -139,19 +145,22 @@ class _Reader(Arithmetic):
     def _items(self, *, bare: bool, split: bool) -> list[Expression]:
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
         `split`, one with `\\pm` is two."""
-        groups: list[list[Expression]] = [[]]  # apart by `;`
+        first = self._split(bare) if split else [self._side()]
+        if len(first) == 1 and self.kind not in _SEPARATORS:
+            return first
+        groups: list[list[Expression]] = [first]  # apart by `;`
         words: set[str] = set()
         while True:
-            groups[-1] += self._split(bare) if split else [self._side()]
             if sum(map(len, groups)) > MAX_ITEMS:
                 raise Unreadable
-            if self.kind not in (",", ";"):
+            if self.kind not in _SEPARATORS:
                 break
-            while self.kind in (",", ";"):  # `1, \\text{ and } 2`
+            while self.kind in _SEPARATORS:  # `1, \\text{ and } 2`
                 words.add(self.tokens[self.at][1])
                 if self.kind == ";" and groups[-1]:
                     groups.append([])
                 self.at += 1
+            groups[-1] += self._split(bare) if split else [self._side()]
         if len(groups) > 1 and max(map(len, groups)) > 1:  # x=1, y=2; x=3, y=4
             systems = [Group("set", group) for group in groups]
             if not all(map(system_of, systems)):
@@ -164,12 +173,15 @@ class _Reader(Arithmetic):
         return items if both is None else [both]
 
     def _split(self, bare: bool) -> list[Expression]:
+        read = self._side if self.kinds.isdisjoint(_RELATIONS) or not bare else self._chain
+        if "pm" not in self.kinds and "mp" not in self.kinds:
+            return [read()]
         start, sign, has_sign = self.at, self.sign, self.has_sign
         items = []
         self.has_sign = False
         for self.sign in (1, -1):
             self.at = start
-            items.append(self._chain() if bare else self._side())
+            items.append(read())
             if not self.has_sign:
                 break
         self.sign, self.has_sign = sign, has_sign
@@ -252,9 +264,12 @@ class _Reader(Arithmetic):
         return first
 
     def _part(self) -> Expression:
-        kind = self.kind
+        kind, text = self.tokens[self.at]
         part: Expression
-        if (word := self._lone_word()) is not None:
+        if kind == "number" and self.tokens[self.at + 1][0] in _PART_ENDS and text.isdigit():
+            self.at += 1
+            return integer(int(text))
+        if kind in ("words", "run") and (word := self._lone_word()) is not None:
             return word
         if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
             self.at += 1  # `\left[\begin{array}` is a matrix in brackets
@@ -277,19 +292,19 @@ class _Reader(Arithmetic):
             self.at += 1
             if self.kind in _OPERATORS:
                 raise Undefined
-        elif (based := self._based()) is not None:
+        elif "base" in self.kinds and (based := self._based()) is not None:
             part = based
         else:
             part = self._quantity()
-        if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
+        if self.kind not in _PART_ENDS:
             raise Unreadable
         return part
 
     def _lone_word(self) -> Word | None:
         """Words that are an item by themselves: no product without a sign that it is one."""
         kind, text = self.tokens[self.at]
-        size = 1 if kind == "words" else len(text) + 1 if kind == "run" else 0
-        if not size or self.tokens[self.at + size][0] not in _ITEM_ENDS:
+        size = 1 if kind == "words" else len(text) + 1
+        if self.tokens[self.at + size][0] not in _ITEM_ENDS:
             return None
         self.at += size
         return _word(text)
@@ -312,6 +327,8 @@ class _Reader(Arithmetic):
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""
         self.take("$")
         value = self.value()
+        if self.kind in _PART_ENDS:
+            return value
         self.take("$")
         if self.take("%"):
             return Percent(value)

@@ -84,7 +84,7 @@ def tokens_of(text: str) -> list[Token]:
     at, size, depth = 0, len(text), 0
     while at < size:
         match = _TOKEN.match(text, at)
-        if match is None or len(tokens) > MAX_TOKENS:
+        if match is None:
             raise Unreadable
         at = match.end()
         kind = match.lastgroup
@@ -99,7 +99,9 @@ def tokens_of(text: str) -> list[Token]:
                 depth -= 1
             tokens.append(token)
         elif kind == "number":
-            tokens.append(("number", re.sub(r"[^0-9.eE+-]", "", match[0])))
+            number = match[0]
+            plain = number if number.isdigit() else re.sub(r"[^0-9.eE+-]", "", number)
+            tokens.append(("number", plain))
         elif kind == "letters":
             _add_letters(match[0], tokens)
         elif kind == "command":
@@ -125,12 +127,16 @@ def tokens_of(text: str) -> list[Token]:
                 "cases" if shape == "cases" else shape[0] * (shape not in ("array", "smallmatrix"))
             )
             tokens.append(("matrix", match["edge"] + kind))
+    if len(tokens) > MAX_TOKENS:
+        raise Unreadable
     tokens.append(END)
     return tokens
 
 
 def _add_letters(word: str, tokens: list[Token]) -> None:
-    if word in NAMES:
+    if len(word) == 1 and word != "U":
+        tokens.append(("name", word))
+    elif word in NAMES:
         tokens.append(("function", word))
     elif word == "U" and tokens and tokens[-1][0] in (")", "]", "}}"):
         tokens.append(("cup", ""))

@@ -80,6 +80,7 @@ _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
 _CHOOSING = re.compile(
     r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?(?:[.):]|$))"
 )
+_FORMULA = re.compile(r"[=\[<>|]|\\(?:[dt]?frac|sqrt|begin|left|pi|infty|cup|le|ge|\{)")
 _CHOICE = re.compile(
     r"((?:[Oo]ption|[Cc]hoice|OPTION) ?)?\(?(?P<letter>[A-J])(?:[.):]+|(?(1)|(?!)))"
     r"(?: ?(?P<says>(?<= )[^+*/^=<>,;:)\s].*|(?<=\))[0-9$].*))?"
@@ -89,7 +90,7 @@ _CHOICE = re.compile(
 def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expression | None:
     """The literal a whole text is, or None; `read` reads what a choice says."""
     choosing = _CHOOSING.match(text)
-    if not choosing and ("\\frac" in text or "\\sqrt" in text or "=" in text):
+    if not choosing and _FORMULA.search(text):
         return None  # as most of LaTeX
     text = flat(text).strip("$ ").replace("--", "-")
     if choosing and (choice := _CHOICE.fullmatch(text)):

@@ -404,14 +404,20 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
         if bare and len(called) > 1 and "" not in called:
             # `x=1, y=2` is `1, 2` but not `2, 1`.
             return _all_same(left, right)
+    if len(left) != len(right):
+        return False
     verdicts = []
     rest = list(right)
     for item in left:
-        found = [_same(item, other) for other in rest]
-        verdicts.append(_any(found))
-        if True in found:
-            del rest[found.index(True)]
-    return every(verdicts) if len(left) == len(right) else False
+        found: bool | None = False
+        for at, other in enumerate(rest):
+            if verdict := _same(item, other):
+                del rest[at]
+                found = True
+                break
+            found = None if verdict is None else found
+        verdicts.append(found)
+    return every(verdicts)
 
 
 def _any(verdicts: list[bool | None]) -> bool | None:
