@@ -42,6 +42,7 @@ _GAPS = re.compile(
     r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|(?<=[A-Za-z])(\s)\s*(?=[A-Za-z])|(?<=[0-9])(\s)\s*(?=[0-9])|\s+"
 )
 
+
 def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> Judgement:
     """The verdict on a stated answer.
 

@@ -54,6 +54,7 @@ _PHRASES = tuple(
     )
 )  # fmt: skip
 # (what a text has in it, pattern, replacement): each once, in this order.
+_DOUBLED = re.compile(r"(?:[^\\]|\\\\(?=[a-zA-Z{},]))*")
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (needle, re.compile(pattern), replacement)
     for needle, pattern, replacement in (
@@ -97,6 +98,8 @@ def spelled(text: str) -> str:
     if not text.isascii():
         text = text.translate(_UNICODE)
         text = _SCRIPTS.sub(_script, text.replace("°", r"^\circ "))
+    if "\\\\" in text and _DOUBLED.fullmatch(text):  # every command, as JSON writes them
+        text = text.replace("\\\\", "\\")
     for needle, pattern, replacement in _RULES if "\\" in text else _PLAIN_RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
