@@ -77,6 +77,7 @@ _CLOSED = (
     r"</(?:seed:)?think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|"
     r"◁/think▷|<\|channel\|>final<\|message\|>"
 )
+_OPENED_LAST = re.compile(rf"(?P<mark>{_OPENED})\s*$")
 _REASONING = re.compile(rf"(?P<closed>{_CLOSED})|{_OPENED}")
 
 
@@ -89,6 +90,12 @@ def after_reasoning(text: str) -> str:
     if not marks:
         return text
     return text[marks[-1].end() :] if marks[-1]["closed"] else ""
+
+
+def opened_reasoning(prompt: str) -> str:
+    """The mark at the end of a prompt that opens the output's reasoning, as chat templates of
+    reasoning models put it there; empty where there is none."""
+    return match["mark"] if (match := _OPENED_LAST.search(prompt)) else ""
 
 
 def hash_answer(text: str, same: Same = is_equal) -> Answer:

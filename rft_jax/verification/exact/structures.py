@@ -410,8 +410,8 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
     rest = list(right)
     for item in left:
         found: bool | None = False
-        for at, other in enumerate(rest):
-            if verdict := _same(item, other):
+        for at, candidate in enumerate(rest):
+            if verdict := _same(item, candidate):
                 del rest[at]
                 found = True
                 break
