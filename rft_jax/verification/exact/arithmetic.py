@@ -127,9 +127,6 @@ class Arithmetic:
             kind = self.kind
             if kind == "^":
                 self.at += 1
-                if self._is_degree():
-                    base = self._in_degrees(base)
-                    continue
                 exponent = self._exponent()
                 if self.kind == "^":
                     raise Unreadable
@@ -139,25 +136,10 @@ class Arithmetic:
                 base = functions.factorial(base)
             elif kind == "degree":
                 self.at += 1
-                base = self._in_degrees(base)
+                if self._angles:  # a unit, dropped, but within a function it makes an angle
+                    base *= generator("π") / integer(180)
             else:
                 return base
-
-    def _is_degree(self) -> bool:
-        """Step over what is left of `^\\circ` or `^{\\circ}`."""
-        if self.take("circ"):
-            return True
-        if self.kind == "{" and self.tokens[self.at + 1][0] == "circ":
-            self.at += 2
-            self.expect("}")
-            return True
-        return False
-
-    def _in_degrees(self, value: Value) -> Value:
-        """A degree is a unit, dropped, but within a function it makes an angle."""
-        if not self._angles:
-            return value
-        return value * (generator("π") / integer(180))
 
     def _exponent(self) -> Value:
         if self.take("-"):
@@ -227,8 +209,10 @@ class Arithmetic:
             kinds = [kind for kind, _ in self.tokens[self.at : self.at + 3]]
             if kinds != ["number", "/", "number"]:
                 raise Unreadable
-            upper = integer(self._whole(self.at))
-            lower = integer(self._whole(self.at + 2))
+            over, under = self.tokens[self.at][1], self.tokens[self.at + 2][1]
+            if not (over + under).isdigit():
+                raise Unreadable
+            upper, lower = integer(int(over)), integer(int(under))
             self.at += 3
         if upper is None:
             return value
@@ -236,12 +220,6 @@ class Arithmetic:
         if not text.isdigit() or part is None or not 0 < part < 1 or self.kind in ("^", "/", "!"):
             raise Unreadable
         return value + rational(part)
-
-    def _whole(self, at: int) -> int:
-        text = self.tokens[at][1]
-        if not text.isdigit():
-            raise Unreadable
-        return int(text)
 
     def _argument(self) -> Value:
         """An argument of a command: a group, or one digit, letter or command."""
@@ -267,6 +245,9 @@ class Arithmetic:
                 raise Unreadable
             degree = number.numerator
         bare = plain or self.kind == "("
+        if self.kind == "number" and (digits := self.tokens[self.at][1]).isdigit():
+            self.at += 1  # `\\sqrt 12` is TeX's for the root of 1 and a 2, which nobody means
+            return root(integer(int(digits)), degree)
         self.deeper()
         if degree % 2 and (power := self._power_within(degree)) is not None:
             self.depth -= 1

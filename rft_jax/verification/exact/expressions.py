@@ -63,9 +63,11 @@ _NAME_SIGNS = frozenset({"(", ")", "|", ":", ",", "{", "}", "mark"})
 _NAME_KINDS = _NAME_SIGNS | {"name", "text", "words", "run", "number", "frac"}
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
 _ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
+_ENDLESS = generator(INFINITY)
+_JOINTS = {"cup": "union", ":": "ratio", "and": "and", "or": "or"}
 _SEPARATORS = frozenset({",", ";"})
 _PART_ENDS = _RELATIONS | {
-    "end", ",", ";", ")", "]", "}", "}}", "cup", ":", "row", "&", "matrix",
+    "end", ",", ";", ")", "]", "}", "}}", "row", "&", "matrix", *_JOINTS,
 }  # fmt: skip
 
 
@@ -247,21 +249,17 @@ class _Reader(Arithmetic):
     def _side(self) -> Expression:
         """One side of a relation: a union, a ratio, a structure or a value with its unit."""
         first = self._part()
-        if self.kind == "cup":
-            pieces = [first]
-            while self.take("cup"):
-                pieces.append(self._part())
-            if not all(isinstance(piece, Interval | Group) for piece in pieces):
-                raise Unreadable
-            return Group("union", pieces)
-        if self.kind == ":":
-            parts = [first]
-            while self.take(":"):
-                parts.append(self._part())
-            if not all(isinstance(part, Value) for part in parts):
-                raise Unreadable
-            return Group("ratio", parts)
-        return first
+        joint = self.kind
+        if joint not in _JOINTS:
+            return first
+        parts, kind = [first], _JOINTS[joint]
+        while self.take(joint):
+            parts.append(self._part())
+        if not all(
+            isinstance(part, Interval | Group if joint == "cup" else Value) for part in parts
+        ):
+            raise Unreadable
+        return Group(kind, parts)
 
     def _part(self) -> Expression:
         kind, text = self.tokens[self.at]
@@ -279,17 +277,14 @@ class _Reader(Arithmetic):
             part = self._brackets(kind)
         elif self.tokens[self.at] == ("name", "RR"):
             self.at += 1
-            part = interval_of(-generator(INFINITY), generator(INFINITY), False, False)
+            part = interval_of(-_ENDLESS, _ENDLESS, False, False)
         elif kind == "matrix":
             part = self._matrix()
         elif kind == "infinity" or (
             kind in ("+", "-") and self.tokens[self.at + 1][0] == "infinity"
         ):
-            part = generator(INFINITY)
-            if kind != "infinity":
-                self.at += 1
-                part = -part if kind == "-" else part
-            self.at += 1
+            part = -_ENDLESS if kind == "-" else _ENDLESS
+            self.at += 1 if kind == "infinity" else 2
             if self.kind in _OPERATORS:
                 raise Undefined
         elif "base" in self.kinds and (based := self._based()) is not None:
@@ -427,13 +422,22 @@ def _inequality(sides: list[Expression], relations: list[str]) -> Expression:
     for left, relation, right in zip(sides, relations, sides[1:], strict=False):
         if not isinstance(left, Value) or not isinstance(right, Value):
             raise Unreadable
-        if INFINITY in names(left) | names(right):
-            raise Unreadable
         if relation in ("<", "<="):
             left, right = right, left
         elif relation not in (">", ">=", "!="):
             raise Unreadable
+        if relation in "<>" and (left == _ENDLESS or right == -_ENDLESS):
+            continue  # x < \\infty
+        if INFINITY in names(left) | names(right):
+            raise Unreadable
         parts.append((left - right, relation.replace("<", ">")))
+    if (
+        not parts
+        and len(sides) == 3
+        and isinstance(sides[1], Value)
+        and (name := _letter(sides[1]))
+    ):
+        return Member(name, interval_of(-_ENDLESS, _ENDLESS, False, False))
     letters = set().union(*(names(part) for part, _ in parts))
     if not any(is_letter(name) or name[0] == "#" for name in letters):
         raise Unreadable

@@ -27,7 +27,8 @@ _TOKEN = re.compile(
   | (?P<thousands>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?)
   | (?P<number>[0-9]{1,3}(?:(?:\{,\\?!?\}|,?\\!|,\\,|\\,)\ ?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
       | [0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z.]))? | \.[0-9]+)
-  | (?P<fraction>\\(?:[cdt]|nice|s|x)?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
+  | (?P<fraction>\\(?:[cdt]|nice|s|x)?(?P<two>frac|binom)\s*(?P<over>[0-9])\s*
+      (?P<under>[0-9](?![0-9])|(?=\{)))
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm)\s*
       \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
   | (?P<field>\\mathbb\s*\{?[A-Z]\}?)
@@ -55,7 +56,7 @@ _COMMANDS: dict[str, Token] = {
         "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack", "{{": "lbrace", "}}": "rbrace",
         "|": "lvert rvert vert mid", "floor": "lfloor", "end floor": "rfloor", "ceil": "lceil",
         "end ceil": "rceil", "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx",
-        "cup": "cup", "degree": "degree", "circ": "circ",
+        "cup": "cup", "and": "land wedge", "or": "lor vee", "degree": "degree",
         "mark": "angle measuredangle triangle overline vec overrightarrow hat widehat",
     }.items()
     for command in commands.split()
@@ -116,7 +117,7 @@ def tokens_of(text: str) -> list[Token]:
         elif kind == "fraction":
             digit = [("{", ""), ("number", match["over"]), ("}", "")]
             under = [("{", ""), ("number", match["under"]), ("}", "")] if match["under"] else []
-            tokens += [("frac", ""), *digit, *under]
+            tokens += [(match["two"], ""), *digit, *under]
         elif kind == "index":
             _add_index(match["long"] or match["short"], tokens)
         elif kind == "field":

@@ -14,6 +14,7 @@ r"""What is written in digits, dashes and words and is no arithmetic.
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,10 +41,6 @@ class Choice(Expression):
     says: Expression | None
 
 
-_MONTHS = (
-    "january", "february", "march", "april", "may", "june", "july", "august", "september",
-    "october", "november", "december",
-)  # fmt: skip
 _MONTH = r"(?P<month>[A-Za-z]{3,9})\.?"
 _DAY, _YEAR = r"(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?", r"(?P<year>[0-9]{4})"
 _DATES = tuple(
@@ -80,7 +77,7 @@ _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
 _CHOOSING = re.compile(
     r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?(?:[.):]|$))"
 )
-_FORMULA = re.compile(r"[=\[<>|]|\\(?:[dt]?frac|sqrt|begin|left|pi|infty|cup|le|ge|\{)")
+_FORMULA = re.compile(r"[=\[<>|]|(?<![0-9])\\[dt]?frac|\\(?:sqrt|begin|left|pi|infty|cup|le|ge|\{)")
 _CHOICE = re.compile(
     r"((?:[Oo]ption|[Cc]hoice|OPTION) ?)?\(?(?P<letter>[A-J])(?:[.):]+|(?(1)|(?!)))"
     r"(?: ?(?P<says>(?<= )[^+*/^=<>,;:)\s].*|(?<=\))[0-9$].*))?"
@@ -145,9 +142,10 @@ def _date(text: str) -> Literal | None:
                 int(said[name]) if said.get(name) else 0 for name in ("year", "number", "day")
             ]
             if name := (said.get("month") or "").casefold():
-                if not (months := [month for month in _MONTHS if month.startswith(name)]):
+                months = [month.casefold().startswith(name) for month in calendar.month_name]
+                if True not in months:
                     return None
-                numbers[1] = _MONTHS.index(months[0]) + 1
+                numbers[1] = months.index(True)
             return Literal("date", tuple(numbers))
     return None
 

@@ -141,9 +141,8 @@ def _percent(percent: Percent, other: Expression) -> bool | None:
     if isinstance(other, Percent):
         return equal(percent.value, other.value)
     if isinstance(other, Value):
-        as_unit = equal(percent.value, other)
-        as_factor = equal(percent.value / integer(100), other)
-        return _any([as_unit, as_factor])
+        verdicts = {equal(percent.value, other), equal(percent.value / integer(100), other)}
+        return True in verdicts or (None if None in verdicts else False)
     if isinstance(other, Equation):
         return _equation(other, percent)
     return _groups(other, percent) if isinstance(other, Group) else False
@@ -418,12 +417,6 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
             found = None if verdict is None else found
         verdicts.append(found)
     return every(verdicts)
-
-
-def _any(verdicts: list[bool | None]) -> bool | None:
-    if True in verdicts:
-        return True
-    return None if None in verdicts else False
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (
