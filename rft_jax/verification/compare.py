@@ -12,17 +12,16 @@ from fractions import Fraction
 
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
-from rft_jax.verification.exact.algebra import Value, integer
+from rft_jax.verification.exact.algebra import Expression, Value, integer
 from rft_jax.verification.exact.expressions import (
     MAX_CHARACTERS,
-    Expression,
     is_undefined,
     parse_expression,
-    same,
 )
 from rft_jax.verification.exact.literals import Literal, measure_of
 from rft_jax.verification.exact.notation import SPACE, spelled
 from rft_jax.verification.exact.numbers import Number, equal, parse_number
+from rft_jax.verification.exact.structures import same
 
 NOT_A_NUMBER = "not a number"
 BAD_REFERENCE = "reference not understood"

@@ -6,6 +6,7 @@ Where a notation has two readings it is refused (`Unreadable`): `1/2x`, `2^3^2`,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 from rft_jax.verification.exact import functions
@@ -103,11 +104,11 @@ class Arithmetic:
             kind = self.kind
             if kind == "*":
                 self.at += 1
-                product *= self._signed_factor()
+                product *= self._signed(self._factor)
                 divided = False
             elif kind == "/":
                 self.at += 1
-                product /= self._signed_factor()
+                product /= self._signed(self._factor)
                 divided = True
             elif kind in _FACTOR_STARTS or (kind == "|" and not self._bars):
                 if divided:  # 1/2x
@@ -116,10 +117,8 @@ class Arithmetic:
             else:
                 return product
 
-    def _signed_factor(self) -> Value:
-        if self.take("-"):
-            return -self._factor()
-        return self._factor()
+    def _signed(self, read: Callable[[], Value]) -> Value:
+        return -read() if self.take("-") else read()
 
     def _factor(self) -> Value:
         base = self._primary()
@@ -127,7 +126,7 @@ class Arithmetic:
             kind = self.kind
             if kind == "^":
                 self.at += 1
-                exponent = self._exponent()
+                exponent = self._signed(self._primary)
                 if self.kind == "^":
                     raise Unreadable
                 base = functions.raise_to(base, exponent)
@@ -140,11 +139,6 @@ class Arithmetic:
                     base *= generator("π") / integer(180)
             else:
                 return base
-
-    def _exponent(self) -> Value:
-        if self.take("-"):
-            return -self._primary()
-        return self._primary()
 
     def _primary(self) -> Value:
         kind, text = self.tokens[self.at]
@@ -262,7 +256,7 @@ class Arithmetic:
         if self.take("{") and self.kind == "(":
             base = self._bracketed("(")
             if self.take("^"):
-                exponent = as_fraction(self._exponent())
+                exponent = as_fraction(self._signed(self._primary))
                 if exponent is not None and self.take("}"):
                     return base ** (exponent / degree)
         self.at = start
@@ -276,7 +270,7 @@ class Arithmetic:
             self.at += 1
         times = Fraction(1)
         if self.take("^"):
-            exponent = as_fraction(self._exponent())
+            exponent = as_fraction(self._signed(self._primary))
             if exponent is None or exponent.denominator != 1 or exponent < 1:
                 raise Unreadable  # sin^{-1} is not 1/sin
             times = exponent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
@@ -25,12 +26,11 @@ from rft_jax.verification.exact.algebra import (
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
 from rft_jax.verification.exact.latex_tokens import tokens_of
-from rft_jax.verification.exact.literals import literal_of
+from rft_jax.verification.exact.literals import Literal, literal_of
 from rft_jax.verification.exact.notation import spelled
 from rft_jax.verification.exact.structures import (
     INFINITY,
     SETS,
-    Based,
     Equation,
     Group,
     Inequality,
@@ -43,8 +43,6 @@ from rft_jax.verification.exact.structures import (
     same,
     system_of,
 )
-
-__all__ = ["Expression", "parse_expression", "same"]
 
 MAX_CHARACTERS = 2_000
 MAX_ITEMS = 64
@@ -120,7 +118,10 @@ def _word(text: str) -> Word:
         raise Undefined
     product = None
     if len(words) <= 6 and words.casefold() not in _ENGLISH and max(map(len, words.split())) <= 3:
-        product = _Reader(tokens_of(words)).only_value()
+        reader = _Reader(tokens_of(words))
+        with suppress(Unreadable):
+            value = reader.value()
+            product = value if reader.at_end() else None
     if product is None or words[1:].islower():
         words = words.casefold()
     return Word(words, product)
@@ -135,14 +136,6 @@ class _Reader(Arithmetic):
         if not self.at_end():
             raise Unreadable
         return items[0] if len(items) == 1 else _shared_name(items)
-
-    def only_value(self) -> Value | None:
-        """The value the whole text is, or None."""
-        try:
-            value = self.value()
-        except Unreadable:
-            return None
-        return value if self.at_end() else None
 
     def _items(self, *, bare: bool, split: bool) -> list[Expression]:
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
@@ -304,19 +297,18 @@ class _Reader(Arithmetic):
         self.at += size
         return _word(text)
 
-    def _based(self) -> Based | None:
+    def _based(self) -> Literal | None:
         """Digits with the index of a base, and a sign."""
         at = self.at + (self.kind == "-")
         kind, text = self.tokens[at]
         if kind != "number" or self.tokens[at + 1][0] != "base":
             return None
-        base = self.tokens[at + 1][1]
-        digits = text.replace(".", "", 1)
+        base, digits = self.tokens[at + 1][1], text.replace(".", "", 1)
         if not digits.isdigit() or not 2 <= int(base) <= 36 or int(max(digits)) >= int(base):
             raise Unreadable
         value = -Fraction(text) if at > self.at else Fraction(text)
         self.at = at + 2
-        return Based(value, int(base))
+        return Literal("index", (value, base))
 
     def _quantity(self) -> Expression:
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""

@@ -82,10 +82,9 @@ def tokens_of(text: str) -> list[Token]:
     """The tokens of a text, END last."""
     text = spelled(text)
     tokens: list[Token] = []
-    at, size, depth = 0, len(text), 0
-    while at < size:
-        match = _TOKEN.match(text, at)
-        if match is None:
+    at = depth = 0
+    for match in _TOKEN.finditer(text):
+        if match.start() != at:
             raise Unreadable
         at = match.end()
         kind = match.lastgroup
@@ -124,11 +123,9 @@ def tokens_of(text: str) -> list[Token]:
             tokens.append(("name", match[0][-2:].strip("{}")[-1] * 2))
         else:
             shape = match["shape"]
-            kind = (
-                "cases" if shape == "cases" else shape[0] * (shape not in ("array", "smallmatrix"))
-            )
+            kind = {"cases": "cases", "array": "", "smallmatrix": ""}.get(shape, shape[0])
             tokens.append(("matrix", match["edge"] + kind))
-    if len(tokens) > MAX_TOKENS:
+    if at < len(text) or len(tokens) > MAX_TOKENS:
         raise Unreadable
     tokens.append(END)
     return tokens

@@ -8,6 +8,7 @@ r"""What is written in digits, dashes and words and is no arithmetic.
 | to       | `3 to 4`                                        | also `3-4` and `3:4`               |
 | cycle    | `(1\,2\,3)(4\,5)`                               | the same permutation               |
 | based    | `1010 base 2`                                   | `1010_2`, but not 1010             |
+| index    | `1010_2`                                        | also 1010                          |
 | measure  | `2 hours and 30 minutes`                        | as much in other units of the list |
 | a choice | `C. 14`, `\textbf{(C)}\ 14`, `Option C`         | its letter, and what it says       |
 """
@@ -95,6 +96,8 @@ def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expressio
             return Choice(choice["letter"], None)
         return None if _CHOOSING.match(says) else Choice(choice["letter"], read(says))
     text = text.removesuffix(".")
+    if text[:1] == "(":
+        return _in_digits(text)
     return _date(text) or _time(text) or _in_digits(text) or measure_of(text, least=2)
 
 

@@ -77,6 +77,7 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
               r"|\{\\(?:bf|Bbb|mathbb)\s+R\}", r"\\mathbb{R}"),
         ("eal", r"(?:\\text\s*\{\s*)?(?i:(?:the set of )?\b(?:all|the) real(?: number)?s)\b\s*\}?"
                 r"(?!\s*[a-z])", r"\\mathbb{R}"),
+        ("base", r"(?<=_\{)\\text\s*\{\s*base[ -]?\s*\}", ""),
         ("_", r"_\s*(?:\{\s*(\\text\w*\s*\{)?|\\text\w*\s*\{)\s*\(?\s*(?:base[ -])?\s*"
               r"([0-9]+|[a-z]{3,7})\s*\)?\s*\}(?(1)\s*\})", r"_{\2}"),
         (")", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_)", r"\1"),

@@ -11,7 +11,6 @@ r"""What an answer can be beyond one value, and when two answers are the same.
 | Inequality | `x>3`, `1<x\le 2`                 | also the interval of its only letter          |
 | Member     | `x \in S`                         | also the bare set                             |
 | Word       | `\text{Monday}`, `Monday`         | the word in any case                          |
-| Based      | `1011_2`                          | the same digits, with or without the base     |
 """
 
 from __future__ import annotations
@@ -98,14 +97,6 @@ class Word(Expression):
 
     text: str
     product: Value | None
-
-
-@dataclass(slots=True)
-class Based(Expression):
-    """Digits in a base, with a sign where negative."""
-
-    digits: Fraction
-    base: int
 
 
 def every(verdicts: Iterable[bool | None]) -> bool | None:
@@ -293,12 +284,6 @@ def interval_of(low: Expression, high: Expression, has_low: bool, has_high: bool
     return Interval(low, high, has_low, has_high)
 
 
-def _based(based: Based, other: Expression) -> bool | None:
-    if isinstance(other, Based):
-        return based == other
-    return _same(rational(based.digits), other)
-
-
 def _interval(interval: Interval, other: Expression) -> bool | None:
     if not isinstance(other, Interval):
         if isinstance(other, Group) and other.kind == "list":
@@ -321,10 +306,10 @@ def _word(word: Word, other: Expression) -> bool | None:
 
 def _literal(literal: Literal, other: Expression) -> bool | None:
     if isinstance(other, Literal):
-        ranges = {literal.kind, other.kind} == {"to", "-"}
-        return (ranges or literal.kind == other.kind) and literal.parts == other.parts
-    if literal.kind == "based" and isinstance(other, Based):
-        return literal.parts == (other.digits, str(other.base))
+        alike = {literal.kind, other.kind} in ({"to", "-"}, {"based", "index"})
+        return (alike or literal.kind == other.kind) and literal.parts == other.parts
+    if literal.kind == "index":
+        return _same(rational(literal.parts[0]), other)
     if literal.kind == "time" and isinstance(other, Value):  # 3 PM without its unit
         hours, minutes = literal.parts
         return minutes == 0 and as_fraction(other) == (hours % 12 or 12)
@@ -420,8 +405,8 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (
-    (Choice, _choice), (Literal, _literal), (Percent, _percent), (Equation, _equation),
+    (Choice, _choice), (Percent, _percent), (Equation, _equation),
     (Member, _member), (Inequality, _inequality),
-    (Word, _word), (Based, _based), (Interval, _interval),
+    (Word, _word), (Literal, _literal), (Interval, _interval),
 )  # fmt: skip
 """Who decides: the first whose kind one of the two is."""
