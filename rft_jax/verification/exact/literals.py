@@ -4,7 +4,7 @@ r"""What is written in digits, dashes and words and is no arithmetic.
 |----------|-------------------------------------------------|------------------------------------|
 | date     | `2024-03-09`, `March 9, 2024`, `9th of March`   | the same day, the year where given |
 | time     | `3:45 PM`, `3 p.m.`                             | `15:45`; `3 PM` also 3             |
-| -, /     | `5-3`, `555-1234`, `3/9/2024`                   | the same numbers in that order     |
+| -, /, .  | `5-3`, `555-1234`, `3/9/2024`, `1.2.3`          | the same numbers in that order     |
 | to       | `3 to 4`                                        | also `3-4` and `3:4`               |
 | cycle    | `(1\,2\,3)(4\,5)`                               | the same permutation               |
 | based    | `1010 base 2`                                   | `1010_2`, but not 1010             |
@@ -54,7 +54,7 @@ _DATES = tuple(
     )
 )
 _TIME = re.compile(r"(1?[0-9])(?::([0-5][0-9]))? ?([ap])\.? ?m\.?", re.IGNORECASE)
-_SEQUENCE = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})")
+_SEQUENCE = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,}|(?:\.[0-9]+){2,})")
 _RANGE = re.compile(r"(?:from )?([0-9]+(?:\.[0-9]+)?) (?:to|through) ([0-9]+(?:\.[0-9]+)?)")
 _BASE = re.compile(r"\(?(-?[0-9]+(?:\.[0-9]+)?)\)?,? \(?(?:in )?base ([0-9]+|[a-z]+)\)?")
 _CYCLES = re.compile(r"(?:\( ?[0-9]+(?: [0-9]+)+ ?\) ?)+")
@@ -120,7 +120,7 @@ def measure_of(text: str, least: int = 1) -> Literal | None:
 
 def _in_digits(text: str) -> Literal | None:
     if _SEQUENCE.fullmatch(text):
-        mark = "-" if "-" in text else "/"
+        mark = re.findall("[-/.]", text)[0]
         return Literal(mark, tuple(map(int, text.split(mark))))
     if bounds := _RANGE.fullmatch(text):
         return Literal("to", tuple(map(Fraction, bounds.groups())))
