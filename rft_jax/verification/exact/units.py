@@ -65,9 +65,8 @@ _TAILS = _LEADS | words(
     "lower earlier later ago away combined overall remain remained live work came went passed"
 )
 _CHANGING = re.compile(r"(?!(?:months|baths|paths|births)$).*ths|.*(?:illions?|fold)")
-_SINGULARS = re.compile(".*(?:ss|us|is)")
 _SINGULAR = re.compile(r"[a-z]{2,}(?:-[a-z]+)*")
-_PLURAL = re.compile(r"[A-Za-z]?[a-z'’-]{2,}s")
+_PLURAL = re.compile(r"(?!.*(?:ss|us|is)$)[A-Za-z]?[a-z'’-]{2,}s")
 _WORD = r"[A-Za-zµμΩ°Å]+(?:['’-][A-Za-z]+)*"
 _POWER = r"(?:\^?\{?-?[1-4]\}?|[²³]|⁻[¹²³])"
 _PHRASE = re.compile(rf"(?:{_WORD}\.?{_POWER}?(?:[ ]*[/·*][ ]*|[ ]+|$)){{1,7}}")
@@ -106,6 +105,8 @@ def _says_what(found: list[str]) -> bool:
     first, *rest = found
     if first in _LEADS and rest:
         first, *rest = rest
+    if first == "and":
+        return False
     if first in _LINKS and rest:  # 12 per day, 12 a day, 12 in all, 12% of them
         single = first in ("per", "a", "an", "each", "every") and _SINGULAR.fullmatch(rest[0])
         return bool(single) or first == "of" or _says_what(rest)
@@ -123,9 +124,7 @@ def _says_what(found: list[str]) -> bool:
 
 
 def _heads(word: str) -> bool:
-    if is_measure(word):
-        return True
-    return bool(_PLURAL.fullmatch(word)) and not _SINGULARS.fullmatch(word)
+    return is_measure(word) or bool(_PLURAL.fullmatch(word))
 
 
 def is_measure(word: str) -> bool:
