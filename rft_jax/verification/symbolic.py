@@ -48,7 +48,7 @@ _LARGE = re.compile(
     r"""
     [0-9]{40}                                       # a huge number
   | \^\s*(?:[0-9]+|\{[^{}]*[0-9)]\s*\}|\([^()]*\))\s*\^  # a tower of powers
-  | \^\s*[{(][^a-zA-Z{}]*\^ | \^\s*[{(][^{}]*(?:!|binom)  # and one in braces
+  | \^\s*[{(][^a-zA-Z{}]*\^ | \^\s*[{(][^{}]*(?:!|binom|floor|ceil)  # and one in braces
   | \^\s*\{?\s*[-+(]*\s*[0-9]{4}                    # a huge exponent
   | [0-9]{3}\s*! | !\s*!                            # a large factorial, or one of one
   | [)}\]]\s*!                                      # and one of what has to be computed first

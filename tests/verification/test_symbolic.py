@@ -77,6 +77,7 @@ TOO_LARGE = [
     r"\sqrt{2+\sqrt{2+\sqrt{2+\sqrt{2+\sqrt{2}}}}}", "x^{x^{x^{x^{x}}}}", "((x+1)^{30})^{30}",
     "1" * 50 + "+x", "x+" * 250 + "x", "2^{99!}", "(" * 20 + "x" + ")" * 20, "-" * 50 + "x",
     "+".join(r"\sin x" for _ in range(20)), r"2^{\binom{99}{50}}", r"x^{\binom{999}{500}}",
+    r"10^{(\lfloor 2/0.37\rfloor)^{20}}", r"2^{\lfloor e^{e^3}\rfloor}",
     "+".join("(x)(y)" for _ in range(9)), "x+y" * 60,
 ]  # fmt: skip
 
