@@ -127,7 +127,7 @@ def test_the_experiment_loads(tmp_path: Path) -> None:
 
 
 def test_the_study_loads(tmp_path: Path) -> None:
-    path = first_code((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), tmp_path, 33)
+    path = first_code((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), tmp_path, 36)
     study = experiments.load_study(path)
     assert list(study.arms) == ["rft", "online_rft"]
     assert len(study.tuning()) == 4

@@ -58,10 +58,14 @@ def finish(
     *,
     seconds: float = 1.0,
     tokens: int = 100,
+    samples: bool = True,
 ) -> None:
     """What a run leaves whose policy has so many correct outputs of 4 for each question, after
-    steps of so many seconds and sampled tokens; before the first step it has one fewer."""
-    samples, pooled = 32 if config.rollout else 0, config.pool is not None
+    steps of so many seconds and sampled tokens; before the first step it has one fewer.
+
+    samples: whether its evaluations sample beside the greedy output.
+    """
+    outputs, pooled = 32 if config.rollout else 0, config.pool is not None
     lines: list[dict[str, Any]] = []
     evaluated = 0.0
 
@@ -69,8 +73,8 @@ def finish(
         sampling = config.steps if pooled else step
         return {
             "step": step, "kind": kind, "cost/updates": step,
-            "cost/sampled_outputs": sampling * samples,
-            "cost/sampled_tokens": sampling * tokens if samples else 0,
+            "cost/sampled_outputs": sampling * outputs,
+            "cost/sampled_tokens": sampling * tokens if outputs else 0,
             "seconds/elapsed": seconds * (step + (config.steps if pooled else 0)) + evaluated,
         } | more  # fmt: skip
 
@@ -85,9 +89,10 @@ def finish(
         write_lines(folder / "evaluation" / file, rows)
         rates = {f"pass_at/{k}": float(pass_at_k(4, list(of), k).mean()) for k in (1, 2, 4)}
         greedy = sum(row["greedy_correct"] for row in rows) / len(rows)
-        more = rates | {"greedy/accuracy": greedy, "policy/entropy": 0.5}
         distinct = sum(row["num_distinct_correct"] for row in rows) / len(rows)
-        more |= {"questions/distinct_correct": distinct, "seconds/evaluating": 10.0}
+        sampled = rates | {"questions/distinct_correct": distinct} if samples else {}
+        more = {"greedy/accuracy": greedy, "policy/entropy": 0.5, "seconds/evaluating": 10.0}
+        more |= sampled
         lines.append(line(kind, step, **more))
 
     if pooled:
@@ -95,7 +100,8 @@ def finish(
     for step in range(config.steps + 1):
         if step and config.rollout and not pooled:
             lines.append(line("train", step, **{"funnel/sampled": 32, "funnel/correct": 8}))
-        if step % config.evaluation.every_steps == 0:
+        every = config.evaluation.every_steps
+        if every and step % every == 0:
             of = right if step else [correct - 1 for correct in right]
             evaluate("validation", step, f"validation-{step:06d}.jsonl", of)
     if config.data.test:

@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 from rft_jax.commands import args, methods, report, verify
 from rft_jax.commands import run as running
-from rft_jax.commands import study as studies
 from rft_jax.commands.options import (
     RESULTS,
     ConvertOptions,
@@ -229,6 +228,8 @@ def _stopped(name: str, number: int) -> int:
 
 
 def _study(options: StudyOptions, fields: Sequence[args.Option]) -> int:
+    from rft_jax.commands import study as studies  # which imports numpy
+
     path = options.study
     if path.suffix == ".json":
         if fields or options != StudyOptions(path):
@@ -236,17 +237,16 @@ def _study(options: StudyOptions, fields: Sequence[args.Option]) -> int:
         studies.draw(path)
         return 0
     study = experiments.load_study(path)
-    study = replace(study, seeds=options.seeds or study.seeds)
-    if fields:
-        changed = args.apply({**study.starts, **study.arms}, fields)
-        study = replace(
-            study,
-            starts={name: changed[name] for name in study.starts},
-            arms={name: changed[name] for name in study.arms},
-        )
-    workdir, runs = _workdir(options, path), study.runs()
+    changed = args.apply({**study.starts, **study.arms}, fields)
+    study = replace(
+        study,
+        starts={name: changed[name] for name in study.starts},
+        arms={name: changed[name] for name in study.arms},
+        seeds=options.seeds or study.seeds,
+    )
+    workdir = _workdir(options, path)
     if options.only:
-        results = running.carry_out(runs, path.name, workdir, options.only)
+        results = running.carry_out(study.runs(), path.name, workdir, options.only)
         name, last = list(results.items())[-1]
         return 0 if last.finished else _stopped(name, last.stopped_by)
     given = [word for option in fields for word in (f"--{option.name}", *option.values)]

@@ -16,9 +16,6 @@ from rft_jax.errors import ConfigError, suggest_or_list
 
 Budget = Literal["samples", "updates", "tokens"]
 
-Values = Mapping[str, Any]
-"""Fields of a run by their dotted names."""
-
 TUNING_SEED = 0
 """Its runs choose each arm's settings; the seeds that are compared are 1, 2, ..."""
 
@@ -106,8 +103,7 @@ class Study:
                 for arm, config in self.arms.items()
                 for tried, values in enumerate(self.tries)
             ]
-        names = Counter(name for name, _ in every)
-        for name, count in names.items():
+        for name, count in Counter(name for name, _ in every).items():
             require(count == 1, f"two runs of the study are called {name}: rename an arm.")
         return dict(every)
 

@@ -42,7 +42,7 @@ def lines_of(workdir: Folder, name: str) -> list[Line]:
     evaluating, lines = 0.0, log.read(workdir / name / "metrics.jsonl")
     for line in lines:
         if line["kind"] != "train":
-            evaluating += line["seconds/evaluating"]
+            evaluating += line.get("seconds/evaluating") or 0.0
         line["seconds"] = line["seconds/elapsed"] - evaluating
     return lines
 
@@ -120,14 +120,14 @@ def scores(study: Study, workdir: Folder) -> dict[str, list[float]]:
 def collect(
     study: Study,
     workdir: Folder,
-    scores: Mapping[str, Sequence[float]],
+    tried: Mapping[str, Sequence[float]],
     chosen: Mapping[str, int],
     seeds: Sequence[int],
 ) -> Results:
     """The results of a study whose runs of these seeds are finished, as JSON holds them.
 
     Args:
-        scores: of each arm's tries; empty where nothing was chosen.
+        tried: scores of each arm's tries; empty where nothing was chosen.
         chosen: number of each arm's try, where something was.
         seeds: those that are compared.
     """
@@ -153,7 +153,7 @@ def collect(
                 {"settings": values, "score": score}
                 for values, score in zip(study.tries, of_arm, strict=True)
             ]
-            for arm, of_arm in scores.items()
+            for arm, of_arm in tried.items()
         },
         "arms": {
             name: {
@@ -212,8 +212,8 @@ def _costs(workdir: Folder, runs: Sequence[str]) -> dict[str, float]:
 def _at_equal(
     workdir: Folder, arms: Mapping[str, Sequence[str]], cost: str, study: Study
 ) -> dict[str, Any]:
-    """The score of each arm on validation questions at the last evaluation before any arm of the
-    seed has taken more than the one that takes least; empty where none is evaluated."""
+    """The score of each arm on validation questions, at its last evaluation before it had taken
+    more than the arm of the seed that takes least in all; empty where none is evaluated."""
     ends = {arm: [lines_of(workdir, run)[-1][COSTS[cost]] for run in arms[arm]] for arm in arms}
     ends = {arm: own for arm, own in ends.items() if all(own)}
     limits = np.min(list(ends.values()), axis=0) if ends else ()
@@ -221,10 +221,11 @@ def _at_equal(
     for arm, runs in arms.items():
         for run, limit in zip(runs, limits, strict=False):
             evaluated = curve(workdir, run, (COSTS[cost],))
-            steps = [s for s, c in zip(*evaluated.values(), strict=True) if c <= limit]
-            # Before the first evaluation it is still the start, which that of step 0 is of.
-            file = f"validation-{(steps or evaluated['step'])[-1 if steps else 0]:06d}.jsonl"
-            values.setdefault(arm, []).append(per_question(workdir, run, study.score, file))
+            within = [s for s, c in zip(*evaluated.values(), strict=True) if c <= limit]
+            # Before its first update it is still the start, whose evaluation is that of step 0.
+            for step in (within or evaluated["step"][:1])[-1:]:
+                file = f"validation-{step:06d}.jsonl"
+                values.setdefault(arm, []).append(per_question(workdir, run, study.score, file))
     if not values:
         return {}
     base = {study.score: values[study.base]}
@@ -330,8 +331,8 @@ def _cell(measure: str, found: Mapping[str, Any] | None, sign: str = "") -> str:
 
 
 def figure(results: Results) -> bytes:
-    """The score over updates, samples and seconds, entropy, diversity, and pass@k, as a PNG: thin
-    a seed, thick their mean, bars and bands 95 % intervals."""
+    """The score over updates, tokens and seconds, entropy, diversity and pass@k, as a PNG: thin a
+    seed, thick their mean, bands 95 % intervals."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -346,8 +347,10 @@ def figure(results: Results) -> bytes:
         ("policy/entropy", "cost/updates"),
         ("questions/distinct_correct", "cost/updates"),
     ]
-    first = results["arms"][compared[0]]["curves"][0]
-    over = [pair for pair in over if all(any(first.get(name, ())) for name in pair)]
+    firsts = [results["arms"][arm]["curves"][0] for arm in compared]
+    over = [
+        pair for pair in over if all(any(any(one.get(name, ())) for one in firsts) for name in pair)
+    ]
     with rc_context(STYLE):
         columns, rows = 3, len(over) // 3 + 1
         drawn = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained")
@@ -369,7 +372,8 @@ def figure(results: Results) -> bytes:
             if all("low" in one for one in rates.values()):
                 low, high = ([one[end] for one in rates.values()] for end in ("low", "high"))
                 last.fill_between(ks, low, high, color=colours[arm], alpha=0.15, linewidth=0)
-        last.set_xscale("log", base=2)
+        if ks:
+            last.set_xscale("log", base=2)
         last.set(xlabel="k", xticks=ks, xticklabels=ks)
         last.set_title("pass@k (test)", fontsize=10)
         last.legend(frameon=False)

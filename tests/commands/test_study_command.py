@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +197,48 @@ def test_a_job_of_several_processes_is_refused(
     assert "a study is one process; carry out its runs in jobs" in capsys.readouterr().err
 
 
+ONE_RUN = """
+import os, pathlib, sys, time
+run = pathlib.Path(sys.argv[-1])
+assert sys.argv[1:-1] == ["--only"]
+assert os.environ["JAX_NUM_CPU_DEVICES"] == "1"
+others = len(list(pathlib.Path().glob("*.begun")))
+run.with_suffix(".begun").write_text(str(others - len(list(pathlib.Path().glob("*.ended")))))
+while run.name == "slow":
+    time.sleep(0.01)
+time.sleep(0.2)
+run.with_suffix(".ended").touch()
+sys.exit(run.name == "bad")
+"""
+
+
+def test_two_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    command = [sys.executable, "-c", ONE_RUN]
+    assert studies._in_processes(command, ["a", "b", "c", "d"], 2) == 0
+    beside = {path.stem: int(path.read_text()) for path in Path().glob("*.begun")}
+    assert beside.keys() == {"a", "b", "c", "d"}
+    assert max(beside.values()) <= 1
+    # One that fails begins no others: it is repeated where it can say why.
+    assert studies._in_processes(command, ["bad", "e"], 1) == 0
+    assert not Path("e.begun").exists()
+
+
+def test_a_signal_stops_all_of_them() -> None:
+    def stop() -> None:
+        while not Path("slow.begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    waiting = threading.Thread(target=stop)
+    waiting.start()
+    command = [sys.executable, "-c", ONE_RUN]
+    assert studies._in_processes(command, ["slow", "later"], 1) == signal.SIGTERM
+    waiting.join()
+    assert not Path("slow.ended").exists()
+    assert not Path("later.begun").exists()
+
+
 def lasting(found: Any) -> Any:
     """Results without what depends on the machine."""
     if isinstance(found, Mapping):
@@ -221,15 +266,13 @@ def dies_after(patch: pytest.MonkeyPatch, lines: int) -> None:
 
 @pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once in one go; once killed in a tuning run and in a compared one, then two at a time."""
+    """Once in one go, and once killed in a tuning run and in one that is compared."""
     monkeypatch.setenv("PYTHONPATH", TESTS)
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    monkeypatch.setenv("XLA_FLAGS", "")
     assert cli.main(["study", "study.py", "--workdir", "whole"]) == 0
     for calls in (9, 25):
         with monkeypatch.context() as patch:
             dies_after(patch, calls)
             assert cli.main(["study", "study.py", "--workdir", "again"]) == 130
-    assert cli.main(["study", "study.py", "--workdir", "again", "--at-once", "2"]) == 0
+    assert cli.main(["study", "study.py", "--workdir", "again"]) == 0
     assert lasting(results("again")) == lasting(results("whole"))
     assert results("whole")["at_equal"]["seconds"]["arms"].keys() == {"rft", "online_rft"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def test_figure(tmp_path: Path) -> None:
     assert reports.figure(results).startswith(b"\x89PNG")
     results["arms"]["rft"]["curves"][0]["seconds"] = [None, None, None]
     del results["arms"]["online_rft"]["test"]["pass_at/1"]["low"]
+    assert reports.figure(results).startswith(b"\x89PNG")
+
+
+def test_arms_without_validation_or_samples(tmp_path: Path) -> None:
+    study = tiny_study.study(grid={}, score="greedy/accuracy", starts={})
+    silent = replace(study.arms["rft"].evaluation, every_steps=0)
+    arms = {name: replace(arm, evaluation=silent) for name, arm in study.arms.items()}
+    study = replace(study, arms=arms)
+    for name, config in study.runs().items():
+        tiny_study.finish(tmp_path / name, config, RIGHT[name], samples=False)
+    results = reports.collect(study, tmp_path, {}, {}, [1, 2])
+    assert results["at_equal"] == {"samples": {}, "seconds": {}}
+    assert "| test questions | settings | greedy % | entropy |" in reports.tables(results)
     assert reports.figure(results).startswith(b"\x89PNG")
 
 
