@@ -72,7 +72,8 @@ def carry_out(
     def do(names: Sequence[str]) -> Stopped | None:
         if report_only:
             return None
-        starts = [each for each in unfinished(names) if each in _starts(study)]
+        # Of all seeds at first, so that no process waits for others' work.
+        starts = [each for each in unfinished(list(runs)) if each in _starts(study)]
         for wave in (starts, [each for each in unfinished(names) if each not in starts]):
             if at_once > 1 and (signal := _in_processes(command, wave, at_once)):
                 return Stopped(wave[0], signal)
@@ -115,7 +116,7 @@ def draw(path: Path, show: Callable[[str], None] = print) -> None:
     results = read_json(path, DataError)
     try:
         tables, figure = reports.tables(results), reports.figure(results)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} holds no results of a study ({type(error).__name__}: {error}): name the "
             "study.json of one."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -185,13 +184,13 @@ class Study:
                     "compared on the same questions; set both alike.",
                 )
         number = config.evaluation.samples_per_question
-        known = ["greedy/accuracy", *(f"pass_at/{k}" for k in range(1, number + 1))]
-        if self.score not in known or not _is_measured(self.score, number):
-            raise ConfigError(
-                f"score is {self.score!r}, which arm {name} does not measure on validation "
-                f"(evaluation.samples_per_question is {number}): greedy/accuracy, or pass_at/K "
-                "with K 1, 2, 4, ... below that number or the number itself, is expected."
-            )
+        ks = [k for k in range(1, number + 1) if k == number or k & (k - 1) == 0]
+        known = ["greedy/accuracy", *(f"pass_at/{k}" for k in ks)]
+        require(
+            self.score in known,
+            f"score is {self.score!r}, and arm {name} measures {', '.join(known)} on validation "
+            f"questions (evaluation.samples_per_question is {number}): choose one of these.",
+        )
         require(
             len(self.tries) == 1 or 0 < config.evaluation.every_steps <= config.steps,
             f"{name}: evaluation.every_steps is {config.evaluation.every_steps} and the grid is "
@@ -218,12 +217,6 @@ class Study:
                     )
 
 
-def _is_measured(score: str, number: int) -> bool:
-    """Whether an evaluation with so many samples a question has this measure."""
-    k = int((re.findall(r"\d+$", score) or ["1"])[0])
-    return k == number or k & (k - 1) == 0
-
-
 def budget(config: Config) -> dict[str, int | None]:
     """Outputs that a run samples to train on, its updates and the most tokens it may sample; None
     for what only the run itself can say."""
@@ -231,12 +224,8 @@ def budget(config: Config) -> dict[str, int | None]:
     if config.refill is not None or (config.pool is not None and config.pool.from_rollouts):
         samples = None
     elif config.rollout is not None:
-        rollouts = (
-            config.pool.rollout_steps
-            if config.pool is not None
-            else -(-config.steps // config.update.per_rollout)
-        )
-        rollout = config.rollout
-        samples = rollouts * rollout.questions_per_step * rollout.samples_per_question
+        sampled = config.rollout.questions_per_step * config.rollout.samples_per_question
+        own = -(-config.steps // config.update.per_rollout)
+        samples = sampled * (config.pool.rollout_steps if config.pool is not None else own)
     tokens = None if samples is None else samples * config.data.max_completion_tokens
     return {"samples": samples, "updates": config.steps, "tokens": tokens}

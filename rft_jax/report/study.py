@@ -160,7 +160,10 @@ def collect(
                 "settings": {} if name in study.starts else study.tries[chosen.get(name, 0)],
                 "test": {measure: _estimate(values) for measure, values in tested[name].items()},
                 "accepted": _estimate([[accepted(workdir, run)] for run in own]),
-                "costs": _costs(workdir, own),
+                "costs": {
+                    cost: float(np.mean([lines_of(workdir, run)[-1][metric] for run in own]))
+                    for cost, metric in COSTS.items()
+                },
                 "curves": [
                     curve(workdir, run, dict.fromkeys((*CURVES, study.score))) for run in own
                 ],
@@ -201,12 +204,6 @@ def _differences(
         for name in a
         if name in b
     }
-
-
-def _costs(workdir: Folder, runs: Sequence[str]) -> dict[str, float]:
-    """Means over seeds of what the runs took."""
-    ends = [lines_of(workdir, run)[-1] for run in runs]
-    return {cost: float(np.mean([end[name] for end in ends])) for cost, name in COSTS.items()}
 
 
 def _at_equal(
