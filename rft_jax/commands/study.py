@@ -76,7 +76,7 @@ def carry_out(
         starts = [each for each in unfinished(list(runs)) if each in _starts(study)]
         for wave in (starts, [each for each in unfinished(names) if each not in starts]):
             if at_once > 1 and (signal := _in_processes(command, wave, at_once)):
-                return Stopped(wave[0], signal)
+                return Stopped((unfinished(wave) or wave)[0], signal)
         # What is finished by now is not repeated, and what failed in its process says why here.
         needed = {each: runs[each] for each in runs if each in {*tuning, *names}}
         last, result = list(running.carry_out(needed, name, workdir, names).items())[-1]
