@@ -107,17 +107,30 @@ def test_to_change_x_open_y() -> None:
             assert (ROOT / path).exists(), f"{path} does not exist"
 
 
-def test_the_experiment_loads(tmp_path: Path) -> None:
-    """With a folder in place of the published model, which is not at hand."""
-    code = section(README, "Your data and your model").split("```python\n")[1].split("```")[0]
+def first_code(text: str, tmp_path: Path, lines: int) -> Path:
+    """A file of the first code block, of no more lines than that, with a folder in place of the
+    published model, which is not at hand."""
+    code = text.split("```python\n")[1].split("```")[0]
     model = re.findall(r'"hf:([^"]+)"', code)
     assert len(model) == 1
-    assert len([line for line in code.splitlines() if line.strip()]) <= 24
+    assert len([line for line in code.splitlines() if line.strip()]) <= lines
     (tmp_path / "config.json").write_text(json.dumps(QWEN2))
     path = tmp_path / "mine.py"
     path.write_text(code.replace(model[0], str(tmp_path)))
+    return path
+
+
+def test_the_experiment_loads(tmp_path: Path) -> None:
+    path = first_code(section(README, "Your data and your model"), tmp_path, 24)
     (config,) = experiments.load(path).values()
     assert config.model.num_layers == QWEN2["num_hidden_layers"]
+
+
+def test_the_study_loads(tmp_path: Path) -> None:
+    path = first_code((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), tmp_path, 36)
+    study = experiments.load_study(path)
+    assert list(study.arms) == ["rft", "online_rft"]
+    assert len(study.tuning()) == 4
 
 
 def test_length() -> None:

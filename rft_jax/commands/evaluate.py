@@ -86,7 +86,7 @@ def evaluate(
         {name: _number(value) for name, value in metrics.items()},
         _settings(policy, asked, drawing, spec, limits),
         _question_rows(asked.questions, rows),
-        _output_rows(asked.questions, outputs),
+        _output_rows(asked, outputs),
     )
 
 
@@ -203,14 +203,14 @@ def _question_rows(
     ]
 
 
-def _output_rows(questions: Sequence[Question], outputs: Outputs) -> list[dict[str, Any]]:
+def _output_rows(asked: Asked, outputs: Outputs) -> list[dict[str, Any]]:
     """The greedy outputs in order, then the sampled ones."""
-    rows = []
+    rows, questions = [], asked.questions
     for greedy, drawn in ((True, outputs.greedy), (False, outputs.sampled)):
         samples = drawn.samples if drawn else []
         size = len(samples) // len(questions)
         rows += [
-            output_row(questions[number // size], sample)
+            output_row(questions[number // size], sample, asked.data, asked.tokenizer)
             | {"greedy": greedy, "verdict": sample.verdict.value, "reason": sample.reason}
             for number, sample in enumerate(samples)
         ]

@@ -14,6 +14,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ from rft_jax.commands.options import (
     ReportOptions,
     RunOptions,
     SampleOptions,
+    StudyOptions,
     TokenizerOptions,
     VerifyOptions,
 )
@@ -104,7 +106,8 @@ def _carry_out(words: list[str]) -> int:
         print(f"rft-jax: error: {told}", file=sys.stderr)
         return EXIT_LOST if isinstance(told, TemporaryError) else 2
     except KeyboardInterrupt:
-        then = "the same command resumes it" if words[0] == "run" else "nothing is written"
+        resumes = words[0] in ("run", "study")
+        then = "the same command resumes it" if resumes else "nothing is written"
         print(f"rft-jax: interrupted; {then}.", file=sys.stderr)
         return 128 + signal.SIGINT
 
@@ -201,7 +204,7 @@ def _run(options: RunOptions, fields: Sequence[args.Option]) -> int:
     results = running.carry_out(
         experiment,
         options.experiment.name,
-        _workdir(options),
+        _workdir(options, options.experiment),
         options.only,
         parse_steps(options.profile) if options.profile else None,
         Limits(options.lost_after, options.stalled_after),
@@ -209,8 +212,11 @@ def _run(options: RunOptions, fields: Sequence[args.Option]) -> int:
         options.accept_changed,
     )
     name, last = list(results.items())[-1]
-    if last.finished:
-        return 0
+    return 0 if last.finished else _stopped(name, last.stopped_by)
+
+
+def _stopped(name: str, number: int) -> int:
+    """Say that a run is stopped; the exit status."""
     from rft_jax.distributed.collectives import is_main
 
     if is_main():
@@ -218,7 +224,42 @@ def _run(options: RunOptions, fields: Sequence[args.Option]) -> int:
             f"rft-jax: run {name} is stopped and saved; the same command resumes it.",
             file=sys.stderr,
         )
-    return 128 + (last.stopped_by or signal.SIGINT)
+    return 128 + (number or signal.SIGINT)
+
+
+def _study(options: StudyOptions, fields: Sequence[args.Option]) -> int:
+    from rft_jax.commands import study as studies  # which imports numpy
+
+    path = options.study
+    if path.suffix == ".json":
+        if fields or options != StudyOptions(path):
+            raise ConfigError(f"{path} holds results, which are drawn: no option acts.")
+        studies.draw(path)
+        return 0
+    study = experiments.load_study(path)
+    changed = args.apply({**study.starts, **study.arms}, fields)
+    study = replace(
+        study,
+        starts={name: changed[name] for name in study.starts},
+        arms={name: changed[name] for name in study.arms},
+        seeds=options.seeds or study.seeds,
+    )
+    workdir = _workdir(options, path)
+    if options.only:
+        results = running.carry_out(study.runs(), path.name, workdir, options.only)
+        name, last = list(results.items())[-1]
+        return 0 if last.finished else _stopped(name, last.stopped_by)
+    given = [word for option in fields for word in (f"--{option.name}", *option.values)]
+    command = [sys.executable, "-m", "rft_jax", "study", str(path), "--workdir", str(workdir)]
+    stopped = studies.carry_out(
+        study,
+        path.name,
+        workdir,
+        command=[*command, "--seeds", str(study.seeds), *given],
+        at_once=options.at_once,
+        report_only=options.report_only,
+    )
+    return _stopped(*stopped) if stopped else 0
 
 
 def _plan(options: PlanCommand, fields: Sequence[args.Option]) -> int:
@@ -264,7 +305,7 @@ def _methods(options: MethodsOptions, fields: Sequence[args.Option]) -> int:
 def _tokenizer(options: TokenizerOptions, fields: Sequence[args.Option]) -> int:
     _no_fields(fields)
     experiment = experiments.load(options.experiment)
-    workdir = _workdir(options)
+    workdir = _workdir(options, options.experiment)
     pieces = running.train_tokenizer(options.experiment, experiment, workdir)
     print(f"{workdir / 'tokenizer.model'}: {pieces} pieces")
     return 0
@@ -328,6 +369,7 @@ def _convert(options: ConvertOptions, fields: Sequence[args.Option]) -> int:
 
 _COMMANDS: Mapping[str, tuple[type, Callable[[Any, Sequence[args.Option]], int]]] = {
     "run": (RunOptions, _run),
+    "study": (StudyOptions, _study),
     "plan": (PlanCommand, _plan),
     "report": (ReportOptions, _report),
     "methods": (MethodsOptions, _methods),
@@ -345,10 +387,10 @@ def _no_fields(fields: Sequence[args.Option]) -> None:
         raise ConfigError(f"unknown option --{option.name}.")
 
 
-def _workdir(options: RunOptions | TokenizerOptions) -> Folder:
+def _workdir(options: RunOptions | TokenizerOptions | StudyOptions, path: Path) -> Folder:
     if options.workdir == "":
         raise ConfigError("--workdir takes one folder, found none.")
-    return folder_of(options.workdir or Path("runs") / options.experiment.stem)
+    return folder_of(options.workdir or Path("runs") / path.stem)
 
 
 def _configure_logging() -> None:

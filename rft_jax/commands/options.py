@@ -129,6 +129,31 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class StudyOptions:
+    """Carry out a study or resume it: arms over seeds, their settings chosen on validation
+    questions, then study.json, a table and a figure with intervals (docs/studies.md)."""
+
+    study: Positional[Path]
+    """The study: a Python file, NAME.py, with a function study(); or the study.json of one, whose
+    table and figure are made again."""
+    workdir: str | None = None
+    """Where everything is written: a folder or gs://BUCKET/FOLDER. Default: runs/NAME."""
+    seeds: int | None = None
+    """How many seeds are compared; more may be asked for later. Default: the study's."""
+    at_once: int = 1
+    """Runs that are carried out at a time, each in a process of one CPU core."""
+    report_only: bool = False
+    """Make the results of the seeds that are finished, and carry out nothing."""
+    only: Annotated[tuple[str, ...], arg(metavar="RUN ...")] = ()
+    """Carry out only these runs, and make no results. Default: all that are needed."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, seeds=self.seeds, at_once=self.at_once)
+        if self.report_only and (self.only or self.at_once > 1):
+            raise ConfigError("--report_only carries out nothing: leave --only and --at_once out.")
+
+
+@dataclass(frozen=True)
 class MethodsOptions:
     """Show the table of methods, in which two of them differ, or draw all."""
 

@@ -76,7 +76,7 @@ class OpenedPolicy:
         from rft_jax.rollout.engine import output_row
 
         return [
-            output_row(question, draft)
+            output_row(question, draft, asked.data, asked.tokenizer)
             | {"tokens": list(draft.tokens), "log_probs": list(draft.log_probs)}
             for question, draft in outputs(self.policy, asked, drawing, self._load(asked))
         ]

@@ -36,7 +36,7 @@ def sample(policy: Policy, asked: Asked, drawing: Drawing, out: Path) -> Sampled
     check_new(out)
     with new_file(out) as file:
         for question, draft in outputs(policy, asked, drawing):
-            row = output_row(question, draft)
+            row = output_row(question, draft, asked.data, asked.tokenizer)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             total += 1
             tokens += len(draft.tokens)

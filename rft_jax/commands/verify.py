@@ -115,7 +115,7 @@ def verify(
     for number, row in enumerate(rows):
         if (problem := _problem(row, spec)) is not None:
             raise DataError(f"rows[{number}]: {problem}: fix the row, or leave it out.")
-        items.append(_item(row))
+        items.append(_item(row, spec))
     with VerifierPool(spec, limits) as pool:
         return pool.verify(items)
 
@@ -174,7 +174,7 @@ def _judged(path: Path, pool: VerifierPool) -> Iterator[tuple[dict[str, Any], Ju
     rows = _good_rows(path, pool.spec)
     waiting: list[tuple[list[dict[str, Any]], Future[list[Judgement]]]] = []
     while block := list(islice(rows, ROWS_AT_ONCE)):
-        items = [_item(row) for row in block]
+        items = [_item(row, pool.spec) for row in block]
         waiting.append((block, pool.submit(items)))
         if len(waiting) > 1:
             done, future = waiting.pop(0)
@@ -183,10 +183,11 @@ def _judged(path: Path, pool: VerifierPool) -> Iterator[tuple[dict[str, Any], Ju
         yield from zip(done, future.result(), strict=True)
 
 
-def _item(row: Mapping[str, Any]) -> Item:
+def _item(row: Mapping[str, Any], spec: VerifierSpec) -> Item:
     """A row as a verifier takes it; a function of the user's reads its question and columns too."""
     columns = {name: row[name] for name in row if name not in GIVEN}
-    return Item(row["reference"], row["output"], True, str(row.get("question", "")), columns)
+    output = (str(row.get("opened", "")) if spec.is_rule else "") + row["output"]
+    return Item(row["reference"], output, True, str(row.get("question", "")), columns)
 
 
 def _checked(path: Path, spec: VerifierSpec, skip_bad: bool) -> tuple[int, int]:

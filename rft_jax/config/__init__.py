@@ -6,6 +6,7 @@ from rft_jax.config.method import Method
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.run import Config, Experiment
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.study import Study
 from rft_jax.config.update import (
     CriticConfig,
     Denominator,
@@ -34,6 +35,7 @@ __all__ = [
     "RefillConfig",
     "RolloutConfig",
     "SelectionConfig",
+    "Study",
     "TokenizerConfig",
     "UpdateConfig",
     "VerificationConfig",

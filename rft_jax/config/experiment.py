@@ -1,17 +1,19 @@
 """Experiments: loading their files, checking them, and overriding fields of their runs. No jax.
 
 An experiment file is plain Python with a function `experiment()` that returns a dict of named runs
-in the order they are carried out; a run starts from an earlier one by `init_from="run:NAME"`.
+in the order they are carried out; a run starts from an earlier one by `init_from="run:NAME"`. Or
+it has a function `study()`, which returns a Study.
 """
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -29,6 +31,7 @@ from rft_jax.config.serialize import (
     section_types,
     suggest,
 )
+from rft_jax.config.study import Study
 from rft_jax.errors import ConfigError, suggest_or_list
 
 _LONGEST_NAME = 100
@@ -38,7 +41,7 @@ ALL = "all"
 
 
 def load(path: str | PathLike[str]) -> dict[str, Config]:
-    """Load and check the experiment of a file.
+    """Load and check the experiment of a file; that of a study is all of its runs.
 
     The file's folder is appended to `sys.path`, so that an experiment may import its neighbours
     and name a verifier beside it.
@@ -46,6 +49,32 @@ def load(path: str | PathLike[str]) -> dict[str, Config]:
     line.
     """
     path = Path(path)
+    experiment = _returned(path, ("experiment", "study"))
+    with _named(path):
+        if isinstance(experiment, Study):
+            experiment = experiment.runs()
+        if not isinstance(experiment, Mapping):
+            raise ConfigError(
+                f"experiment() returned {type(experiment).__name__}: a dict of named Configs is "
+                "expected."
+            )
+        check(experiment)
+    return dict(experiment)
+
+
+def load_study(path: str | PathLike[str]) -> Study:
+    """Load and check the study of a file, as `load` does an experiment."""
+    path = Path(path)
+    study = _returned(path, ("study",))
+    with _named(path):
+        if not isinstance(study, Study):
+            raise ConfigError(f"study() returned {type(study).__name__}: a Study is expected.")
+        check(study.runs())
+    return study
+
+
+def _returned(path: Path, functions: Sequence[str]) -> Any:
+    """What the first of these functions that the file has returns."""
     if not path.is_file():
         near = suggest(str(path), [str(other) for other in path.parent.glob("*.py")])
         raise ConfigError(f"experiment file {path} does not exist{near}")
@@ -54,19 +83,18 @@ def load(path: str | PathLike[str]) -> dict[str, Config]:
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.append(folder)
-    experiment = _call(path)
+    return _call(path, functions)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors in what a file's function returned name the file."""
     try:
-        if not isinstance(experiment, Mapping):
-            raise ConfigError(
-                f"experiment() returned {type(experiment).__name__}: a dict of named Configs is "
-                "expected."
-            )
-        check(experiment)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:  # of values of other types, which may raise at any use
         raise ConfigError(f"{path}: experiment() returned what fails ({_told(error)}).") from error
-    return dict(experiment)
 
 
 def check(experiment: Mapping[Any, Any]) -> None:
@@ -172,8 +200,7 @@ def _has_no_default(item: Field[Any]) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
 
 
-def _call(path: Path) -> Any:
-    """What the file's `experiment()` returns."""
+def _call(path: Path, functions: Sequence[str]) -> Any:
     try:
         # Compiled here, because the import system may take a file just rewritten for its old
         # bytecode.
@@ -187,15 +214,16 @@ def _call(path: Path) -> Any:
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
         exec(code, module.__dict__)
-        function = getattr(module, "experiment", None)
-        if callable(function):
-            return function()
+        for name in functions:
+            if callable(function := getattr(module, name, None)):
+                return function()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a file may also call sys.exit
         said = _text(error) if isinstance(error, ConfigError) else _told(error)
         raise ConfigError(f"{_last_line(path, error)}: {said}") from error
-    raise ConfigError(f"{path} has no function experiment(): define it to return the named runs.")
+    what = {"experiment": "the named runs", "study": "a Study"}[functions[0]]
+    raise ConfigError(f"{path} has no function {functions[0]}(): define it to return {what}.")
 
 
 def _last_line(path: Path, error: BaseException) -> str:

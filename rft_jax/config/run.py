@@ -227,7 +227,7 @@ class Config:
         )
         stale = self.refill.max_staleness if self.refill else 0
         require(
-            not row.steps or stale == 0,
+            not (row.steps or row.values) or stale == 0,
             f"refill.max_staleness is {stale}: outputs are carried over with one coefficient each, "
             f"and those of method {row.name} differ from token to token; set it to 0.",
         )
@@ -243,6 +243,11 @@ class Config:
         require(
             objective.kl_in == "loss" or row.rewards,
             f"objective.kl_in is 'reward': method {row.name} reads no rewards; choose loss.",
+        )
+        require(
+            objective.kl_in == "loss" or row.trains_on == "decided",
+            f"objective.kl_in is 'reward': every decided output then has a reward, and method "
+            f"{row.name} trains on accepted ones only; choose loss.",
         )
         require(
             objective.kl_in == "loss" or row.values or not row.steps,

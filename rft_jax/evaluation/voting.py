@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rft_jax.distributed.collectives import largest
 from rft_jax.types import Judgement, Question, Sample, Verdict
 from rft_jax.verification.exact.numbers import Number, parse_number
-from rft_jax.verification.extract import EXTRACTIONS, FORMS
+from rft_jax.verification.extract import EXTRACTIONS, FORMS, UNREAD
 from rft_jax.verification.pool import Item, VerifierPool
 
 LEADERS_OF_FUNCTIONS = 4
@@ -125,7 +125,9 @@ def _lead(
 
 
 def _answer(rule: str, sample: Sample) -> Hashable | None:
-    text = EXTRACTIONS[rule](sample.text).text if sample.finished else None
+    if not sample.finished or sample.reason in UNREAD:
+        return None
+    text = EXTRACTIONS[rule](sample.text).text
     return None if text is None else parse_number(text) or " ".join(text.split())
 
 

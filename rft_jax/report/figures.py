@@ -33,7 +33,7 @@ INK, MUTED, GRID = "#1F2430", "#667085", "#E6E8EC"
 WIDTH = 9.6
 """Width of a full figure in inches."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10, "text.color": INK, "axes.labelcolor": MUTED, "axes.labelsize": 9.5,
     "axes.edgecolor": "#C4C9D2", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
@@ -70,7 +70,7 @@ def draw_plots(runs: Runs, folder: Folder) -> list[tuple[Plot, bytes]]:
     make(folder)
     drawn = []
     for plot in PLOTS:
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             figure = plot.draw(runs)
             if figure is None:
                 continue

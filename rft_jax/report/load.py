@@ -30,7 +30,7 @@ _OUTPUT_FIELDS: Fields = {
 # Okabe and Ito's palette, told apart by colour-blind readers; its yellow and black, too light and
 # too heavy for lines on white, are left out, and grey stands first: for the run the others are
 # compared with.
-_COLOURS = ("#5F6670", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#5F6670", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.")
 
 Line = dict[str, Any]
@@ -86,12 +86,12 @@ class LoggedRun:
     @property
     def colour(self) -> str:
         """The run's colour in every figure and on the page; repeats after seven runs."""
-        return _COLOURS[self.place % len(_COLOURS)]
+        return COLOURS[self.place % len(COLOURS)]
 
     @property
     def dash(self) -> str:
         """The run's line style, which changes when the colours repeat."""
-        return _DASHES[self.place // len(_COLOURS) % len(_DASHES)]
+        return _DASHES[self.place // len(COLOURS) % len(_DASHES)]
 
     def last(self, name: str) -> float | None:
         """The last value of a metric over all lines, None where there is none."""

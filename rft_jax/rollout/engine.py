@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rft_jax.config import DataConfig, ModelConfig
-from rft_jax.data.prompts import prompt_tokens
+from rft_jax.data.prompts import prompt_text, prompt_tokens
 from rft_jax.data.tokenizers.base import Tokenizer
 from rft_jax.distributed.collectives import gather
 from rft_jax.distributed.mesh import batch_sharding, batch_size_divisor, replicated
@@ -26,6 +26,7 @@ from rft_jax.rollout.gather import gather_samples
 from rft_jax.rollout.sampler import Ended, compile_programs, sample_stream
 from rft_jax.rollout.steps import in_tokens
 from rft_jax.types import Decoded, Judgement, Params, Prompts, Question, Sample
+from rft_jax.verification.extract import opened_reasoning
 from rft_jax.verification.pool import Item, VerifierPool
 
 BATCHES_AT_ONCE = 16
@@ -248,7 +249,7 @@ def sample(
             outputs.steps = max(outputs.steps, part.steps)
             outputs.entropies |= zip(part.drafts, part.entropies.tolist(), strict=True)
             items = [
-                Item.of(questions[number // num_samples], draft.text, draft.finished)
+                _item(questions[number // num_samples], draft, sampling, sampling.verifier)
                 for number, draft in part.drafts.items()
             ]
             submitted = time.perf_counter()
@@ -260,6 +261,14 @@ def sample(
                 on_part(part)
     outputs.ended = time.perf_counter()
     return outputs
+
+
+def _item(question: Question, draft: Draft, sampling: Sampling, verifier: VerifierPool) -> Item:
+    """An output for the verifier; a rule has to see that the prompt opened its reasoning."""
+    opened = ""
+    if verifier.is_rule:
+        opened = opened_reasoning(prompt_text(question.text, sampling.data, sampling.tokenizer))
+    return Item.of(question, opened + draft.text, draft.finished)
 
 
 def verify(outputs: Outputs) -> Rollout:
@@ -344,19 +353,26 @@ def showing(progress: Progress) -> Callable[[Part], None]:
     return on_part
 
 
-def output_row(question: Question, output: Draft | Sample) -> dict[str, Any]:
+def output_row(
+    question: Question, output: Draft | Sample, data: DataConfig, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """An output as a row of a file for others to read, `rft-jax verify` among them. log_prob: of
-    the whole output, in nats."""
-    return dict(question.columns) | {
-        "question_id": question.id,
-        "question": question.text,
-        "reference": question.answer,
-        "sample_index": output.sample_index,
-        "output": output.text,
-        "finished": output.finished,
-        "num_tokens": len(output.tokens),
-        "log_prob": sum(output.log_probs),
-    }
+    the whole output, in nats; opened: the mark in the prompt that opens its reasoning, if any."""
+    opened = opened_reasoning(prompt_text(question.text, data, tokenizer))
+    return (
+        dict(question.columns)
+        | ({"opened": opened} if opened else {})
+        | {
+            "question_id": question.id,
+            "question": question.text,
+            "reference": question.answer,
+            "sample_index": output.sample_index,
+            "output": output.text,
+            "finished": output.finished,
+            "num_tokens": len(output.tokens),
+            "log_prob": sum(output.log_probs),
+        }
+    )
 
 
 def _note(spans: list[tuple[float, float]], since: float, _: Future[Any]) -> None:

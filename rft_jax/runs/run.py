@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 
@@ -37,7 +38,7 @@ from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
 from rft_jax.training.critic import Critic
 from rft_jax.training.optimizer import make_optimizer
-from rft_jax.training.state import as_reference, fresh_state, make_layout, reference_like
+from rft_jax.training.state import Layout, as_reference, fresh_state, make_layout, reference_like
 from rft_jax.training.update import Updater
 from rft_jax.types import Params, TrainState
 from rft_jax.verification.canary import FirstOutputs, open_verifiers
@@ -103,9 +104,7 @@ def run(
     layout = make_layout(config.model, mesh, optimizer, vocab_size)
     saved_in = folder / "checkpoints"
     step = from_main(f"{name} resumes", lambda: checkpoint_health.recover(saved_in))
-    first, renewed = step or 0, config.objective.reference_every > 0
-    from_start = config.has_reference and not (renewed and first)
-    starts = step is None or from_start or bool(config.model.lora_rank)
+    first, starts = step or 0, _loads_start(config, step)
     if starts:
         by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
     inputs = questions.inputs | setup.inputs_beside_data(
@@ -130,29 +129,9 @@ def run(
         known = [*questions.train, *questions.validation]
         verifier, evaluator = stack.enter_context(open_verifiers(config, known))
         checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
-        dtype = config.model.compute_dtype
-        beside = {"reference": reference_like(layout.trained, dtype)} if renewed else {}
         critic = Critic(config, mesh, layout, vocab_size)
-        if config.critic is not None:
-            beside["critic"] = critic.like()._asdict()
-        saved = (
-            None if step is None else checkpoint.restore(checkpoints, layout.state, step, beside)
-        )
-        frozen: Params = {}
-        reference = fresh = values = None
-        if starts:
-            setup.check_same_tokenizer(config, workdir)
-            frozen, trained = load_start(config, workdir, layout, folder)
-            # The state takes what the run starts from: the reference must be a copy.
-            reference = as_reference(trained, dtype) if from_start else None
-            if saved is None:
-                values = critic.start(trained) if config.critic is not None else None
-                fresh = fresh_state(trained, optimizer, layout)
-            del trained
-        if saved is not None:
-            reference = saved[1].beside.get("reference", reference)
-            if config.critic is not None:
-                values = TrainState(**saved[1].beside["critic"])
+        asked = {question.id for question in questions.train}
+        frozen, begun = _begin(config, workdir, folder, layout, critic, checkpoints, step, asked)
         by_main(f"{name} keeps its config", keep)
         opened = Run(
             config=config,
@@ -186,12 +165,64 @@ def run(
             rests_on=rests_on,
             first_outputs=FirstOutputs(config, resumed=first > 0),
         )
+        if first:
+            logger.info("%s: resuming from step %d", name, first)
+        before = begun[0].counters.seconds
+        return loop(replace(opened, began=opened.began - before), begun.pop())
+
+
+def _loads_start(config: Config, step: int | None) -> bool:
+    """Whether a run, or one that resumes from `step`, needs the parameters that it starts from."""
+    return step is None or bool(config.model.lora_rank) or _keeps_start(config, step)
+
+
+def _keeps_start(config: Config, step: int | None) -> bool:
+    """Whether pi_ref is the start, and not in the checkpoint."""
+    return config.has_reference and (step is None or not config.objective.reference_every)
+
+
+def _begin(
+    config: Config,
+    workdir: Folder,
+    folder: Folder,
+    layout: Layout,
+    critic: Critic,
+    checkpoints: checkpoint.Checkpoints,
+    step: int | None,
+    question_ids: Collection[int],
+) -> tuple[Params, list[State]]:
+    """The frozen parameters, and in a list the state that the first step of this process starts
+    from: whoever pops it there keeps no array that a step replaces.
+
+    Raises:
+        UserError: the start or the checkpoint is missing, damaged, or of other settings.
+    """
+    dtype, beside = config.model.compute_dtype, dict[str, Any]()
+    if config.objective.reference_every:
+        beside["reference"] = reference_like(layout.trained, dtype)
+    if config.critic is not None:
+        beside["critic"] = critic.like()._asdict()
+    saved = None if step is None else checkpoint.restore(checkpoints, layout.state, step, beside)
+    frozen: Params = {}
+    reference = fresh = values = None
+    if _loads_start(config, step):
+        setup.check_same_tokenizer(config, workdir)
+        frozen, trained = load_start(config, workdir, layout, folder)
+        # The state takes what the run starts from: the reference must be a copy.
+        reference = as_reference(trained, dtype) if _keeps_start(config, step) else None
         if saved is None:
-            assert fresh is not None
-            return loop(opened, State(fresh, reference=reference, critic=values))
-        state = _resumed(opened, saved[1], first)._replace(reference=reference, critic=values)
-        logger.info("%s: resuming from step %d", name, first)
-        return loop(replace(opened, began=opened.began - state.counters.seconds), state)
+            values = critic.start(trained) if config.critic is not None else None
+            fresh = fresh_state(trained, make_optimizer(config.optimizer, config.steps), layout)
+    if saved is None or step is None:
+        assert fresh is not None
+        return frozen, [State(fresh, reference=reference, critic=values)]
+    state = _resumed(saved[1], config, f"{folder}/checkpoints/{step}", step, question_ids)
+    of_critic = saved[1].beside.get("critic")
+    state = state._replace(
+        reference=saved[1].beside.get("reference", reference),
+        critic=of_critic and TrainState(**of_critic),
+    )
+    return frozen, [state]
 
 
 def _check_inputs(folder: Folder, inputs: Inputs, *, accept: bool, compare: bool = True) -> None:
@@ -232,13 +263,14 @@ def _keep_config(
     (folder / policies.FINISHED).unlink(missing_ok=True)
 
 
-def _resumed(run: Run, saved: Saved, step: int) -> State:
-    """The state as the loop saved it.
+def _resumed(
+    saved: Saved, config: Config, path: str, step: int, question_ids: Collection[int]
+) -> State:
+    """The state as the loop saved it in `path`.
 
     Raises:
         CheckpointError: its host facts are not those of this version or this run's data.
     """
-    path = f"{run.folder}/checkpoints/{step}"
     try:
         state = State(
             saved.state,
@@ -252,10 +284,9 @@ def _resumed(run: Run, saved: Saved, step: int) -> State:
             f"{path}: host holds {saved.host}, which is no position and counters of this version: "
             "use the version that wrote it, or start over with another --workdir."
         ) from error
-    if run.config.refill is None:
+    if config.refill is None:
         return state
-    ids = {question.id for question in run.questions.train}
     surplus = batch_filling.from_json(
-        saved.host.get("surplus"), run.config, step=step, question_ids=ids, source=path
+        saved.host.get("surplus"), config, step=step, question_ids=question_ids, source=path
     )
     return state._replace(surplus=surplus)

@@ -78,7 +78,8 @@ def packed_scores(
         )
         return jax.lax.dynamic_update_index_in_dim(found, scores, index, 0)
 
-    start = jnp.zeros(batch.inputs.shape, jax.tree.leaves(params)[0].dtype)
+    dtype = jnp.promote_types(jax.tree.leaves(params)[0].dtype, jnp.float32)
+    start = jnp.zeros(batch.inputs.shape, dtype)
     start = jax.lax.with_sharding_constraint(start, batch_sharding(mesh, axis=1))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         found = jax.lax.fori_loop(0, batch.num_microbatches, score, start)
@@ -142,7 +143,8 @@ def score_sequences(
         rows = np.asarray(scored).reshape(-1, sizes.row_length)
         for one, (row, offset) in zip(part, places(part, sizes.row_length), strict=True):
             begin = offset + len(one.prompt) - 1
-            found.append(rows[row, begin : begin + len(one.completion)])
+            # A view would keep the device's array.
+            found.append(rows[row, begin : begin + len(one.completion)].copy())
     return found
 
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import lru_cache
 
 from rft_jax.types import Judgement, Verdict
 from rft_jax.verification import symbolic
-from rft_jax.verification.exact.algebra import Value, integer
+from rft_jax.verification.exact.algebra import Expression, Value, integer
 from rft_jax.verification.exact.expressions import (
     MAX_CHARACTERS,
-    Expression,
     is_undefined,
     parse_expression,
-    same,
 )
 from rft_jax.verification.exact.literals import Literal, measure_of
 from rft_jax.verification.exact.notation import SPACE, spelled
 from rft_jax.verification.exact.numbers import Number, equal, parse_number
+from rft_jax.verification.exact.structures import same
 
 NOT_A_NUMBER = "not a number"
 BAD_REFERENCE = "reference not understood"
@@ -43,8 +41,6 @@ _GAPS = re.compile(
     r"(\\[A-Za-z]+)\s+(?=[A-Za-z])|(?<=[A-Za-z])(\s)\s*(?=[A-Za-z])|(?<=[0-9])(\s)\s*(?=[0-9])|\s+"
 )
 
-_reference_expression = lru_cache(maxsize=1024)(parse_expression)
-
 
 def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> Judgement:
     """The verdict on a stated answer.
@@ -63,11 +59,11 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
             if ours is not None and theirs is not None and (number == expected) != (ours == theirs):
                 return _EQUAL if ours == theirs else _UNEQUAL  # 1 m and 100 cm, 5 m and 5 cm
         return _EQUAL if _within(number, expected, tolerance) else _UNEQUAL
-    if not _MATHEMATICAL.search(answer) and expected is not None:
+    if expected is not None and not _MATHEMATICAL.search(answer):
         return Judgement(Verdict.INCORRECT, NOT_A_NUMBER)
-    if expected is None and _is_same_text(answer, reference):
+    if expected is None and answer == reference:
         return _bad_reference() if _is_void(reference) else _EQUAL
-    known = _reference_expression(reference)
+    known = parse_expression(reference)
     stated = parse_expression(answer)
     # Notations that only the layer of numbers reads, such as units and periods.
     if known is None and expected is not None and not expected.percent:
@@ -77,6 +73,8 @@ def compare(answer: str, reference: str, *, math: bool, tolerance: Fraction) -> 
     decided = None
     if known is not None and stated is not None:
         decided = same(*_alike(stated, answer, known, reference))
+    if decided is None and expected is None and _is_same_text(answer, reference):
+        return _bad_reference() if _is_void(reference) else _EQUAL
     if not decided and expected is not None and _states_several(answer):
         return Judgement(Verdict.INCORRECT, TWO_ANSWERS)
     if decided is not None:
@@ -148,9 +146,8 @@ def _states_several(answer: str) -> bool:
 
 
 def _is_same_text(answer: str, reference: str) -> bool:
-    if answer == reference or max(len(answer), len(reference)) > MAX_CHARACTERS:
-        return answer == reference
-    return _squeezed(answer) == _squeezed(reference)
+    longest = max(len(answer), len(reference))
+    return longest <= MAX_CHARACTERS and _squeezed(answer) == _squeezed(reference)
 
 
 def _squeezed(text: str) -> str:
@@ -162,7 +159,7 @@ def _squeezed(text: str) -> str:
 
 def _is_void(reference: str) -> bool:
     """Whether a reference states nothing: 1/0, an unclosed brace, or signs alone."""
-    if _reference_expression(reference) is not None:
+    if parse_expression(reference) is not None:
         return False
     if not any(character.isalnum() for character in reference):
         return True

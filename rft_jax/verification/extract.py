@@ -58,7 +58,7 @@ _LEAD = re.compile(
 )
 _MATH_ENVIRONMENTS = (
     ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
-    ("`", "`"),
+    ("`", "`"), ("*", "*"), ('"', '"'),
 )  # fmt: skip
 _NUMBERS = re.compile(r"[0-9]+(?:[.,/][0-9]+)*")
 _WORDS = re.compile(r"[A-Za-z]+")
@@ -77,6 +77,7 @@ _CLOSED = (
     r"</(?:seed:)?think(?:ing)?>|</reasoning>|</thought>|<\|end_of_thought\|>|\[/THINK\]|"
     r"◁/think▷|<\|channel\|>final<\|message\|>"
 )
+_OPENED_LAST = re.compile(rf"(?P<mark>{_OPENED})\s*$")
 _REASONING = re.compile(rf"(?P<closed>{_CLOSED})|{_OPENED}")
 
 
@@ -89,6 +90,12 @@ def after_reasoning(text: str) -> str:
     if not marks:
         return text
     return text[marks[-1].end() :] if marks[-1]["closed"] else ""
+
+
+def opened_reasoning(prompt: str) -> str:
+    """The mark at the end of a prompt that opens the output's reasoning, as chat templates of
+    reasoning models put it there; empty where there is none."""
+    return match["mark"] if (match := _OPENED_LAST.search(prompt)) else ""
 
 
 def hash_answer(text: str, same: Same = is_equal) -> Answer:
@@ -137,6 +144,7 @@ def _marks(text: str) -> list[int]:
     return [match.end() for match in _HASHES.finditer(text) if match.end() - match.start() == 4]
 
 
+_BOX = re.compile(r"\\(?:box|fbox|framebox)")
 _BOX_TOKENS = re.compile(
     r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s*(?P<bare>[^\W_]+(?:[.,/][0-9]+)*)(?![\w^\\{]))|\\.|[{}]",
     re.DOTALL,
@@ -153,6 +161,8 @@ def boxed_answer(text: str, same: Same = is_equal) -> Answer:
 
 
 def _boxed(text: str, same: Same) -> Answer:
+    if not _BOX.search(text):
+        return _NO_ANSWER
     boxes: list[tuple[int, int, int, int]] = []
     open_braces: list[tuple[bool, int, int]] = []
     within = 0
@@ -323,7 +333,8 @@ def reference_answer(reference: str) -> str:
 def unwrapped(text: str) -> str:
     r"""An answer without what frames it: `$`, `\(`, `**`, a box, `The answer is`, `=`, a stop."""
     text = text.strip()
-    if text.isascii() and text.isdigit():  # by far the most frequent
+    # Quick for most: nothing frames what begins with a digit and ends with one or with a letter.
+    if "0" <= text[:1] <= "9" and text[-1].isalnum() and ">" not in text:
         return text
     text = _LEFTOVERS.sub("", text).strip() if ">" in text or text.endswith("\\") else text
     for _ in range(6):

@@ -102,6 +102,11 @@ class VerifierPool:
             self._threads.append(thread)
             thread.start()
 
+    @property
+    def is_rule(self) -> bool:
+        """Whether a built-in rule finds the answer in the output."""
+        return self.spec.is_rule
+
     def submit(self, items: Sequence[Item]) -> Future[list[Judgement]]:
         """Begin to judge and return at once.
 

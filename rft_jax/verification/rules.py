@@ -91,6 +91,11 @@ class VerifierSpec(NamedTuple):
         """Whether all code of it is this package's; otherwise a module of the user's is loaded."""
         return not any(":" in name for name in (self.name, *self.checks))
 
+    @property
+    def is_rule(self) -> bool:
+        """Whether one of the built-in rules finds the answer in the output."""
+        return self.name in EXTRACTIONS
+
     def is_of_check(self, reason: str) -> bool:
         """Whether an output is incorrect for a check only: its answer is right."""
         return reason in {f"{FAILED}{name}" for name in self.checks}

@@ -207,8 +207,8 @@ def test_the_same_command_goes_on(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no command: one of run, plan, report, methods, tokenizer, sample, evaluate, convert, "
-         "verify is expected; see --help."),
+        ([], "no command: one of run, study, plan, report, methods, tokenizer, sample, evaluate, "
+         "convert, verify is expected; see --help."),
         (["rum"], "unknown command 'rum'; did you mean run?"),
         (["xyz"], "unknown command 'xyz'."),
         (["run"], "rft-jax run is followed by nothing: EXPERIMENT is expected; see --help."),
@@ -312,7 +312,8 @@ def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("run", "--workdir STR"), ("plan", "--topology STR"), ("report", "-h, --help"),
+        ("run", "--workdir STR"), ("study", "--seeds INT"), ("plan", "--topology STR"),
+        ("report", "-h, --help"),
         ("tokenizer", "--workdir STR"), ("sample", "--greedy"), ("evaluate", "--verifier STR"),
         ("convert", "--max_shard_gb FLOAT"), ("verify", "--skip_bad"),
     ],

@@ -14,6 +14,7 @@ import tiny
 
 from rft_jax.config import (
     Config,
+    CriticConfig,
     PoolConfig,
     RefillConfig,
 )
@@ -273,13 +274,15 @@ def test_what_is_missing_gets_its_default() -> None:
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    missing = [f"refill.{item.name}" for item in dataclasses.fields(RefillConfig)]
+    none = {"refill": RefillConfig, "critic": CriticConfig}
+    missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
     assert [name for name in field_types() if name not in missing] == [
-        name for name in values if name != "refill"
+        name for name in values if name not in none
     ]
     assert replace_fields(config, values) == config
     refill = RefillConfig(accepted=3, max_sampled=16)
-    assert [name for name in flatten(tiny.online_rft(refill=refill)) if name in missing] == missing
+    full = flatten(tiny.online_rft(method="ppo", refill=refill, critic=CriticConfig()))
+    assert [name for name in full if name in missing] == missing
     assert flatten(tiny.sft())["rollout"] is None
 
 

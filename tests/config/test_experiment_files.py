@@ -25,7 +25,7 @@ import programs
 import pytest
 
 from rft_jax.commands import args
-from rft_jax.commands.options import RunOptions
+from rft_jax.commands.options import RunOptions, StudyOptions
 from rft_jax.config import Config
 from rft_jax.config import experiment as experiments
 from rft_jax.config.serialize import plain
@@ -54,10 +54,13 @@ _INTERVAL = re.compile(r"±|\binterval\b|\bto\b")
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether the file defines experiment(); studies and verifiers beside it do not."""
+    """Whether the file defines experiment() or study(); verifiers beside it do not."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return any(
-        isinstance(node, ast.FunctionDef) and node.name == "experiment" for node in tree.body
+        isinstance(node, ast.FunctionDef)
+        and node.name in ("experiment", "study")
+        and not node.args.args
+        for node in tree.body
     )
 
 
@@ -302,12 +305,13 @@ def test_the_arms_are_on_equal_terms(name: str) -> None:
 @each_file
 def test_commands_of_the_docstring_are_understood(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    commands = re.findall(r"rft-jax run ((?:.*\\\n)*.*)", text)
+    commands = re.findall(r"rft-jax (run|study) ((?:.*\\\n)*.*)", text)
     assert commands or f"python experiments/{path.name}" in text
-    for command in commands:
+    for name, command in commands:
         file, *arguments = shlex.split(command.replace("\\\n", " "))
         assert file == f"experiments/{path.name}"
-        _, fields = args.read(RunOptions, [file, *arguments], "run")
+        kind: Any = {"run": RunOptions, "study": StudyOptions}[name]
+        _, fields = args.read(kind, [file, *arguments], name)
         args.apply(load(path), fields)
 
 

@@ -22,6 +22,7 @@ from rft_jax.config import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
+    Method,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -523,6 +524,22 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Method("demonstrations", "accepted", lambda facts: facts.rewards, log_ratios=True),
         "Method.log_ratios is True and its source is 'demonstrations': the source must be pool or "
         "policy.",
+    ),
+    "a KL in the reward of accepted outputs": (
+        lambda: grpo(
+            method="maxrl_positive", objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward")
+        ),
+        "objective.kl_in is 'reward': every decided output then has a reward, and method "
+        "maxrl_positive trains on accepted ones only; choose loss.",
+    ),
+    "carried outputs of a value function": (
+        lambda: grpo(
+            method="ppo",
+            critic=CriticConfig(),
+            refill=RefillConfig(accepted=4, max_sampled=8, max_staleness=1),
+        ),
+        "refill.max_staleness is 1: outputs are carried over with one coefficient each, and those "
+        "of method ppo differ from token to token; set it to 0.",
     ),
     "no reference to renew": (
         lambda: grpo(objective=ObjectiveConfig(reference_every=2)),

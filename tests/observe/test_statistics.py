@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from rft_jax.errors import UserError
 from rft_jax.observe.statistics import (
+    crossed_interval,
     majority_at_k,
     paired_interval,
     pass_at_k,
@@ -257,3 +258,39 @@ def test_swapping_the_runs_mirrors_the_interval() -> None:
 def test_paired_interval_refuses(a: list, b: list, confidence: float, text: str) -> None:
     with pytest.raises(UserError, match=text):
         paired_interval(a, b, confidence=confidence, seed=0)
+
+
+def test_crossed_interval_is_that_of_all_equally_likely_draws() -> None:
+    """Two seeds and three questions have 4 x 27 draws: their quantiles, and by hand the means."""
+    table = np.array([[0.0, 1.0, 0.5], [0.5, 1.0, 0.0]])
+    draws = [
+        table[np.ix_(seeds, questions)].mean()
+        for seeds in itertools.product(range(2), repeat=2)
+        for questions in itertools.product(range(3), repeat=3)
+    ]
+    found = crossed_interval(list(table), seed=0)
+    assert found is not None
+    assert found.mean == 0.5
+    assert found.by_seed == [0.5, 0.5]
+    expected = np.quantile(draws, (0.025, 0.975), method="inverted_cdf")
+    assert [found.low, found.high] == pytest.approx(expected, abs=1e-12)
+
+
+def test_crossed_interval_covers_seeds_and_questions() -> None:
+    random = np.random.default_rng(0)
+    questions, seeds = random.normal(0, 1, 200), random.normal(0, 1, (5, 1))
+    alike = crossed_interval([questions] * 5, seed=0)
+    apart = crossed_interval(list(questions + seeds), seed=0)
+    assert alike is not None
+    assert apart is not None
+    # Seeds that agree leave the questions' own error, of a single seed too.
+    assert alike.high - alike.low == pytest.approx(4 * standard_error(questions), rel=0.1)
+    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+    assert crossed_interval([questions] * 5, seed=0) == alike
+
+
+def test_crossed_interval_leaves_out_what_a_seed_has_not_decided() -> None:
+    found = crossed_interval([[0.0, 1.0, math.nan], [0.0, 1.0, 0.0]], seed=0)
+    assert found is not None
+    assert found.mean == 0.5
+    assert crossed_interval([[math.nan], [1.0]], seed=0) is None

@@ -16,7 +16,7 @@ import jax
 import pytest
 import tiny_experiment
 
-from rft_jax.config import Config, MeshConfig, ObjectiveConfig
+from rft_jax.config import Config, CriticConfig, MeshConfig, ObjectiveConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.planning import memory
 from rft_jax.runs import loop
@@ -38,6 +38,13 @@ CASES: dict[str, Callable[[str], Config]] = {
     "RFT": tiny_experiment.rft,
     "Online RFT": tiny_experiment.online_rft,
     "Online RFT, KL": lambda source: tiny_experiment.online_rft(source, **KL),
+    "PPO, KL in the reward": lambda source: tiny_experiment.online_rft(
+        source,
+        method="ppo",
+        critic=CriticConfig(),
+        objective=ObjectiveConfig(kl_coefficient=0.1, kl_in="reward"),
+    ),
+    "Online DPO": lambda source: tiny_experiment.online_rft(source, method="online_dpo"),
     "Online RFT of adapters": lambda source: with_adapters(tiny_experiment.online_rft(source)),
     "Online RFT of adapters, KL": lambda source: with_adapters(
         tiny_experiment.online_rft(source, **KL)
@@ -50,6 +57,8 @@ PAIRS = [
     ("RFT", "eight, fsdp"),
     *(("Online RFT", devices) for devices in DEVICES),
     ("Online RFT, KL", "one"),
+    ("PPO, KL in the reward", "eight, fsdp"),
+    ("Online DPO", "one"),
     ("Online RFT of adapters", "one"),
     ("Online RFT of adapters, KL", "eight, fsdp"),
 ]

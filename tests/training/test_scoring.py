@@ -17,6 +17,7 @@ from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.scoring import packed_scores, score_sequences
+from rft_jax.training.state import as_reference
 from rft_jax.types import Params
 
 MESHES = {
@@ -88,6 +89,24 @@ def test_each_output_has_the_log_probs_that_it_has_alone(name: str) -> None:
     assert [len(one) for one in found] == [len(one.completion) for one in many]
     for scored, expected in zip(found, alone(params, many, config, 0.7), strict=True):
         np.testing.assert_allclose(scored, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_in_the_compute_type_has_the_same_scores() -> None:
+    """All of its parameters in bfloat16, as adapters are: the numbers stay float32's."""
+    base = tiny.online_rft()
+    config = replace(base, model=replace(base.model, compute_dtype="bfloat16"))
+    mesh, params = make_mesh(MeshConfig(data=8)), random_policy(config.model, 32)
+    many = sequences(8, 32)
+    one, two = (
+        score_sequences(of, many, config, frozen={}, mesh=mesh, vocab_size=32)
+        for of in (params, as_reference(params, "bfloat16"))
+    )
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.dtype == theirs.dtype == np.float32
+        assert ours.tolist() == theirs.tolist()
+    without_norms = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    score_sequences(without_norms, many, config, frozen={}, mesh=mesh, vocab_size=32)
 
 
 def test_nothing_to_score_asks_no_device() -> None:

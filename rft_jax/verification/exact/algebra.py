@@ -138,9 +138,7 @@ def root(radicand: Value, degree: int) -> Value:
 
 def is_opaque(value: Value) -> bool:
     """Whether an opaque generator occurs, so that unequal forms may still be equal."""
-    return any(
-        name[0] == "#" for part in (value.upper, value.lower) for term in part for name, _ in term
-    )
+    return any(name[0] == "#" for name in names(value))
 
 
 def names(value: Value) -> set[str]:

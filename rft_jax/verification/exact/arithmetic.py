@@ -6,6 +6,7 @@ Where a notation has two readings it is refused (`Unreadable`): `1/2x`, `2^3^2`,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 from rft_jax.verification.exact import functions
@@ -27,6 +28,7 @@ _FACTOR_STARTS = frozenset(
     {"name", "run", "function", "sqrt", "frac", "binom", "(", "{", "floor", "ceil"}
 )  # fmt: skip
 """What may follow a factor to be multiplied with it; a number may not."""
+_SIGNS = frozenset({"+", "-", "pm", "mp"})
 _CALLED = frozenset({"f", "g", "h"})
 """Letters that brackets call, not multiply."""
 _CLOSE = {"(": ")", "[": "]", "{": "}", "floor": "end floor", "ceil": "end ceil"}
@@ -37,6 +39,7 @@ class Arithmetic:
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
+        self.kinds = {kind for kind, _ in tokens}
         self.at = 0
         self.sign = 1
         """Of `\\pm`: a text with one is read twice."""
@@ -74,11 +77,11 @@ class Arithmetic:
         self.deeper()
         total: Value | None = None
         while True:
-            sign = self._taken_sign()
-            if sign is None:
-                if total is not None:
-                    break
-                sign = 1
+            sign = 1
+            if self.tokens[self.at][0] in _SIGNS:
+                sign = self._taken_sign()
+            elif total is not None:
+                break
             term = self._term()
             if sign < 0:
                 term = -term
@@ -86,16 +89,13 @@ class Arithmetic:
         self.depth -= 1
         return total
 
-    def _taken_sign(self) -> int | None:
+    def _taken_sign(self) -> int:
         kind = self.kind
+        self.at += 1
         if kind == "+" or kind == "-":
-            self.at += 1
             return 1 if kind == "+" else -1
-        if kind == "pm" or kind == "mp":
-            self.at += 1
-            self.has_sign = True
-            return self.sign if kind == "pm" else -self.sign
-        return None
+        self.has_sign = True
+        return self.sign if kind == "pm" else -self.sign
 
     def _term(self) -> Value:
         product = self._factor()
@@ -104,11 +104,11 @@ class Arithmetic:
             kind = self.kind
             if kind == "*":
                 self.at += 1
-                product *= self._signed_factor()
+                product *= self._signed(self._factor)
                 divided = False
             elif kind == "/":
                 self.at += 1
-                product /= self._signed_factor()
+                product /= self._signed(self._factor)
                 divided = True
             elif kind in _FACTOR_STARTS or (kind == "|" and not self._bars):
                 if divided:  # 1/2x
@@ -117,10 +117,8 @@ class Arithmetic:
             else:
                 return product
 
-    def _signed_factor(self) -> Value:
-        if self.take("-"):
-            return -self._factor()
-        return self._factor()
+    def _signed(self, read: Callable[[], Value]) -> Value:
+        return -read() if self.take("-") else read()
 
     def _factor(self) -> Value:
         base = self._primary()
@@ -128,10 +126,7 @@ class Arithmetic:
             kind = self.kind
             if kind == "^":
                 self.at += 1
-                if self._is_degree():
-                    base = self._in_degrees(base)
-                    continue
-                exponent = self._exponent()
+                exponent = self._signed(self._primary)
                 if self.kind == "^":
                     raise Unreadable
                 base = functions.raise_to(base, exponent)
@@ -140,37 +135,18 @@ class Arithmetic:
                 base = functions.factorial(base)
             elif kind == "degree":
                 self.at += 1
-                base = self._in_degrees(base)
+                if self._angles:  # a unit, dropped, but within a function it makes an angle
+                    base *= generator("π") / integer(180)
             else:
                 return base
 
-    def _is_degree(self) -> bool:
-        """Step over what is left of `^\\circ` or `^{\\circ}`."""
-        if self.take("circ"):
-            return True
-        if self.kind == "{" and self.tokens[self.at + 1][0] == "circ":
-            self.at += 2
-            self.expect("}")
-            return True
-        return False
-
-    def _in_degrees(self, value: Value) -> Value:
-        """A degree is a unit, dropped, but within a function it makes an angle."""
-        if not self._angles:
-            return value
-        return value * (generator("π") / integer(180))
-
-    def _exponent(self) -> Value:
-        if self.take("-"):
-            return -self._primary()
-        return self._primary()
-
     def _primary(self) -> Value:
-        self.take("run")
         kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
             return self._number(text)
+        if kind == "run":
+            return self._primary()
         if kind == "infinity":
             raise Undefined
         if kind == "name":
@@ -203,6 +179,10 @@ class Arithmetic:
 
     def _bracketed(self, kind: str) -> Value:
         self.expect(kind)
+        inside, text = self.tokens[self.at]
+        if inside == "number" and text.isdigit() and self.tokens[self.at + 1][0] == _CLOSE[kind]:
+            self.at += 2
+            return integer(int(text))
         bars, self._bars = self._bars, 0
         inner = self.value()
         self._bars = bars
@@ -211,6 +191,8 @@ class Arithmetic:
 
     def _number(self, text: str) -> Value:
         value = integer(int(text)) if text.isdigit() else rational(Fraction(text))
+        if self.kind not in ("frac", "number"):
+            return value
         upper: Value | None = None
         if self.kind == "frac":
             kinds = [kind for kind, _ in self.tokens[self.at : self.at + 7]]
@@ -221,8 +203,10 @@ class Arithmetic:
             kinds = [kind for kind, _ in self.tokens[self.at : self.at + 3]]
             if kinds != ["number", "/", "number"]:
                 raise Unreadable
-            upper = integer(self._whole(self.at))
-            lower = integer(self._whole(self.at + 2))
+            over, under = self.tokens[self.at][1], self.tokens[self.at + 2][1]
+            if not (over + under).isdigit():
+                raise Unreadable
+            upper, lower = integer(int(over)), integer(int(under))
             self.at += 3
         if upper is None:
             return value
@@ -230,12 +214,6 @@ class Arithmetic:
         if not text.isdigit() or part is None or not 0 < part < 1 or self.kind in ("^", "/", "!"):
             raise Unreadable
         return value + rational(part)
-
-    def _whole(self, at: int) -> int:
-        text = self.tokens[at][1]
-        if not text.isdigit():
-            raise Unreadable
-        return int(text)
 
     def _argument(self) -> Value:
         """An argument of a command: a group, or one digit, letter or command."""
@@ -261,6 +239,9 @@ class Arithmetic:
                 raise Unreadable
             degree = number.numerator
         bare = plain or self.kind == "("
+        if self.kind == "number" and (digits := self.tokens[self.at][1]).isdigit():
+            self.at += 1  # `\\sqrt 12` is TeX's for the root of 1 and a 2, which nobody means
+            return root(integer(int(digits)), degree)
         self.deeper()
         if degree % 2 and (power := self._power_within(degree)) is not None:
             self.depth -= 1
@@ -275,7 +256,7 @@ class Arithmetic:
         if self.take("{") and self.kind == "(":
             base = self._bracketed("(")
             if self.take("^"):
-                exponent = as_fraction(self._exponent())
+                exponent = as_fraction(self._signed(self._primary))
                 if exponent is not None and self.take("}"):
                     return base ** (exponent / degree)
         self.at = start
@@ -289,7 +270,7 @@ class Arithmetic:
             self.at += 1
         times = Fraction(1)
         if self.take("^"):
-            exponent = as_fraction(self._exponent())
+            exponent = as_fraction(self._signed(self._primary))
             if exponent is None or exponent.denominator != 1 or exponent < 1:
                 raise Unreadable  # sin^{-1} is not 1/sin
             times = exponent

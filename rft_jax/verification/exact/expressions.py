@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import suppress
 from fractions import Fraction
+from functools import lru_cache
 
 from rft_jax.verification.exact.algebra import (
     Expression,
@@ -18,17 +20,17 @@ from rft_jax.verification.exact.algebra import (
     Value,
     equal,
     generator,
+    integer,
     is_letter,
     names,
 )
 from rft_jax.verification.exact.arithmetic import Arithmetic
 from rft_jax.verification.exact.latex_tokens import tokens_of
-from rft_jax.verification.exact.literals import literal_of
+from rft_jax.verification.exact.literals import Literal, literal_of
 from rft_jax.verification.exact.notation import spelled
 from rft_jax.verification.exact.structures import (
     INFINITY,
     SETS,
-    Based,
     Equation,
     Group,
     Inequality,
@@ -41,8 +43,6 @@ from rft_jax.verification.exact.structures import (
     same,
     system_of,
 )
-
-__all__ = ["Expression", "parse_expression", "same"]
 
 MAX_CHARACTERS = 2_000
 MAX_ITEMS = 64
@@ -61,9 +61,15 @@ _NAME_SIGNS = frozenset({"(", ")", "|", ":", ",", "{", "}", "mark"})
 _NAME_KINDS = _NAME_SIGNS | {"name", "text", "words", "run", "number", "frac"}
 """What `x`, `f(1)`, `|AB|`, `(p,q)`, `V_1:V_2` and `\\frac{AB}{CD}` are made of."""
 _ITEM_ENDS = frozenset({"end", ",", ";", ")", "}}", "row", "&", "matrix"})
-_ENDS = frozenset({"end", ",", ";", ")", "]", "}", "}}", "cup", ":"}) | _RELATIONS
+_ENDLESS = generator(INFINITY)
+_JOINTS = {"cup": "union", ":": "ratio", "and": "and", "or": "or"}
+_SEPARATORS = frozenset({",", ";"})
+_PART_ENDS = _RELATIONS | {
+    "end", ",", ";", ")", "]", "}", "}}", "row", "&", "matrix", *_JOINTS,
+}  # fmt: skip
 
 
+@lru_cache(maxsize=2048)  # an answer is compared with others before it is with the reference
 def parse_expression(text: str) -> Expression | None:
     """What the whole text says, or None where this layer does not read it."""
     try:
@@ -89,7 +95,7 @@ def _parse(text: str) -> Expression:
     if (literal := literal_of(text, parse_expression)) is not None:
         return literal
     text = spelled(text)
-    if whole := _TEXT.fullmatch(text):
+    if text[:1] == "\\" and (whole := _TEXT.fullmatch(text)):
         inner = whole[1].strip()
         try:
             return _parse(inner)
@@ -97,7 +103,7 @@ def _parse(text: str) -> Expression:
             if not _WORDS.fullmatch(inner):
                 raise
             return _word(inner)
-    if _WORDS.fullmatch(text) and not _SEPARATING.search(text):
+    if text[:2].isalpha() and _WORDS.fullmatch(text) and not _SEPARATING.search(text):
         longest = max(map(len, _LETTERS.findall(text)))
         if longest > 3 or "-" not in text:  # xy-z is a difference
             return _word(text)
@@ -112,7 +118,10 @@ def _word(text: str) -> Word:
         raise Undefined
     product = None
     if len(words) <= 6 and words.casefold() not in _ENGLISH and max(map(len, words.split())) <= 3:
-        product = _Reader(tokens_of(words)).only_value()
+        reader = _Reader(tokens_of(words))
+        with suppress(Unreadable):
+            value = reader.value()
+            product = value if reader.at_end() else None
     if product is None or words[1:].islower():
         words = words.casefold()
     return Word(words, product)
@@ -128,30 +137,25 @@ class _Reader(Arithmetic):
             raise Unreadable
         return items[0] if len(items) == 1 else _shared_name(items)
 
-    def only_value(self) -> Value | None:
-        """The value the whole text is, or None."""
-        try:
-            value = self.value()
-        except Unreadable:
-            return None
-        return value if self.at_end() else None
-
     def _items(self, *, bare: bool, split: bool) -> list[Expression]:
         """Items up to a closing bracket or the end; `bare` ones may be relations, and where
         `split`, one with `\\pm` is two."""
-        groups: list[list[Expression]] = [[]]  # apart by `;`
+        first = self._split(bare) if split else [self._side()]
+        if len(first) == 1 and self.kind not in _SEPARATORS:
+            return first
+        groups: list[list[Expression]] = [first]  # apart by `;`
         words: set[str] = set()
         while True:
-            groups[-1] += self._split(bare) if split else [self._side()]
             if sum(map(len, groups)) > MAX_ITEMS:
                 raise Unreadable
-            if self.kind not in (",", ";"):
+            if self.kind not in _SEPARATORS:
                 break
-            while self.kind in (",", ";"):  # `1, \\text{ and } 2`
+            while self.kind in _SEPARATORS:  # `1, \\text{ and } 2`
                 words.add(self.tokens[self.at][1])
                 if self.kind == ";" and groups[-1]:
                     groups.append([])
                 self.at += 1
+            groups[-1] += self._split(bare) if split else [self._side()]
         if len(groups) > 1 and max(map(len, groups)) > 1:  # x=1, y=2; x=3, y=4
             systems = [Group("set", group) for group in groups]
             if not all(map(system_of, systems)):
@@ -164,12 +168,15 @@ class _Reader(Arithmetic):
         return items if both is None else [both]
 
     def _split(self, bare: bool) -> list[Expression]:
+        read = self._side if self.kinds.isdisjoint(_RELATIONS) or not bare else self._chain
+        if "pm" not in self.kinds and "mp" not in self.kinds:
+            return [read()]
         start, sign, has_sign = self.at, self.sign, self.has_sign
         items = []
         self.has_sign = False
         for self.sign in (1, -1):
             self.at = start
-            items.append(self._chain() if bare else self._side())
+            items.append(read())
             if not self.has_sign:
                 break
         self.sign, self.has_sign = sign, has_sign
@@ -235,26 +242,25 @@ class _Reader(Arithmetic):
     def _side(self) -> Expression:
         """One side of a relation: a union, a ratio, a structure or a value with its unit."""
         first = self._part()
-        if self.kind == "cup":
-            pieces = [first]
-            while self.take("cup"):
-                pieces.append(self._part())
-            if not all(isinstance(piece, Interval | Group) for piece in pieces):
-                raise Unreadable
-            return Group("union", pieces)
-        if self.kind == ":":
-            parts = [first]
-            while self.take(":"):
-                parts.append(self._part())
-            if not all(isinstance(part, Value) for part in parts):
-                raise Unreadable
-            return Group("ratio", parts)
-        return first
+        joint = self.kind
+        if joint not in _JOINTS:
+            return first
+        parts, kind = [first], _JOINTS[joint]
+        while self.take(joint):
+            parts.append(self._part())
+        if not all(
+            isinstance(part, Interval | Group if joint == "cup" else Value) for part in parts
+        ):
+            raise Unreadable
+        return Group(kind, parts)
 
     def _part(self) -> Expression:
-        kind = self.kind
+        kind, text = self.tokens[self.at]
         part: Expression
-        if (word := self._lone_word()) is not None:
+        if kind == "number" and self.tokens[self.at + 1][0] in _PART_ENDS and text.isdigit():
+            self.at += 1
+            return integer(int(text))
+        if kind in ("words", "run") and (word := self._lone_word()) is not None:
             return word
         if kind in ("(", "[") and self.tokens[self.at + 1] == ("matrix", "begin"):
             self.at += 1  # `\left[\begin{array}` is a matrix in brackets
@@ -264,54 +270,52 @@ class _Reader(Arithmetic):
             part = self._brackets(kind)
         elif self.tokens[self.at] == ("name", "RR"):
             self.at += 1
-            part = interval_of(-generator(INFINITY), generator(INFINITY), False, False)
+            part = interval_of(-_ENDLESS, _ENDLESS, False, False)
         elif kind == "matrix":
             part = self._matrix()
         elif kind == "infinity" or (
             kind in ("+", "-") and self.tokens[self.at + 1][0] == "infinity"
         ):
-            part = generator(INFINITY)
-            if kind != "infinity":
-                self.at += 1
-                part = -part if kind == "-" else part
-            self.at += 1
+            part = -_ENDLESS if kind == "-" else _ENDLESS
+            self.at += 1 if kind == "infinity" else 2
             if self.kind in _OPERATORS:
                 raise Undefined
-        elif (based := self._based()) is not None:
+        elif "base" in self.kinds and (based := self._based()) is not None:
             part = based
         else:
             part = self._quantity()
-        if self.kind not in _ENDS and self.kind not in ("row", "&", "matrix"):
+        if self.kind not in _PART_ENDS:
             raise Unreadable
         return part
 
     def _lone_word(self) -> Word | None:
         """Words that are an item by themselves: no product without a sign that it is one."""
         kind, text = self.tokens[self.at]
-        size = 1 if kind == "words" else len(text) + 1 if kind == "run" else 0
-        if not size or self.tokens[self.at + size][0] not in _ITEM_ENDS:
+        size = 1 if kind == "words" else len(text) + 1
+        if self.tokens[self.at + size][0] not in _ITEM_ENDS:
             return None
         self.at += size
         return _word(text)
 
-    def _based(self) -> Based | None:
+    def _based(self) -> Literal | None:
         """Digits with the index of a base, and a sign."""
         at = self.at + (self.kind == "-")
         kind, text = self.tokens[at]
         if kind != "number" or self.tokens[at + 1][0] != "base":
             return None
-        base = self.tokens[at + 1][1]
-        digits = text.replace(".", "", 1)
+        base, digits = self.tokens[at + 1][1], text.replace(".", "", 1)
         if not digits.isdigit() or not 2 <= int(base) <= 36 or int(max(digits)) >= int(base):
             raise Unreadable
         value = -Fraction(text) if at > self.at else Fraction(text)
         self.at = at + 2
-        return Based(value, int(base))
+        return Literal("index", (value, base))
 
     def _quantity(self) -> Expression:
         """A value with what may stand around it: `\\$`, a percent sign, a unit."""
         self.take("$")
         value = self.value()
+        if self.kind in _PART_ENDS:
+            return value
         self.take("$")
         if self.take("%"):
             return Percent(value)
@@ -410,13 +414,22 @@ def _inequality(sides: list[Expression], relations: list[str]) -> Expression:
     for left, relation, right in zip(sides, relations, sides[1:], strict=False):
         if not isinstance(left, Value) or not isinstance(right, Value):
             raise Unreadable
-        if INFINITY in names(left) | names(right):
-            raise Unreadable
         if relation in ("<", "<="):
             left, right = right, left
         elif relation not in (">", ">=", "!="):
             raise Unreadable
+        if relation in "<>" and (left == _ENDLESS or right == -_ENDLESS):
+            continue  # x < \\infty
+        if INFINITY in names(left) | names(right):
+            raise Unreadable
         parts.append((left - right, relation.replace("<", ">")))
+    if (
+        not parts
+        and len(sides) == 3
+        and isinstance(sides[1], Value)
+        and (name := _letter(sides[1]))
+    ):
+        return Member(name, interval_of(-_ENDLESS, _ENDLESS, False, False))
     letters = set().union(*(names(part) for part, _ in parts))
     if not any(is_letter(name) or name[0] == "#" for name in letters):
         raise Unreadable

@@ -43,12 +43,10 @@ def apply(name: str, argument: Value) -> Value:
             "tan": (sine, cosine), "cot": (cosine, sine), "sec": (one, cosine), "csc": (one, sine),
         }[name]  # fmt: skip
         return over / under
-    if name == "ln":
-        return logarithm("ln", argument)
+    if name in ("ln", "log"):  # log is of base 10 or e: only the writer knows
+        return logarithm(name, argument)
     if name == "lg":
         return logarithm("ln", argument) / logarithm("ln", integer(10))
-    if name == "log":  # of base 10 or e: only the writer knows
-        return logarithm("log", argument)
     if name == "exp":
         return raise_to(generator("e"), argument)
     return _opaque(name, argument)

@@ -27,7 +27,8 @@ _TOKEN = re.compile(
   | (?P<thousands>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?)
   | (?P<number>[0-9]{1,3}(?:(?:\{,\\?!?\}|,?\\!|,\\,|\\,)\ ?[0-9]{3})+(?![0-9])(?:\.[0-9]+)?
       | [0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z.]))? | \.[0-9]+)
-  | (?P<fraction>\\(?:[cdt]|nice|s|x)?frac\s*(?P<over>[0-9])\s*(?P<under>[0-9](?![0-9])|(?=\{)))
+  | (?P<fraction>\\(?:[cdt]|nice|s|x)?(?P<two>frac|binom)\s*(?P<over>[0-9])\s*
+      (?P<under>[0-9](?![0-9])|(?=\{)))
   | (?P<text>\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm)\s*
       \{(?P<words>[^{}\\$]*)\}(?:\s*\^\s*\{?[23]\}?)?)
   | (?P<field>\\mathbb\s*\{?[A-Z]\}?)
@@ -55,7 +56,7 @@ _COMMANDS: dict[str, Token] = {
         "(": "langle", ")": "rangle", "[": "lbrack", "]": "rbrack", "{{": "lbrace", "}}": "rbrace",
         "|": "lvert rvert vert mid", "floor": "lfloor", "end floor": "rfloor", "ceil": "lceil",
         "end ceil": "rceil", "infinity": "infty", "pm": "pm", "mp": "mp", "approx": "approx",
-        "cup": "cup", "degree": "degree", "circ": "circ",
+        "cup": "cup", "and": "land wedge", "or": "lor vee", "degree": "degree",
         "mark": "angle measuredangle triangle overline vec overrightarrow hat widehat",
     }.items()
     for command in commands.split()
@@ -81,10 +82,9 @@ def tokens_of(text: str) -> list[Token]:
     """The tokens of a text, END last."""
     text = spelled(text)
     tokens: list[Token] = []
-    at, size, depth = 0, len(text), 0
-    while at < size:
-        match = _TOKEN.match(text, at)
-        if match is None or len(tokens) > MAX_TOKENS:
+    at = depth = 0
+    for match in _TOKEN.finditer(text):
+        if match.start() != at:
             raise Unreadable
         at = match.end()
         kind = match.lastgroup
@@ -99,7 +99,9 @@ def tokens_of(text: str) -> list[Token]:
                 depth -= 1
             tokens.append(token)
         elif kind == "number":
-            tokens.append(("number", re.sub(r"[^0-9.eE+-]", "", match[0])))
+            number = match[0]
+            plain = number if number.isdigit() else re.sub(r"[^0-9.eE+-]", "", number)
+            tokens.append(("number", plain))
         elif kind == "letters":
             _add_letters(match[0], tokens)
         elif kind == "command":
@@ -114,23 +116,25 @@ def tokens_of(text: str) -> list[Token]:
         elif kind == "fraction":
             digit = [("{", ""), ("number", match["over"]), ("}", "")]
             under = [("{", ""), ("number", match["under"]), ("}", "")] if match["under"] else []
-            tokens += [("frac", ""), *digit, *under]
+            tokens += [(match["two"], ""), *digit, *under]
         elif kind == "index":
             _add_index(match["long"] or match["short"], tokens)
         elif kind == "field":
             tokens.append(("name", match[0][-2:].strip("{}")[-1] * 2))
         else:
             shape = match["shape"]
-            kind = (
-                "cases" if shape == "cases" else shape[0] * (shape not in ("array", "smallmatrix"))
-            )
+            kind = {"cases": "cases", "array": "", "smallmatrix": ""}.get(shape, shape[0])
             tokens.append(("matrix", match["edge"] + kind))
+    if at < len(text) or len(tokens) > MAX_TOKENS:
+        raise Unreadable
     tokens.append(END)
     return tokens
 
 
 def _add_letters(word: str, tokens: list[Token]) -> None:
-    if word in NAMES:
+    if len(word) == 1 and word != "U":
+        tokens.append(("name", word))
+    elif word in NAMES:
         tokens.append(("function", word))
     elif word == "U" and tokens and tokens[-1][0] in (")", "]", "}}"):
         tokens.append(("cup", ""))

@@ -4,16 +4,18 @@ r"""What is written in digits, dashes and words and is no arithmetic.
 |----------|-------------------------------------------------|------------------------------------|
 | date     | `2024-03-09`, `March 9, 2024`, `9th of March`   | the same day, the year where given |
 | time     | `3:45 PM`, `3 p.m.`                             | `15:45`; `3 PM` also 3             |
-| -, /     | `5-3`, `555-1234`, `3/9/2024`                   | the same numbers in that order     |
+| -, /, .  | `5-3`, `555-1234`, `3/9/2024`, `1.2.3`          | the same numbers in that order     |
 | to       | `3 to 4`                                        | also `3-4` and `3:4`               |
 | cycle    | `(1\,2\,3)(4\,5)`                               | the same permutation               |
 | based    | `1010 base 2`                                   | `1010_2`, but not 1010             |
+| index    | `1010_2`                                        | also 1010                          |
 | measure  | `2 hours and 30 minutes`                        | as much in other units of the list |
 | a choice | `C. 14`, `\textbf{(C)}\ 14`, `Option C`         | its letter, and what it says       |
 """
 
 from __future__ import annotations
 
+import calendar
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,10 +42,6 @@ class Choice(Expression):
     says: Expression | None
 
 
-_MONTHS = (
-    "january", "february", "march", "april", "may", "june", "july", "august", "september",
-    "october", "november", "december",
-)  # fmt: skip
 _MONTH = r"(?P<month>[A-Za-z]{3,9})\.?"
 _DAY, _YEAR = r"(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?", r"(?P<year>[0-9]{4})"
 _DATES = tuple(
@@ -56,7 +54,7 @@ _DATES = tuple(
     )
 )
 _TIME = re.compile(r"(1?[0-9])(?::([0-5][0-9]))? ?([ap])\.? ?m\.?", re.IGNORECASE)
-_SEQUENCE = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,})")
+_SEQUENCE = re.compile(r"[0-9]+(?:(?:-[0-9]+)+|(?:/[0-9]+){2,}|(?:\.[0-9]+){2,})")
 _RANGE = re.compile(r"(?:from )?([0-9]+(?:\.[0-9]+)?) (?:to|through) ([0-9]+(?:\.[0-9]+)?)")
 _BASE = re.compile(r"\(?(-?[0-9]+(?:\.[0-9]+)?)\)?,? \(?(?:in )?base ([0-9]+|[a-z]+)\)?")
 _CYCLES = re.compile(r"(?:\( ?[0-9]+(?: [0-9]+)+ ?\) ?)+")
@@ -80,6 +78,7 @@ _MEASURE = re.compile(rf"{_PART}(?:(?:,? and |, | ){_PART})*")
 _CHOOSING = re.compile(
     r"(?:\$|\\[a-z]+\s*\{|\s)*(?:[Oo]ption|[Cc]hoice|OPTION|\(?[A-J]\s*\}?(?:[.):]|$))"
 )
+_FORMULA = re.compile(r"[=\[<>|]|(?<![0-9])\\[dt]?frac|\\(?:sqrt|begin|left|pi|infty|cup|le|ge|\{)")
 _CHOICE = re.compile(
     r"((?:[Oo]ption|[Cc]hoice|OPTION) ?)?\(?(?P<letter>[A-J])(?:[.):]+|(?(1)|(?!)))"
     r"(?: ?(?P<says>(?<= )[^+*/^=<>,;:)\s].*|(?<=\))[0-9$].*))?"
@@ -89,7 +88,7 @@ _CHOICE = re.compile(
 def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expression | None:
     """The literal a whole text is, or None; `read` reads what a choice says."""
     choosing = _CHOOSING.match(text)
-    if not choosing and ("\\frac" in text or "\\sqrt" in text or "=" in text):
+    if not choosing and _FORMULA.search(text):
         return None  # as most of LaTeX
     text = flat(text).strip("$ ").replace("--", "-")
     if choosing and (choice := _CHOICE.fullmatch(text)):
@@ -97,6 +96,8 @@ def literal_of(text: str, read: Callable[[str], Expression | None]) -> Expressio
             return Choice(choice["letter"], None)
         return None if _CHOOSING.match(says) else Choice(choice["letter"], read(says))
     text = text.removesuffix(".")
+    if text[:1] == "(":
+        return _in_digits(text)
     return _date(text) or _time(text) or _in_digits(text) or measure_of(text, least=2)
 
 
@@ -119,7 +120,7 @@ def measure_of(text: str, least: int = 1) -> Literal | None:
 
 def _in_digits(text: str) -> Literal | None:
     if _SEQUENCE.fullmatch(text):
-        mark = "-" if "-" in text else "/"
+        mark = re.findall("[-/.]", text)[0]
         return Literal(mark, tuple(map(int, text.split(mark))))
     if bounds := _RANGE.fullmatch(text):
         return Literal("to", tuple(map(Fraction, bounds.groups())))
@@ -144,9 +145,10 @@ def _date(text: str) -> Literal | None:
                 int(said[name]) if said.get(name) else 0 for name in ("year", "number", "day")
             ]
             if name := (said.get("month") or "").casefold():
-                if not (months := [month for month in _MONTHS if month.startswith(name)]):
+                months = [month.casefold().startswith(name) for month in calendar.month_name]
+                if True not in months:
                     return None
-                numbers[1] = _MONTHS.index(months[0]) + 1
+                numbers[1] = months.index(True)
             return Literal("date", tuple(numbers))
     return None
 

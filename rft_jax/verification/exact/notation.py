@@ -32,10 +32,8 @@ _SCRIPTS = re.compile("([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|([₀-₉]+)")
 
 _TEXT = r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|mathrm|mathbf|mathit|operatorname|rm)\s*"
 _FLAT_TEXT = rf"{_TEXT}\{{((?:[^{{}}\\$]|\{{[^{{}}]*\}}|\\[,;: ]|\\cdot)*)\}}"
-BASES = {
-    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
-    "nine": "9", "ten": "10", "sixteen": "16",
-}  # fmt: skip
+_NAMES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+BASES = {name: str(base) for base, name in enumerate(_NAMES, 2)} | {"sixteen": "16"}
 _CONDITION = (  # says of which letters a formula holds, and sets them no condition
     r"(?:for|where|with)\b(?:\b(?:any|all|every|each|some|an?|the|real|integers?|constants?|arbitrary|"
     r"numbers?|values?|of|is|are|and|[a-zA-Z])\b|[\s,.}$]|\\in(?![a-z])|\\text\s*\{|\\[,; ]|"
@@ -54,6 +52,7 @@ _PHRASES = tuple(
     )
 )  # fmt: skip
 # (what a text has in it, pattern, replacement): each once, in this order.
+_DOUBLED = re.compile(r"(?:[^\\]|\\\\(?=[a-zA-Z{},]))*")
 _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (needle, re.compile(pattern), replacement)
     for needle, pattern, replacement in (
@@ -72,11 +71,13 @@ _RULES: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         (r"\begin", r"\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split)\*?\}", "\x1f"),
         ("frac", rf"\\[dt]?frac\s*\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}\s*"
                  rf"\{{\s*{_FLAT_TEXT}(\^\{{?-?\d\}}?)?\s*\}}", r"\\text{\1\2/\3\4}"),
+        ("circ", r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})", r"\\degree "),
         ("^", r"\s*\^\s*\{?\s*(?:\\(?:text|mathrm|rm)\s*)?\{?(st|nd|rd|th)\b\}{0,2}", r"\1"),
         ("R", r"\\(?:mathbf|mathds|mathrm|Bbb|reals)\s*\{?R\}?|\\(?:R|Reals|reals|Re)(?![a-zA-Z])"
               r"|\{\\(?:bf|Bbb|mathbb)\s+R\}", r"\\mathbb{R}"),
         ("eal", r"(?:\\text\s*\{\s*)?(?i:(?:the set of )?\b(?:all|the) real(?: number)?s)\b\s*\}?"
                 r"(?!\s*[a-z])", r"\\mathbb{R}"),
+        ("base", r"(?<=_\{)\\text\s*\{\s*base[ -]?\s*\}", ""),
         ("_", r"_\s*(?:\{\s*(\\text\w*\s*\{)?|\\text\w*\s*\{)\s*\(?\s*(?:base[ -])?\s*"
               r"([0-9]+|[a-z]{3,7})\s*\)?\s*\}(?(1)\s*\})", r"_{\2}"),
         (")", r"\(\s*(-?[0-9A-Z.]+)\s*\)\s*(?=_)", r"\1"),
@@ -86,8 +87,11 @@ _PLAIN_RULES = tuple(rule for rule in _RULES if "\\" not in rule[0])
 _NO_BRACES = {ord(brace): None for brace in "{}"}
 _INNER = re.compile(_FLAT_TEXT)
 SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
-_DEGREES = re.compile(r"\^\s*\{?\\circ\s*\}?|\\degree(?![A-Za-z])|\^\s*\{?°\}?")
+_DEGREES = re.compile(r"(?:\^\s*)?\\degree(?![A-Za-z])")
 _GROUP = re.compile(r"(?<=[0-9])(?:\{,\\?!?\}|,\\!) *(?=[0-9]{3})")
+_MIXED = re.compile(
+    r"(?<=[0-9])\s*\\[dt]?frac\s*(?:\{([0-9]+)\}|([0-9]))\s*(?:\{([0-9]+)\}|([0-9]))"
+)
 _BLANKS = re.compile(r"[ \t]+")
 
 
@@ -96,7 +100,9 @@ def spelled(text: str) -> str:
     """A text in the spellings that the readers know."""
     if not text.isascii():
         text = text.translate(_UNICODE)
-        text = _SCRIPTS.sub(_script, text.replace("°", r"^\circ "))
+        text = _SCRIPTS.sub(_script, text.replace("°", r"\degree "))
+    if "\\\\" in text and _DOUBLED.fullmatch(text):  # every command, as JSON writes them
+        text = text.replace("\\\\", "\\")
     for needle, pattern, replacement in _RULES if "\\" in text else _PLAIN_RULES:
         if needle in text:
             text = pattern.sub(replacement, text)
@@ -116,7 +122,7 @@ def flat(text: str) -> str:
     """A text without LaTeX's spaces and the commands around words."""
     text = spelled(text)
     if "\\" in text or "{" in text:
-        text = _GROUP.sub(",", text)
+        text = _MIXED.sub(r" \1\2/\3\4", _GROUP.sub(",", text))
         text = _DEGREES.sub("°", text)
         text = SPACE.sub(" ", text.replace("\\!", ""))
         text = _INNER.sub(r" \1", text)

@@ -54,6 +54,8 @@ _NUMBER = re.compile(
     rf"|[ ](?P<scale>hundred|thousand|lakh|million|mn|crore|billion|bn|trillion)(?![A-Za-z]))?"
     rf"(?P<unit>.*)"
 )
+_FORMULAS = ("\\frac", "\\sqrt", "\\left", "\\begin", "\\{", "(", "[", "x", "{")
+"""What no number begins with: quick for most of LaTeX."""
 _SCALES = {
     "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "mn": 10**6,
     "crore": 10**7, "billion": 10**9, "bn": 10**9, "trillion": 10**12,
@@ -73,7 +75,7 @@ def parse_number(text: str) -> Number | None:
         return Number(Fraction(int(text)), percent=False)
     if "overline" in text and (repeating := _REPEATING.fullmatch(text)):
         return Number(_repeating(*repeating.groups()), percent=False)
-    match = _NUMBER.fullmatch(flat(text))
+    match = None if text.startswith(_FORMULAS) else _NUMBER.fullmatch(flat(text))
     if match is None:
         return None
     groups = match.groupdict()

@@ -11,7 +11,6 @@ r"""What an answer can be beyond one value, and when two answers are the same.
 | Inequality | `x>3`, `1<x\le 2`                 | also the interval of its only letter          |
 | Member     | `x \in S`                         | also the bare set                             |
 | Word       | `\text{Monday}`, `Monday`         | the word in any case                          |
-| Based      | `1011_2`                          | the same digits, with or without the base     |
 """
 
 from __future__ import annotations
@@ -100,14 +99,6 @@ class Word(Expression):
     product: Value | None
 
 
-@dataclass(slots=True)
-class Based(Expression):
-    """Digits in a base, with a sign where negative."""
-
-    digits: Fraction
-    base: int
-
-
 def every(verdicts: Iterable[bool | None]) -> bool | None:
     """False where one verdict is, else None where one is."""
     unsure = False
@@ -141,9 +132,8 @@ def _percent(percent: Percent, other: Expression) -> bool | None:
     if isinstance(other, Percent):
         return equal(percent.value, other.value)
     if isinstance(other, Value):
-        as_unit = equal(percent.value, other)
-        as_factor = equal(percent.value / integer(100), other)
-        return _any([as_unit, as_factor])
+        verdicts = {equal(percent.value, other), equal(percent.value / integer(100), other)}
+        return True in verdicts or (None if None in verdicts else False)
     if isinstance(other, Equation):
         return _equation(other, percent)
     return _groups(other, percent) if isinstance(other, Group) else False
@@ -294,12 +284,6 @@ def interval_of(low: Expression, high: Expression, has_low: bool, has_high: bool
     return Interval(low, high, has_low, has_high)
 
 
-def _based(based: Based, other: Expression) -> bool | None:
-    if isinstance(other, Based):
-        return based == other
-    return _same(rational(based.digits), other)
-
-
 def _interval(interval: Interval, other: Expression) -> bool | None:
     if not isinstance(other, Interval):
         if isinstance(other, Group) and other.kind == "list":
@@ -322,10 +306,10 @@ def _word(word: Word, other: Expression) -> bool | None:
 
 def _literal(literal: Literal, other: Expression) -> bool | None:
     if isinstance(other, Literal):
-        ranges = {literal.kind, other.kind} == {"to", "-"}
-        return (ranges or literal.kind == other.kind) and literal.parts == other.parts
-    if literal.kind == "based" and isinstance(other, Based):
-        return literal.parts == (other.digits, str(other.base))
+        alike = {literal.kind, other.kind} in ({"to", "-"}, {"based", "index"})
+        return (alike or literal.kind == other.kind) and literal.parts == other.parts
+    if literal.kind == "index":
+        return _same(rational(literal.parts[0]), other)
     if literal.kind == "time" and isinstance(other, Value):  # 3 PM without its unit
         hours, minutes = literal.parts
         return minutes == 0 and as_fraction(other) == (hours % 12 or 12)
@@ -404,25 +388,25 @@ def _sets(left: list[Expression], right: list[Expression]) -> bool | None:
         if bare and len(called) > 1 and "" not in called:
             # `x=1, y=2` is `1, 2` but not `2, 1`.
             return _all_same(left, right)
+    if len(left) != len(right):
+        return False
     verdicts = []
     rest = list(right)
     for item in left:
-        found = [_same(item, other) for other in rest]
-        verdicts.append(_any(found))
-        if True in found:
-            del rest[found.index(True)]
-    return every(verdicts) if len(left) == len(right) else False
-
-
-def _any(verdicts: list[bool | None]) -> bool | None:
-    if True in verdicts:
-        return True
-    return None if None in verdicts else False
+        found: bool | None = False
+        for at, candidate in enumerate(rest):
+            if verdict := _same(item, candidate):
+                del rest[at]
+                found = True
+                break
+            found = None if verdict is None else found
+        verdicts.append(found)
+    return every(verdicts)
 
 
 _BY_KIND: tuple[tuple[type, Callable[[Any, Expression], bool | None]], ...] = (
-    (Choice, _choice), (Literal, _literal), (Percent, _percent), (Equation, _equation),
+    (Choice, _choice), (Percent, _percent), (Equation, _equation),
     (Member, _member), (Inequality, _inequality),
-    (Word, _word), (Based, _based), (Interval, _interval),
+    (Word, _word), (Literal, _literal), (Interval, _interval),
 )  # fmt: skip
 """Who decides: the first whose kind one of the two is."""

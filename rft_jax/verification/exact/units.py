@@ -31,9 +31,10 @@ _MEASURES = ATTACHED - words("st nd rd th") | words(
     "hertz newton joule watt volt ampere amp ohm pascal calorie kcal cal mole mol bit byte pixel "
     "acre hectare ha au ly hp psi atm eV keV MeV people person man men woman women child children "
     "mouse mice goose geese tooth teeth sheep fish deer cattle foot-pound rpm fps bpm wpm µm μm Ω "
-    "lumen candela student point percentage way person-hour man-hour year-old"
+    "lumen candela student point percentage way person-hour man-hour year-old money profit water "
+    "weight food milk"
 )
-_LINKS = words("of per a an the each every in for by to with on at from")
+_LINKS = words("of per a an the each every in for by to with on at from than")
 """What leads from a unit to what it is of; what follows is not looked at but for `NO_UNITS`."""
 NUMBER_WORDS = words(
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -47,21 +48,25 @@ NO_UNITS = NUMBER_WORDS | words(
     "doubles triple triples quadruple twice thrice fourth fifth sixth seventh eighth ninth tenth "
     "quarter quarters hundredth thousandth millionth millionths fold or nor not no maybe perhaps "
     "possibly probably approximately approx about around roughly nearly almost plus minus times "
-    "over under above below less fewer more greater than least most except without but if when "
+    "over under above below greater least most except without but if when "
     "unless divided multiplied reduced increased squared cubed factorial mod modulo modulus choose "
     "point negative positive opposite inverse reciprocal reciprocals powers roots multiples e pi i "
     "sqrt sin cos tan log logs ln exp infinity inf nan wrong incorrect false unknown is are was "
-    "were has had this as equals equal remainder remainders base bases and then halved doubled "
+    "were has had this as equals equal remainder remainders base bases then halved doubled "
     "tripled something odd even percents bps basis mille"
 )
 """Words that change what a number says, or state an alternative or a denial."""
 
-_TAILS = words(
-    "old tall long wide high deep thick apart left remaining today now total all each altogether"
+_LEADS = words("more fewer less additional extra other total")
+"""What may stand before what is counted, but not alone: `12 more apples`, not `12 more`."""
+_TAILS = _LEADS | words(
+    "old tall long wide high deep thick apart left remaining today now all each altogether over "
+    "older younger taller shorter longer faster slower farther further cheaper heavier higher "
+    "lower earlier later ago away combined overall remain remained live work came went passed"
 )
-_CHANGING = re.compile(r"(?!(?:months|baths|paths|births)$).*ths|.*(?:illions?|fold|ss|us|is)")
+_CHANGING = re.compile(r"(?!(?:months|baths|paths|births)$).*ths|.*(?:illions?|fold)")
 _SINGULAR = re.compile(r"[a-z]{2,}(?:-[a-z]+)*")
-_PLURAL = re.compile(r"[A-Za-z]?[a-z'’-]{2,}s")
+_PLURAL = re.compile(r"(?!.*(?:ss|us|is)$)[A-Za-z]?[a-z'’-]{2,}s")
 _WORD = r"[A-Za-zµμΩ°Å]+(?:['’-][A-Za-z]+)*"
 _POWER = r"(?:\^?\{?-?[1-4]\}?|[²³]|⁻[¹²³])"
 _PHRASE = re.compile(rf"(?:{_WORD}\.?{_POWER}?(?:[ ]*[/·*][ ]*|[ ]+|$)){{1,7}}")
@@ -85,7 +90,7 @@ def is_unit(text: str, attached: bool = False) -> bool:
     if text[:1] == "/" and len(text) > 2:  # 12/day
         text, attached = text[1:].lstrip(), False
     found = re.findall(_WORD, text) if _PHRASE.fullmatch(text) else []
-    if not found or (attached and found[0] not in ATTACHED):
+    if not found or text.startswith("per cent") or (attached and found[0] not in ATTACHED):
         return False
     parts = [part for word in found for part in re.split("['’-]", word)]
     if not NO_UNITS.isdisjoint(map(str.casefold, (*found, *parts))):
@@ -98,6 +103,10 @@ def is_unit(text: str, attached: bool = False) -> bool:
 def _says_what(found: list[str]) -> bool:
     """Whether words are measures, or one word and a plural, up to a link and what it leads to."""
     first, *rest = found
+    if first in _LEADS and rest:
+        first, *rest = rest
+    if first == "and":
+        return False
     if first in _LINKS and rest:  # 12 per day, 12 a day, 12 in all, 12% of them
         single = first in ("per", "a", "an", "each", "every") and _SINGULAR.fullmatch(rest[0])
         return bool(single) or first == "of" or _says_what(rest)
@@ -107,13 +116,15 @@ def _says_what(found: list[str]) -> bool:
     for at, word in enumerate(rest, 1):
         if word in _LINKS and at < len(rest):
             return True
-        if not _heads(word):
+        if word == "and" and at < len(rest) and _PLURAL.fullmatch(rest[at]):
+            continue
+        if not _heads(word) and word not in _TAILS:
             return False
     return True
 
 
 def _heads(word: str) -> bool:
-    return is_measure(word) or word in _TAILS or bool(_PLURAL.fullmatch(word))
+    return is_measure(word) or bool(_PLURAL.fullmatch(word))
 
 
 def is_measure(word: str) -> bool:

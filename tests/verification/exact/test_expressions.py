@@ -49,7 +49,7 @@ def test_any_text_has_one_verdict(one: str, other: str) -> None:
         r"\ln 0", r"\tan\frac{\pi}{2}", r"\infty-\infty", r"2\infty", r"\frac{1}{\infty}", "1/2x",
         "5 6", "x2", "12a3", "2^3^2", r"3\frac{5}{2}", r"\frac123", "5 6/7/8", r"\sin^{-1} x",
         r"\sin(x)^2", "(1,2", "1,2)", "[1,2,3)", "{1,2]", r"\{1,2", "(1,000)", "1,2;3", "2=3",
-        "1=2=3", "x<", "=5", "5=", "x<y=z", r"x\in 5", "1x1", "1..2", "1.2.3", "x_{n+1}", "5_9_9",
+        "1=2=3", "x<", "=5", "5=", "x<y=z", r"x\in 5", "1x1", "1..2", "1.2..3", "x_{n+1}", "5_9_9",
         "129_2", "1 + + ", r"\unknown", r"\text{12 apples}x", "50% + 1", "a'", "x\0", "٣", "７",
         "\ud800", "²²", "^2", "\\", "_", "5!!x!(", "|x", r"\left(", r"\begin{pmatrix}1&2",
         r"\end{pmatrix}", "1;;", ",", r"\lfloor 2", "3 apples and pears",
