@@ -149,6 +149,7 @@ def study(workdir: Path, plan: Plan) -> dict[str, Any]:
         config = arm(plan, twin(row), plan.rates[rate], seed, test=test)
         return carry_out(f"{twin(row)}_{rate}_{seed}", config)
 
+    workdir.mkdir(parents=True, exist_ok=True)
     carry_out("start", plan.start)
     scores: dict[str, dict[str, float]] = {}
     for row in plan.rows:
@@ -365,8 +366,8 @@ def main() -> None:
     else:
         os.environ.setdefault("XLA_FLAGS", ONE_CORE)
         rows = list(dict.fromkeys([BASELINE, *arguments.rows]))
-        arguments.workdir.mkdir(parents=True, exist_ok=True)
         keep_programs()
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
         results = study(arguments.workdir, Plan(rows=rows, seeds=arguments.seeds))
         path = arguments.results
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
