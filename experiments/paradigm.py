@@ -43,9 +43,9 @@ from rft_jax.config import (
     SelectionConfig,
 )
 from rft_jax.distributed.process import keep_programs
-from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.lock import held
-from rft_jax.observe import log as metrics
+from rft_jax.observe.statistics import crossed_interval
+from rft_jax.report.study import accepted, curve, per_question, test_line, validation_score
 from rft_jax.training.methods import METHODS
 
 START = replace(
@@ -60,6 +60,12 @@ START = replace(
 )
 
 BASELINE = "online_rft"
+LAST = 3
+"""Evaluations at the end of a run whose mean validation pass@1 chooses the learning rate."""
+CURVES = ("greedy/accuracy", "pass_at/1", "pass_at/4", "policy/entropy",
+          "questions/distinct_correct", "cost/sampled_tokens", "cost/updates")  # fmt: skip
+COMPARED = ("greedy/accuracy", "pass_at/1")
+"""Measures of which differences question by question are shown."""
 
 ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 """For XLA_FLAGS: computes on one thread, whatever the machine has."""
@@ -154,7 +160,9 @@ def study(workdir: Path, plan: Plan) -> dict[str, Any]:
     scores: dict[str, dict[str, float]] = {}
     for row in plan.rows:
         tried = {rate: of(row, rate, plan.tuned_on, test=False) for rate in plan.rates}
-        scores[row] = {rate: validation_score(workdir, name) for rate, name in tried.items()}
+        scores[row] = {
+            rate: validation_score(workdir, name, "pass_at/1", LAST) for rate, name in tried.items()
+        }
     chosen = {row: max(found, key=found.__getitem__) for row, found in scores.items()}
     # Seed by seed: whatever is there when it is stopped compares all rows.
     names = {row: dict[str, str]() for row in plan.rows}
@@ -185,19 +193,19 @@ def collect(
     for row, runs in names.items():
         results["rows"][row] = {
             "test": {seed: test_line(workdir, name) for seed, name in runs.items()},
-            "validation": {seed: curve(workdir, name) for seed, name in runs.items()},
+            "validation": {seed: curve(workdir, name, CURVES) for seed, name in runs.items()},
             "accepted": {seed: accepted(workdir, name) for seed, name in runs.items()},
-            "seconds": {seed: seconds(workdir, name)["elapsed"] for seed, name in runs.items()},
+            "seconds": {seed: test_line(workdir, name)["seconds"] for seed, name in runs.items()},
             **{
                 f"minus {other}": {
-                    measure: crossed(
+                    measure: interval(
                         [
                             per_question(workdir, name, measure)
                             - per_question(workdir, others.get(seed, other), measure)
                             for seed, name in runs.items()
                         ]
                     )
-                    for measure in ("greedy", "pass_at_1")
+                    for measure in COMPARED
                 }
                 for other, others in ((BASELINE, names[BASELINE]), ("start", {}))
             },
@@ -205,80 +213,11 @@ def collect(
     return results
 
 
-LAST = 3
-"""Evaluations at the end of a run whose mean validation pass@1 chooses the learning rate."""
-
-CURVES = ("greedy/accuracy", "pass_at/1", "pass_at/4", "policy/entropy",
-          "questions/distinct_correct", "cost/sampled_tokens", "cost/updates")  # fmt: skip
-
-
-def validation_score(workdir: Path, name: str) -> float:
-    """Mean pass@1 on validation over the last evaluations of a run."""
-    lines = metrics.read(workdir / name / "metrics.jsonl")
-    values = [line["pass_at/1"] for line in lines if line["kind"] == "validation"]
-    return float(np.mean(values[-LAST:]))
-
-
-def curve(workdir: Path, name: str) -> dict[str, list[Any]]:
-    """Validation metrics over a run, by name."""
-    lines = metrics.read(workdir / name / "metrics.jsonl")
-    rows = [line for line in lines if line["kind"] == "validation"]
-    return {key: [row.get(key) for row in rows] for key in ("step", *CURVES)}
-
-
-def test_line(workdir: Path, name: str) -> dict[str, Any]:
-    """The metrics of a run on the test questions."""
-    lines = metrics.read(workdir / name / "metrics.jsonl")
-    return next(line for line in lines if line["kind"] == "test")
-
-
-def seconds(workdir: Path, name: str) -> dict[str, float]:
-    """Where a run's time went, in seconds."""
-    lines = metrics.read(workdir / name / "metrics.jsonl")
-    parts = ("sampling", "verifying", "updating", "evaluating", "checkpointing")
-    sums = {part: sum(line.get(f"seconds/{part}") or 0.0 for line in lines) for part in parts}
-    return sums | {"elapsed": lines[-1]["seconds/elapsed"]}
-
-
-def per_question(workdir: Path, name: str, measure: str) -> np.ndarray:
-    """Correctness of each test question: greedy 0 or 1, or the share of correct samples."""
-    rows = read_jsonl(workdir / name / "evaluation" / "test.jsonl", {"question_id": int})
-    if measure == "greedy":
-        values = [row["greedy_correct"] for row in rows]
-        return np.array([np.nan if value is None else value for value in values], float)
-    return np.array([row["num_correct"] / row["num_samples"] for row in rows], float)
-
-
-def accepted(workdir: Path, name: str, last: int = 20) -> float | None:
-    """The share of outputs that are correct in the last steps of a run that samples."""
-    lines = metrics.read(workdir / name / "metrics.jsonl")
-    steps = [line for line in lines if line["kind"] == "train" and line.get("funnel/sampled")]
-    if not steps:
-        return None
-    sums = [sum(step[f"funnel/{key}"] for step in steps[-last:]) for key in ("correct", "sampled")]
-    return float(sums[0] / sums[1])
-
-
-def crossed(differences: Sequence[np.ndarray], draws: int = 10_000) -> dict[str, Any]:
-    """The mean of differences [seed][question], with its 95 % interval over both.
-
-    Seeds and questions are drawn with replacement, each for itself (Owen 2007, "The pigeonhole
-    bootstrap"). Few seeds understate their own spread, so that of each seed is there as well.
-    """
-    values = np.asarray(differences, float)
-    values = values[:, ~np.isnan(values).any(axis=0)]  # an undecided greedy output
-    chance = np.random.default_rng(0)
-    by_seed, by_question = (
-        chance.multinomial(size, np.full(size, 1 / size), draws) / size for size in values.shape
-    )
-    means = np.einsum("bs,bs->b", by_seed, by_question @ values.T)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {
-        "difference": float(values.mean()),
-        "low": float(low),
-        "high": float(high),
-        "by_seed": values.mean(axis=1).tolist(),
-    }
+def interval(differences: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The mean of differences [seed][question] and its interval over both, by name."""
+    found = crossed_interval(differences, seed=0)
+    assert found is not None, "a question of the test is decided"
+    return found._asdict()
 
 
 MEASURES = {
@@ -316,9 +255,9 @@ def table(results: Mapping[str, Any]) -> str:
         cells = [_shown(m, float(np.mean(by_seed(results, row, m)))) for m in MEASURES]
         shares = [share for share in found["accepted"].values() if share is not None]
         cells.append(f"{100 * np.mean(shares):.0f}" if shares else "")
-        for measure in ("greedy", "pass_at_1"):
-            one = {k: v for k, v in found[f"minus {BASELINE}"][measure].items() if k != "by_seed"}
-            difference, low, high = (100 * value for value in one.values())
+        for measure in COMPARED:
+            one = found[f"minus {BASELINE}"][measure]
+            difference, low, high = (100 * one[name] for name in ("mean", "low", "high"))
             cells.append("" if row == BASELINE else f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]")
         rows.append([row, results["chosen"][row], *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -149,11 +149,13 @@ def decode_floor(config: Config, of: Shards, work: Sampled) -> Cost:
 
 
 def microbatches(config: Config, supposed: Supposed) -> int:
-    """Of an update on what is accepted of a step's outputs, over all devices."""
+    """Of an update on what is trained on of a step's outputs, over all devices: accepted ones, or
+    at most all."""
     outputs = float(config.update.sequences_per_step)
     if config.rollout is not None and not outputs:
         work = config.rollout
-        outputs = supposed.pass_rate * work.questions_per_step * work.samples_per_question
+        share = supposed.pass_rate if config.row.trains_on == "accepted" else 1.0
+        outputs = share * work.questions_per_step * work.samples_per_question
     tokens = outputs * (supposed.prompt + supposed.output) / PACKED
     shapes = config.update
     return max(1, math.ceil(tokens / (shapes.row_length * shapes.rows_per_microbatch)))

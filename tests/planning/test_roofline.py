@@ -47,6 +47,12 @@ def test_an_update_costs_three_forward_passes() -> None:
         assert found.flops == pytest.approx(3 * 8 * 128 * expected)
 
 
+def test_incorrect_outputs_are_counted_where_they_are_trained_on() -> None:
+    """64 x 60 tokens at 85 % are 36 rows, whatever share is accepted."""
+    grpo = config(method="grpo")
+    assert roofline.microbatches(grpo, Supposed(10, 50, 0.1, 0, 0)) == 5
+
+
 def test_devices_share_the_work() -> None:
     work = Sampled(16, 4, 32)
     alone = roofline.decode(config(), ALONE, work, 50)
