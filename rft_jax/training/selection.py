@@ -209,8 +209,8 @@ class Kept(NamedTuple):
 
 
 def select(samples: Sequence[Sample], config: Config) -> Kept:
-    """The samples that the method of `config` gives a coefficient, less duplicates and those
-    beyond the cap.
+    """The samples that the method of `config` gives a coefficient, all of them where it has a value
+    function, less duplicates and those beyond the cap.
 
     Coefficients are those of all decided samples together: a group's baseline sees every output.
     """
@@ -219,7 +219,8 @@ def select(samples: Sequence[Sample], config: Config) -> Kept:
     found = coefficients(resolve(config.method), facts)
     coefficient_of: dict[int, Weight] = {}
     for one, value in zip(decided, found, strict=True):
-        if value.any():
+        # A value function learns from every output, also one whose advantages are 0.
+        if value.any() or config.row.values:
             coefficient_of[id(one)] = value[: one.num_tokens] if value.ndim else float(value)
     unique, kept = reduced([s for s in decided if id(s) in coefficient_of], config.selection)
     return Kept(

@@ -155,6 +155,20 @@ def test_a_kl_in_the_reward_is_taken_token_by_token() -> None:
     assert returns == pytest.approx(np.add(expected, one.values), abs=1e-6)
 
 
+def test_a_value_function_learns_from_outputs_whose_advantages_are_0() -> None:
+    """As it starts at 0, those of every output without a reward are."""
+    run = settings(CriticConfig())
+    samples = [valued(0, output, n, lambda *_: 0.0) for n, output in enumerate(OUTPUTS)]
+    assert {one.accepted for one in samples} == {False, True}
+    kept = select(samples, run)
+    found = training_sequences(kept, weigh(kept, run), lambda _: (1,), run)
+    assert [one.completion for one in found] == [one.tokens for one in samples]
+    for one, sequence in zip(samples, found, strict=True):
+        assert sequence.values is not None
+        assert sequence.values[1][-1] == float(one.accepted)
+        assert np.any(sequence.weight) == one.accepted
+
+
 def test_whitened_advantages_have_mean_0_and_deviation_1_over_tokens() -> None:
     samples = [valued(0, output, n, some_value) for n, output in enumerate(OUTPUTS)]
     facts = facts_of(samples, LIMIT)
