@@ -206,10 +206,18 @@ def to_json(method: str | Method) -> str | dict[str, Any]:
     if importlib.import_module(TABLE).METHODS.get(row.name) == row:
         return row.name
     values = {name: getattr(row, name) for name in _SAVED}
+    values |= {name: value for name in _FLAGS if (value := getattr(row, name)) != _FLAGS[name]}
+    given = getattr(row.coefficient, "keywords", {})  # of a functools.partial
+    settings = {k: v for k, v in given.items() if isinstance(v, bool | int | float | str)}
+    values |= {"settings": settings} if settings else {}
     return values | ({"ratio": asdict(row.ratio)} if row.ratio else {})
 
 
 _SAVED = ("name", "source", "trains_on", "about")
+_FLAGS = dict.fromkeys(("group", "rewards", "log_ratios", "values", "steps"), False) | {
+    "denominator": "sampled"
+}
+"""What a config is checked by, saved where it differs from these."""
 
 
 def from_json(value: str | Mapping[str, Any]) -> str | Method:
@@ -217,14 +225,15 @@ def from_json(value: str | Mapping[str, Any]) -> str | Method:
     and computing with it raises UserError."""
     if isinstance(value, str):
         return value
-    if not {*_SAVED} <= {*value} <= {*_SAVED, "ratio"}:
+    if not {*_SAVED} <= {*value} <= {*_SAVED, *_FLAGS, "ratio", "settings"}:
         raise ConfigError(f"method is {dict(value)!r}: a name, or a row's fields, are expected.")
     ratio = Ratio(**value["ratio"]) if value.get("ratio") else None
 
-    def unknown(facts: Facts) -> np.ndarray:
+    def unknown(facts: Facts, **settings: object) -> np.ndarray:
         raise UserError(
             f"method {value['name']} was defined outside rft_jax and its coefficient is not saved: "
             "train from the experiment file."
         )
 
-    return Method(coefficient=unknown, **{**value, "ratio": ratio})
+    fields = {name: v for name, v in value.items() if name != "settings"} | {"ratio": ratio}
+    return Method(coefficient=functools.partial(unknown, **value.get("settings", {})), **fields)

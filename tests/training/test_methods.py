@@ -6,10 +6,12 @@ The formula is worked out apart from the package, by listing all outputs, in flo
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +29,11 @@ from enumeration import (
 )
 from steps import choose
 
-from rft_jax.config import Config, Method, SelectionConfig
+from rft_jax.config import Config, CriticConfig, Method, SelectionConfig
 from rft_jax.config.method import from_json, resolve, to_json
-from rft_jax.config.serialize import differences
+from rft_jax.config.serialize import build, differences, plain
 from rft_jax.errors import ConfigError, UserError
-from rft_jax.training.methods import METHODS
+from rft_jax.training.methods import METHODS, dapo, dpo, grpo, ppo, w_reinforce
 from rft_jax.training.selection import coefficients, facts_of, select, weigh
 from rft_jax.types import Facts, Sample, Verdict
 
@@ -201,6 +203,42 @@ def test_a_saved_method_says_what_it_is_and_computes_only_where_it_is_known() ->
     assert to_json(read) == saved
     with pytest.raises(UserError, match="plus_minus was defined outside rft_jax"):
         resolve(read).coefficient(facts_of([]))
+
+
+@pytest.mark.parametrize(
+    ("row", "objective", "critic"),
+    [
+        (ppo(whiten=True), {}, CriticConfig()),
+        (grpo(ddof=0), {"kl_coefficient": 0.1, "kl_in": "reward"}, None),
+        (dpo(0.3, online=True), {"reference_every": 2}, None),
+        (w_reinforce(0.5), {}, None),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_saved_row_with_settings_is_read_again(
+    row: Method, objective: dict[str, Any], critic: CriticConfig | None
+) -> None:
+    online = of_method("online_rft")
+    changed = replace(online.objective, denominator=None, **objective)
+    run = replace(online, method=row, objective=changed, critic=critic, steps=4)
+    saved = json.dumps(plain(run))
+    read, _ = build(json.loads(saved))
+    assert json.dumps(plain(read)) == saved
+    assert not differences(read, run)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (grpo(ddof=0), grpo(epsilon=1e-4)),
+        (dpo(0.3, online=True), dpo(0.5, online=True)),
+        (dapo("mask"), dapo("none")),
+        (w_reinforce(0.5), w_reinforce(0.9)),
+    ],
+    ids=lambda value: value.name,
+)
+def test_settings_of_a_row_make_it_another(one: Method, other: Method) -> None:
+    assert differences(of_method(one), of_method(other)).keys() == {"method"}
 
 
 def test_rows_of_the_table_know_their_names() -> None:
