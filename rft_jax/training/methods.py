@@ -115,10 +115,12 @@ def process(facts: Facts, *, ddof: int = 1, epsilon: float = 1e-6) -> np.ndarray
 
 
 def over_mean(facts: Facts, *, baseline: bool) -> np.ndarray:
-    """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0."""
+    """(r - r_mean) / r_mean, or r / r_mean without the baseline; 0 where r_mean is 0. What is
+    divided by is without the KL in the reward, which could make it negative."""
     import numpy as np
 
-    means = group_means(facts.rewards, facts)
+    taken = 0.0 if facts.penalties is None else facts.penalties.sum(axis=1)
+    means = group_means(facts.rewards + taken, facts)
     above = centred(facts) if baseline else facts.rewards
     return np.divide(above, means, out=np.zeros_like(means), where=means != 0)
 

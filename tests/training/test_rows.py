@@ -644,6 +644,31 @@ def test_a_coefficient_of_each_token_is_trained_on_as_it_is() -> None:
         assert np.asarray(weight) == pytest.approx(np.arange(1, size + 1) / len(samples))
 
 
+def test_a_kl_in_the_reward_leaves_maxrls_scale_as_it_is() -> None:
+    """Divided by a mean of -beta KL, an output far from pi_ref would be reinforced."""
+    settings = settings_of(METHODS["maxrl"])
+    objective = replace(settings.objective, kl_coefficient=0.1, kl_in="reward", kl_estimator="k1")
+    settings = replace(settings, objective=objective)
+    right, wrong = (
+        next(o for o in OUTPUTS if sample(QUESTIONS[0], o).accepted == accepted)
+        for accepted in (True, False)
+    )
+
+    def coefficients(outputs: Sequence[Output]) -> list[float]:
+        samples = [
+            replace(
+                sample(QUESTIONS[0], o, n), reference=(-float(n),) + (0.0,) * (len(o.tokens) - 1)
+            )
+            for n, o in enumerate(outputs)
+        ]
+        return [float(one) for one in select(samples, settings).coefficients]
+
+    assert coefficients([wrong, wrong]) == []
+    # The rewards are 1, -0.1 and 0.8, of mean 1.7 / 3; that without the KL is 2 / 3.
+    expected = [(r - 1.7 / 3) / (2 / 3) for r in (1.0, -0.1, 0.8)]
+    assert coefficients([right, wrong, right]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_undecided_and_single_outputs_have_no_baseline() -> None:
     alone: list[Sample] = [sample(QUESTIONS[0], OUTPUTS[1])]
     for name, (row, _) in ROWS.items():
