@@ -151,6 +151,18 @@ class Method:
                     f"Method.{field} is True and its source is {self.source!r}: the source must "
                     f"be {' or '.join(sources)}."
                 )
+        for field in ("log_ratios", "values"):
+            if getattr(self, field) and self.trains_on != "decided":
+                raise ConfigError(
+                    f"Method.{field} is True and its trains_on is {self.trains_on!r}: all decided "
+                    "outputs are scored; set trains_on to 'decided'."
+                )
+        for field in ("values", "steps"):
+            if self.log_ratios and getattr(self, field):
+                raise ConfigError(
+                    f"Method.{field} and Method.log_ratios are True: a coefficient that is "
+                    f"computed again before each update does not see {field}; choose one."
+                )
 
 
 def resolve(method: str | Method) -> Method:

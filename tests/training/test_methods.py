@@ -195,6 +195,20 @@ def test_a_row_is_checked(changes: dict[str, object]) -> None:
         Method.__post_init__(types.SimpleNamespace(**fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"trains_on": "accepted", "values": True}, "values is True and its trains_on is 'acc"),
+        ({"trains_on": "accepted", "log_ratios": True}, "log_ratios is True and its trains_on"),
+        ({"values": True, "log_ratios": True}, "values and Method.log_ratios are True"),
+        ({"steps": True, "log_ratios": True}, "steps and Method.log_ratios are True"),
+    ],
+)
+def test_flags_that_cannot_be_together_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(PLUS_MINUS, **flags)
+
+
 def test_a_saved_method_says_what_it_is_and_computes_only_where_it_is_known() -> None:
     assert to_json("rft") == from_json("rft") == "rft"
     saved = to_json(PLUS_MINUS)
