@@ -148,6 +148,11 @@ def coefficients(method: Method, facts: Facts) -> np.ndarray:
             f"{name} gave {found.dtype} of shape {found.shape}: a number for each of {size} "
             f"outputs is expected, or for each of their {longest} tokens."
         )
+    if found.ndim == 2 and method.log_ratios:
+        raise UserError(
+            f"{name} gave a number for each token, and it is computed again before each update "
+            "(log_ratios): give one for each output."
+        )
     found = found.astype(np.float64)
     if not np.isfinite(found).all():
         raise UserError(

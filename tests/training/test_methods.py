@@ -170,6 +170,14 @@ def test_a_wrong_coefficient_is_named(
         coefficients(row, facts)
 
 
+def test_a_coefficient_that_is_computed_again_is_a_number_for_each_output() -> None:
+    facts = facts_of([sample(QUESTIONS[0], output) for output in OUTPUTS[1:4]])
+    alive = np.arange(facts.lengths.max()) < facts.lengths[:, None]
+    row = Method("policy", "decided", lambda _: alive, "mine", log_ratios=True)
+    with pytest.raises(UserError, match="mine: its coefficient gave a number for each token"):
+        coefficients(row, facts)
+
+
 def test_a_method_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_rows")
     module.mine, module.wrong = PLUS_MINUS, plus_minus  # type: ignore[attr-defined]
