@@ -189,7 +189,7 @@ def _fixed(
     if score is not None:
         samples = scored(samples, prompts.__getitem__, reference=score)
     kept = select(samples, config)._replace(decided=())
-    if config.ratio is None:
+    if config.ratio is None and not config.row.log_ratios:
         # What the sampler reported is of another policy than the one that is updated.
         kept = kept._replace(samples=[replace(sample, log_probs=()) for sample in kept.samples])
     units: list[list[int]] = [[number] for number in range(len(kept.samples))]

@@ -324,7 +324,7 @@ def reweighed(
         rewards=np.array([one.reward for one in known], np.float32),
         lengths=np.array([len(one.completion) for one in sequences], np.int64),
         finished=np.array([one.finished for one in known], bool),
-        log_probs=np.array([sum(one.log_probs) or np.nan for one in sequences]),
+        log_probs=np.array([sum(o.log_probs) if len(o.log_probs) else np.nan for o in sequences]),
         limit=config.data.max_completion_tokens,
         log_ratios=now - np.array([one.reference for one in known]),
     )

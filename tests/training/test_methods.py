@@ -34,7 +34,14 @@ from rft_jax.config.method import from_json, resolve, to_json
 from rft_jax.config.serialize import build, differences, plain
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.training.methods import METHODS, dapo, dpo, grpo, ppo, w_reinforce
-from rft_jax.training.selection import coefficients, facts_of, select, weigh
+from rft_jax.training.selection import (
+    coefficients,
+    facts_of,
+    reweighed,
+    select,
+    training_sequences,
+    weigh,
+)
 from rft_jax.types import Facts, Sample, Verdict
 
 
@@ -176,6 +183,25 @@ def test_a_coefficient_that_is_computed_again_is_a_number_for_each_output() -> N
     row = Method("policy", "decided", lambda _: alive, "mine", log_ratios=True)
     with pytest.raises(UserError, match="mine: its coefficient gave a number for each token"):
         coefficients(row, facts)
+
+
+def test_a_coefficient_that_is_computed_again_knows_the_samplers_log_probs() -> None:
+    """Also of an output that was certain, whose log-prob is 0."""
+    row = Method(
+        "policy", "decided", lambda facts: np.exp(facts.log_probs), "mine", log_ratios=True
+    )
+    samples = [
+        replace(sample(QUESTIONS[0], OUTPUTS[n], n), log_probs=logs, reference=logs)
+        for n, size in enumerate(len(one.tokens) for one in OUTPUTS[:2])
+        for logs in [(-0.5 * n,) * size]
+    ]
+    settings = of_method(row)
+    kept = select(samples, settings)
+    weights = weigh(kept, settings)
+    found = training_sequences(kept, weights, lambda _: (1,), settings)
+    now = [np.array(one.log_probs) for one in samples]
+    again, _ = reweighed(found, now, settings)
+    assert [one.weight for one in again] == pytest.approx(list(weights))
 
 
 def test_a_method_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
