@@ -40,8 +40,8 @@ class ObjectiveConfig:
     from its reward, before baselines (eq. 2). There k1 has the gradient of KL(pi_theta || pi_ref)
     of whole outputs."""
     reference_every: int = 0
-    """Updates after which pi_ref becomes the policy (iterative GRPO, algorithm 1); 0 keeps the
-    start."""
+    """Updates after which pi_ref becomes the policy, once the rollout is through (iterative GRPO,
+    algorithm 1); 0 keeps the start."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "constant_length", "reference_every")

@@ -95,7 +95,7 @@ class State(NamedTuple):
     surplus: kept outputs that wait for a later batch (training/batch_filling.py); minibatches: of
     the last rollout, that wait for an update (training/minibatches.py); reference: parameters of
     pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
-    critic: the value function, where the method has one.
+    critic: the value function, where the method has one; rollout: step of the last rollout.
     """
 
     train: TrainState
@@ -106,6 +106,7 @@ class State(NamedTuple):
     minibatches: Minibatches = ()
     reference: Params | None = None
     critic: TrainState | None = None
+    rollout: int = 0
 
     def beside(self, config: Config) -> dict[str, Any]:
         """What a checkpoint holds beside the policy and the host's facts."""
@@ -213,8 +214,9 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     )
     minibatches = split(sequences, config, state.step)
     state = state._replace(
-        position=position, surplus=surplus, counters=counters, minibatches=minibatches
-    )
+        position=position, surplus=surplus, counters=counters, minibatches=minibatches,
+        rollout=state.step,
+    )  # fmt: skip
     state, updated = _update(run, state, rounds, began)
     return state, metrics | filled | updated
 
@@ -256,7 +258,8 @@ def _update(
                 further["seconds/critic"] = time.perf_counter() - training
             metrics |= further
     every = run.config.objective.reference_every
-    if every and (state.step + 1) % every == 0:
+    # A rollout with few outputs is for fewer updates: a multiple may lie within a later one.
+    if every and not later and (state.step + 1) // every > state.rollout // every:
         reference = as_reference(train.params, run.config.model.compute_dtype)
     metrics |= _update_metrics(run, sequences, rounds, (began, updating, time.perf_counter()))
     counters = state.counters.plus(updates=bool(sequences), skipped_updates=not sequences)
@@ -464,7 +467,7 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
     if run.config.refill is not None:
         host["surplus"] = batch_filling.to_json(state.surplus)
     if state.minibatches:
-        host["minibatches"] = to_json(state.minibatches)
+        host["minibatches"], host["rollout"] = to_json(state.minibatches), state.rollout
     with phase("checkpointing"):
         saved = checkpoint.Saved(state.train, host, state.beside(run.config))
         checkpoint.save(run.checkpoints, state.step, saved, accuracy)

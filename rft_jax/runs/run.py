@@ -278,6 +278,7 @@ def _resumed(
             Position(**saved.host["position"]),
             counters=Counters(**saved.host["counters"]),
             minibatches=minibatches.from_json(saved.host.get("minibatches"), source=path),
+            rollout=saved.host.get("rollout", step),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(

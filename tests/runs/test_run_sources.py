@@ -37,6 +37,7 @@ from rft_jax.errors import DataError, UserError
 from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
+from rft_jax.runs import loop
 from rft_jax.runs.loop import State
 from rft_jax.runs.sources import FixedSet, PolicySource, Pool, demonstrations
 from rft_jax.training.packing import TrainingSequence
@@ -224,6 +225,32 @@ def test_a_question_that_ends_an_epoch_and_starts_the_next_is_asked_once(tmp_pat
     assert set(sizes) > {4}  # the case did occur
     # Each epoch asks every question; one asked for two epochs at once answers for both.
     assert Counter(q for asked in drawn.asked for q in asked).keys() == {q.id for q in MANY}
+
+
+def test_a_reference_is_renewed_between_rollouts_also_after_a_skipped_update(
+    tmp_path: Path,
+) -> None:
+    """The first rollout gives no update, so that the fourth step is within the second's four."""
+    drawn, base = Drawn(), config("online_rft", kl_coefficient=0.1)
+
+    def first_undecided(questions: Sequence[Question], **settings: Any) -> Rollout:
+        rollout = drawn(questions, **settings)
+        if settings["step"]:
+            return rollout
+        undecided = [replace(one, verdict=Verdict.UNDECIDED) for one in rollout.samples]
+        return rollout._replace(samples=undecided, own=undecided)
+
+    settings = replace(
+        asking(base, 2),
+        steps=12,
+        update=replace(base.update, minibatches=4),
+        objective=replace(base.objective, reference_every=4),
+    )
+    source = PolicySource(MANY[:4], settings, sampling())
+    with mock.patch.object(loop, "as_reference", side_effect=range(9)):
+        done = steps(settings, source, tmp_path, first_undecided, 9, first=State(mock.MagicMock()))
+    assert drawn.steps == [0, 1, 5]
+    assert [one.state.reference for one in done] == [None] * 4 + [0] * 4 + [1]
 
 
 def pool_settings(count: int, steps: int) -> Config:
