@@ -141,6 +141,8 @@ class Method:
             raise ConfigError(
                 f"Method.coefficient is {self.coefficient!r}: a function of Facts is expected."
             )
+        if not isinstance(self.ratio, Ratio | None):
+            raise ConfigError(f"Method.ratio is {self.ratio!r}: a Ratio or None is expected.")
         for field, sources in (
             ("steps", ("pool", "policy")),
             ("log_ratios", ("pool", "policy")),

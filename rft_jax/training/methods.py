@@ -11,10 +11,12 @@ step; r_mean and r_std are then of all steps of the G outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
+from rft_jax.config.fields import require
 from rft_jax.config.method import Coefficient, Method, Ratio
 from rft_jax.types import Facts, Sample, Verdict
 
@@ -192,6 +194,7 @@ def dapo_coefficient(facts: Facts, *, overlong_outputs: Overlong, ddof: int = 1)
 
 def w_reinforce(weight: float = 0.1) -> Method:
     """W-REINFORCE with this weight on correct outputs (the paper's lambda)."""
+    require(math.isfinite(weight), f"w_reinforce: weight is {weight}: a finite number is expected.")
     return Method(
         "policy", "decided", partial(signed, positive=weight), "w_reinforce",
         "weighted REINFORCE: little weight on correct outputs (arXiv 2506.01347, eq. 9)",
@@ -200,8 +203,16 @@ def w_reinforce(weight: float = 0.1) -> Method:
     )  # fmt: skip
 
 
+def _check_deviation(name: str, ddof: int, epsilon: float) -> None:
+    require(ddof in (0, 1), f"{name}: ddof is {ddof}: it must be 0 or 1.")
+    require(
+        0 <= epsilon < math.inf, f"{name}: epsilon is {epsilon}: it must be a number from 0 up."
+    )
+
+
 def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
     """GRPO with outcome rewards. ddof, epsilon: of the standard deviation."""
+    _check_deviation("grpo", ddof, epsilon)
     return Method(
         "policy", "decided", partial(normalized, ddof=ddof, epsilon=epsilon), "grpo",
         "group relative policy optimisation, outcome rewards (DeepSeekMath, eq. 19 to 21)",
@@ -212,6 +223,7 @@ def grpo(ddof: int = 1, epsilon: float = 1e-6) -> Method:
 
 def grpo_process(ddof: int = 1, epsilon: float = 1e-6) -> Method:
     """GRPO with rewards of steps, as a checker says them. ddof, epsilon: as of `grpo`."""
+    _check_deviation("grpo_process", ddof, epsilon)
     return Method(
         "policy", "decided", partial(process, ddof=ddof, epsilon=epsilon), "grpo_process",
         "group relative policy optimisation, rewards of steps (DeepSeekMath, section 4.1.3)",
@@ -225,6 +237,11 @@ def grpo_process(ddof: int = 1, epsilon: float = 1e-6) -> Method:
 def dapo(overlong_outputs: Overlong = "soft") -> Method:
     """DAPO; overlong_outputs: punished softly over the last fifth of the limit, as in the paper's
     final recipe, masked where they were cut, or neither."""
+    choices = get_args(Overlong)
+    require(
+        overlong_outputs in choices,
+        f"dapo: overlong_outputs is {overlong_outputs!r}: one of {', '.join(choices)} is expected.",
+    )
     how = {"soft": ", r less the overlong punishment", "mask": ", 0 if cut", "none": ""}
     return Method(
         "policy", "decided", partial(dapo_coefficient, overlong_outputs=overlong_outputs), "dapo",
@@ -254,6 +271,7 @@ def dpo(beta: float = 0.1, *, online: bool = False, per_token: bool = True) -> M
     beta: of eq. 12; online: on outputs of the current policy; per_token: log-ratios are means over
     an output's tokens, as in eq. 12, or sums, as in arXiv 2305.18290.
     """
+    require(0 < beta < math.inf, f"dpo: beta is {beta}: it must be a positive number.")
     name = "online_dpo" if online else "dpo"
     if per_token:
         about, equation = "DeepSeekMath, eq. 12, whose printed gradients 13 and 14 differ", "12"

@@ -220,7 +220,10 @@ def test_a_method_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> Non
             of_method(name)
 
 
-@pytest.mark.parametrize("changes", [{"source": "pol"}, {"trains_on": "all"}, {"coefficient": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"source": "pol"}, {"trains_on": "all"}, {"coefficient": 1}, {"ratio": "token"}],
+)
 def test_a_row_is_checked(changes: dict[str, object]) -> None:
     fields = {"source": "policy", "trains_on": "decided", "coefficient": plus_minus}
     fields |= {"denominator": "sampled"} | changes
@@ -287,6 +290,21 @@ def test_a_saved_row_with_settings_is_read_again(
 )
 def test_settings_of_a_row_make_it_another(one: Method, other: Method) -> None:
     assert differences(of_method(one), of_method(other)).keys() == {"method"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dpo(-0.1), "dpo: beta is -0.1: it must be a positive number"),
+        (lambda: dpo(float("nan")), "dpo: beta is nan: it must be a positive number"),
+        (lambda: grpo(ddof=5), "grpo: ddof is 5: it must be 0 or 1"),
+        (lambda: grpo(epsilon=float("nan")), "grpo: epsilon is nan: it must be a number from 0"),
+        (lambda: w_reinforce(float("inf")), "w_reinforce: weight is inf: a finite number is"),
+    ],
+)
+def test_settings_of_a_row_are_checked(make: Callable[[], Method], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_rows_of_the_table_know_their_names() -> None:
