@@ -9,6 +9,8 @@ from rft_jax.errors import ConfigError, suggest_or_list
 from rft_jax.training.methods import METHODS
 
 PASS_RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
+MOST = 1000
+"""Outputs of a question, of which the ways to choose half of them are still a float."""
 HEAD = (
     "method", "outputs of", "trained on", "GC", "compares with", "divided by", "pi_theta / pi_old",
     "KL of the source", "equation",
@@ -52,9 +54,11 @@ def table() -> str:
 
 
 def check_group(group: int) -> None:
-    """ConfigError unless a question has several outputs."""
+    """ConfigError unless a question has several outputs, and no more than floats can count."""
     if group < 2:
         raise ConfigError(f"--group is {group}: methods compare at least 2 outputs of a question.")
+    if group > MOST:
+        raise ConfigError(f"--group is {group}: at most {MOST} outputs of a question are compared.")
 
 
 def differences(names: Sequence[str], group: int = 8) -> str:
@@ -88,6 +92,9 @@ def differences(names: Sequence[str], group: int = 8) -> str:
     for rate in PASS_RATES:
         line = [f"{rate:g}"]
         for row in (first, second):
+            if row.source == "demonstrations":  # which have no pass rate
+                line += ["-"] * 3
+                continue
             correct, wrong = expected_coefficients(row, row.denominator, rate, group)
             line += [f"{correct:.3f}", f"{wrong:.3f}", f"{correct - wrong:.3f}"]
         numbers.append(line)

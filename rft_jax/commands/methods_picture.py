@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rft_jax.commands.methods import check_group
+from rft_jax.errors import ConfigError
 from rft_jax.io.paths import writing
 from rft_jax.training.expectation import expected_coefficients
 from rft_jax.training.methods import METHODS
@@ -49,6 +50,8 @@ def alike(found: Mapping[str, np.ndarray]) -> list[list[str]]:
 def draw(path: Path, group: int) -> None:
     """Write the picture, in the format of the file's name; rows of one curve share a line."""
     check_group(group)
+    if not path.suffix:
+        raise ConfigError(f"--picture {path}: name a file of a format, such as methods.svg.")
     found = curves(group)
     settings: Any = {
         "svg.fonttype": "none", "svg.hashsalt": "methods", "axes.grid": True, "grid.alpha": 0.25,

@@ -51,11 +51,20 @@ def test_two_methods_are_told_apart_in_words_and_numbers(
         (["grpo", "gspo", "dapo"], 8, "followed by grpo gspo dapo: two methods"),
         (["grpo", "online_rf"], 8, "no method 'online_rf'; did you mean online_rft"),
         (["grpo", "dapo"], 1, "--group is 1: methods compare at least 2 outputs"),
+        (["grpo", "dapo"], 1100, "--group is 1100: at most 1000 outputs"),
     ],
 )
 def test_what_cannot_be_compared_is_said(names: list[str], group: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         differences(names, group)
+
+
+def test_demonstrations_have_no_pass_rate() -> None:
+    shown = differences(["sft", "online_rft"], 4)
+    assert re.search(r"outputs of +\| demonstrations +\| policy", shown)
+    rows = [line.strip("| ").split("|") for line in shown.splitlines() if line.startswith("| 0.")]
+    assert [[cell.strip() for cell in row[1:4]] for row in rows] == [["-"] * 3] * 5
+    assert [float(row[4]) for row in rows] == [1.0] * 5
 
 
 def test_a_group_without_methods_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +97,7 @@ def test_the_picture_of_the_docs_has_every_row(
     ("file", "group", "message"),
     [
         ("new.svg", "1", "--group is 1: methods compare at least 2 outputs"),
+        ("new", "2", "new: name a file of a format, such as methods.svg"),
         ("new.odd", "8", "new.odd: cannot write here (Format 'odd' is not supported"),
     ],
 )
