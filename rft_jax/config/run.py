@@ -183,6 +183,18 @@ class Config:
                 f"update.{name} is {value}: it splits or repeats a rollout of the policy, and "
                 f"method {row.name} has none: set it to 1.",
             )
+        if self.rollout is not None and online:
+            group, fill = self.rollout.samples_per_question, self.refill
+            asked = self.rollout.questions_per_step
+            outputs = (fill.accepted or fill.mixed_groups * group) if fill else asked * group
+            most, parts = (
+                (outputs // group, "questions") if row.log_ratios else (outputs, "outputs")
+            )
+            require(
+                update.minibatches <= most,
+                f"update.minibatches is {update.minibatches}: a step trains on at most {most} "
+                f"{parts}, so that it must be {most} or less.",
+            )
         for name in ("clip_low", "clip_high", "dual_clip"):
             value = getattr(objective, name)
             require(

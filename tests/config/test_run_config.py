@@ -482,6 +482,16 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "objective.kl_estimator is 'k1' and does nothing, as objective.kl_coefficient is 0: raise "
         "it, or remove the estimator.",
     ),
+    "more minibatches than outputs": (
+        lambda: grpo(update=replace(tiny.online_rft().update, minibatches=9)),
+        "update.minibatches is 9: a step trains on at most 8 outputs, so that it must be 8 or "
+        "less.",
+    ),
+    "more minibatches than groups": (
+        lambda: grpo(method="online_dpo", update=replace(tiny.online_rft().update, minibatches=5)),
+        "update.minibatches is 5: a step trains on at most 4 questions, so that it must be 4 or "
+        "less.",
+    ),
     "PPO without a value function": (
         lambda: grpo(method="ppo"),
         "critic is missing: method ppo needs it.",
