@@ -111,13 +111,15 @@ def surrogate(
 
     Args:
         log_probs: log pi_theta(o_t | q, o_<t) in nats.
-        old_log_probs: of the policy that sampled.
+        old_log_probs: of the policy that sampled, 0 where there is no output.
         weights: GC / |o| over the denominator; 0 at slots that are not trained on.
         segments: the sequence of each slot in its row, 0 for none.
         ratio: of the method.
     """
     trained = weights != 0
-    log_ratios = jnp.where(trained, log_probs - old_log_probs, 0.0)
+    # A token of coefficient 0 is part of its output's ratio; only outputs' tokens have log-probs.
+    of_output = trained | (old_log_probs != 0)
+    log_ratios = jnp.where(of_output, log_probs - old_log_probs, 0.0)
     if ratio.per != "token":
 
         def of_row(values: Array, sequences: Array) -> Array:
@@ -125,11 +127,12 @@ def surrogate(
             return sums[sequences]
 
         totals = jax.vmap(of_row)(log_ratios, segments)
-        sizes = jax.vmap(of_row)(trained.astype(totals.dtype), segments)
+        sizes = jax.vmap(of_row)(of_output.astype(totals.dtype), segments)
         sizes = jnp.maximum(sizes, 1.0)
         log_ratios = totals / sizes if ratio.per == "sequence" else totals
         if ratio.per == "output" and ratio.how == "clipped":
             weights = weights / sizes  # every token's slope is that of the whole output's ratio
+    log_ratios = jnp.where(trained, log_ratios, 0.0)
     if ratio.of == "negatives":
         log_ratios = jnp.where(weights < 0, log_ratios, 0.0)
     ratios = jnp.exp(log_ratios)

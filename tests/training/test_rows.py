@@ -346,6 +346,19 @@ def test_where_the_policy_has_not_moved_a_ratio_changes_nothing(name: str) -> No
     np.testing.assert_allclose(found, weights, rtol=1e-12)
 
 
+@pytest.mark.parametrize("per", ["sequence", "output"])
+@pytest.mark.usefixtures("_float64")
+def test_a_token_of_coefficient_0_is_part_of_its_outputs_ratio(per: Any) -> None:
+    """Of three tokens after one of the prompt; the last output has no coefficient at all."""
+    log_probs = jnp.asarray([[-9.0, -1.0, -0.5, -0.2, -9.0, -0.3]])
+    old = jnp.asarray([[0.0, -1.5, -0.5, -0.9, 0.0, -0.1]])
+    weights = jnp.asarray([[0.0, 0.1, 0.1, 0.0, 0.0, 0.0]])
+    segments = jnp.asarray([[1, 1, 1, 1, 2, 2]])
+    found = surrogate(log_probs, old, weights, segments, Ratio(per, low=1.0, high=9.0))
+    rho = float(np.exp(1.2 / (3 if per == "sequence" else 1)))
+    np.testing.assert_allclose(found.ratios, [[1, rho, rho, 1, 1, 1]], rtol=1e-12)
+
+
 # Coefficients of log pi_theta / pi_ref, and a KL in the reward
 
 Scored = Callable[[int, Sequence[int]], list[float]]
