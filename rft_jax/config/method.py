@@ -107,7 +107,8 @@ class Method:
         group: whether GC needs other outputs of the question (a baseline).
         rewards: whether GC reads rewards; else it reads verdicts only.
         log_ratios: whether GC reads log pi_theta / pi_ref, so that it is computed again before each
-            update, of whole groups; in `Facts` of a selection they are 0.
+            update, of whole groups; in `Facts` of a selection they are 0, and an output whose GC is
+            0 there is not trained on.
         values: whether GC reads advantages over a value function, which the run then trains.
         steps: whether GC reads the rewards of steps (facts.step_rewards).
         equation: of the source; formula: GC in symbols; kl: the KL to pi_ref that the source has,
