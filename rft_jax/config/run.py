@@ -209,6 +209,16 @@ class Config:
                 "update.epochs.",
             )
         require(
+            not objective.dual_clip or row.trains_on == "decided",
+            f"objective.dual_clip is {objective.dual_clip}: it bounds the ratio of negative "
+            f"coefficients, and method {row.name} trains on accepted outputs only: remove it.",
+        )
+        require(
+            update.per_rollout <= self.steps,
+            f"update.minibatches x update.epochs is {update.per_rollout}: the first rollout is for "
+            f"more updates than steps, {self.steps}: lower them, or raise steps.",
+        )
+        require(
             objective.importance_cap == 0 or (online and ratio is None),
             f"objective.importance_cap is {objective.importance_cap}: it acts on rollouts of the "
             f"policy whose method has no importance ratio of its own (method {row.name}): set it "

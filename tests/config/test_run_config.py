@@ -551,6 +551,16 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "refill.max_staleness is 1: outputs are carried over with one coefficient each, and those "
         "of method ppo differ from token to token; set it to 0.",
     ),
+    "a dual clip of accepted outputs": (
+        lambda: grpo(method="raft++", update=TWICE, objective=ObjectiveConfig(dual_clip=3.0)),
+        "objective.dual_clip is 3.0: it bounds the ratio of negative coefficients, and method "
+        "raft++ trains on accepted outputs only: remove it.",
+    ),
+    "more updates of a rollout than steps": (
+        lambda: grpo(update=replace(TWICE, epochs=2)),
+        "update.minibatches x update.epochs is 4: the first rollout is for more updates than "
+        "steps, 3: lower them, or raise steps.",
+    ),
     "no reference to renew": (
         lambda: grpo(objective=ObjectiveConfig(reference_every=2)),
         "objective.reference_every is 2: method grpo has no pi_ref to renew without "

@@ -20,7 +20,7 @@ from rft_jax.training.packing import OutputFacts, TrainingSequence
 
 
 def settings(minibatches: int, epochs: int) -> Config:
-    base = tiny.online_rft()
+    base = tiny.online_rft(steps=100)
     return replace(base, update=replace(base.update, minibatches=minibatches, epochs=epochs))
 
 
