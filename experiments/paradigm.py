@@ -10,7 +10,7 @@ Reproduces: the comparison of DeepSeekMath (arXiv 2402.03300), section 5.2 and f
 Expect: the tables and the figure of docs/findings.md; the numbers behind them, with intervals, are
     in experiments/paradigm.json.
 Time: about 50 minutes on one CPU core (AMD EPYC) when nothing else runs, a seed 10 of them,
-    reckoned from 24 to 30 seconds a run. The committed figures are of seed 1 alone.
+    reckoned from 24 to 30 seconds a run.
 Command: python experiments/paradigm.py --workdir runs/paradigm
 """
 
