@@ -41,8 +41,15 @@ def token_values(
     config: ModelConfig,
     chunk: int,
 ) -> Float[Array, "R S"]:
-    """V before each target of a micro-batch, float32. The last two arguments have no effect: values
-    are scored as log-probs are."""
+    """V before each target of a micro-batch, float32.
+
+    Args:
+        params: `policy`, the transformer, and `value`, its head.
+        batch: one micro-batch.
+        temperature: of no effect here; log-probs, which are scored by the same program, have it.
+        config: of the model.
+        chunk: likewise.
+    """
     rows = (batch.inputs, batch.positions, batch.segments)
     hidden = transformer.hidden_states(params["policy"], *rows, config=config)
     head = params["value"]

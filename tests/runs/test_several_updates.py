@@ -44,6 +44,14 @@ CLOSE = {"clip_high": 0.001, "clip_low": 0.001}
 RENEWED = {"kl_coefficient": 0.05, "reference_every": 4}
 
 
+def trained(folder: Path, sft: Config, config: Config, tmp_path: Path) -> list[dict[str, Any]]:
+    """The train lines of a run from the SFT run, carried out whole in TMP_PATH/work."""
+    shutil.copytree(folder / "work", tmp_path / "work")
+    experiment = {"sft": sft, "run": config}
+    assert loop.run("run", experiment, tmp_path / "work") == RunResult(config.steps, True)
+    return lines(tmp_path / "work/run", "train")
+
+
 def restored(folder: Path, config: Config) -> Any:
     """The value function of the last checkpoint."""
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
@@ -138,9 +146,8 @@ def test_outputs_of_a_pool_keep_the_log_probs_of_the_policy_that_sampled(
     """TOPR: at first pi_theta is pi_sft, and then the ratio of wrong outputs falls below 1."""
     folder, short, sft = started
     topr = tiny_experiment.rft(sft.data.train, method="topr", steps=4, **short)
-    shutil.copytree(folder / "work", tmp_path / "work")
-    assert loop.run("topr", {"sft": sft, "topr": topr}, tmp_path / "work") == RunResult(4, True)
-    log = [line for line in lines(tmp_path / "work/topr", "train") if "update/ratio" in line]
+    log = trained(folder, sft, topr, tmp_path)
+    log = [line for line in log if "update/ratio" in line]
     assert log[0]["update/ratio_max"] == pytest.approx(1.0, abs=1e-4)
     assert log[-1]["update/ratio"] != pytest.approx(1.0, abs=1e-3)
 
@@ -151,9 +158,8 @@ def test_dpo_starts_from_its_reference_and_tells_right_from_wrong(
     """Offline, on the pool, whose groups stay together."""
     folder, short, sft = started
     dpo = tiny_experiment.rft(sft.data.train, method="dpo", steps=8, **short)
-    shutil.copytree(folder / "work", tmp_path / "work")
-    assert loop.run("dpo", {"sft": sft, "dpo": dpo}, tmp_path / "work") == RunResult(8, True)
-    log = [line for line in lines(tmp_path / "work/dpo", "train") if "update/sequences" in line]
+    log = trained(folder, sft, dpo, tmp_path)
+    log = [line for line in log if "update/sequences" in line]
     names = ("policy/log_ratio_correct", "policy/log_ratio_incorrect")
     assert [log[0][name] for name in names] == pytest.approx([0.0, 0.0], abs=1e-4)
     assert any(log[-1][name] != 0 for name in names)
@@ -171,9 +177,8 @@ def test_a_kl_in_the_reward_is_told_and_changes_rewards_only(
     online = tiny_experiment.online_rft(sft.data.train, method="rloo", steps=3, **short)
     kl = {"kl_coefficient": 0.2, "kl_in": "reward", "kl_estimator": estimator}
     rloo = replace(online, objective=replace(online.objective, denominator=None, **kl))
-    shutil.copytree(folder / "work", tmp_path / "work")
-    assert loop.run("rloo", {"sft": sft, "rloo": rloo}, tmp_path / "work") == RunResult(3, True)
-    found = [line["objective/kl"] for line in lines(tmp_path / "work/rloo", "train")]
+    log = trained(folder, sft, rloo, tmp_path)
+    found = [line["objective/kl"] for line in log]
     assert abs(found[0]) < 1e-5 < abs(found[-1])
 
 
@@ -185,9 +190,7 @@ def test_a_step_fills_its_batch_with_mixed_groups_for_two_updates(
     update = replace(online.update, epochs=2)
     refill = RefillConfig(mixed_groups=4, max_sampled=64)
     dapo = replace(online, update=update, refill=refill)
-    shutil.copytree(folder / "work", tmp_path / "work")
-    assert loop.run("dapo", {"sft": sft, "dapo": dapo}, tmp_path / "work") == RunResult(4, True)
-    log = lines(tmp_path / "work/dapo", "train")
+    log = trained(folder, sft, dapo, tmp_path)
     assert [line.get("refill/mixed_groups") for line in log] == [4, None, 4, None]
     assert [line["update/sequences"] for line in log] == [16] * 4
     assert log[0]["update/ratio"] == pytest.approx(1.0, abs=1e-4)
