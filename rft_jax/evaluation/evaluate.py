@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +54,42 @@ def _sampled_row(samples: Sequence[Sample], votes: Votes | None) -> dict[str, An
         "num_samples": len(decided),
         "num_correct": len(accepted),
         "num_distinct_correct": len(distinct(accepted, "equations")),
-        **({} if votes is None else {"majority_correct": majority_at_k(*votes)}),
+        **({} if votes is None else _voted(votes)),
     }
+
+
+def _voted(votes: Votes) -> dict[str, Any]:
+    """What the answers of a question's decided outputs say: how many there are, and the share that
+    the most frequent one has of all outputs."""
+    answers = Counter(
+        answer
+        for answer, verdict in zip(*votes, strict=True)
+        if verdict is not None and answer is not None
+    )
+    decided = sum(verdict is not None for verdict in votes.correct)
+    return {
+        "majority_correct": majority_at_k(*votes),
+        "majority_share": max(answers.values(), default=0) / decided if decided else None,
+        "num_answers": len(answers),
+    }
+
+
+BINS = 10
+"""Equal bins of confidence in the calibration error."""
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[float]) -> float:
+    """Expected calibration error: |accuracy - confidence| of each bin of confidence, weighted by
+    its questions (Guo et al., arXiv 1706.04599, eq. 3).
+
+    Args:
+        confidence: of each question, in [0, 1].
+        right: whether it is right, in [0, 1].
+    """
+    sure, correct = np.asarray(confidence, float), np.asarray(right, float)
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    apart = np.bincount(bins, correct - sure, minlength=BINS)
+    return float(np.abs(apart).sum() / len(sure))
 
 
 def _sampled_metrics(rows: Sequence[dict[str, Any]], num_samples: int) -> dict[str, float | None]:
@@ -72,6 +107,13 @@ def _sampled_metrics(rows: Sequence[dict[str, Any]], num_samples: int) -> dict[s
     metrics["sampled/standard_error"] = standard_error(c[decided] / n[decided])
     if all("majority_correct" in row for row in rows):
         metrics[f"maj_at/{num_samples}"] = _mean([row["majority_correct"] for row in rows])
+        voted = [row for row in rows if row["majority_share"] is not None]
+        sure, right = (
+            [row[name] for row in voted] for name in ("majority_share", "majority_correct")
+        )
+        metrics["calibration/confidence"] = _mean(sure)
+        metrics["calibration/error"] = calibration_error(sure, right) if voted else None
+        metrics["questions/answers"] = _mean([row["num_answers"] for row in rows])
     metrics["questions/distinct_correct"] = _mean([row["num_distinct_correct"] for row in rows])
     return metrics
 
@@ -213,6 +255,33 @@ def evaluate(
     assert sampling.verifier is not None, "an evaluation verifies"
     outputs = draw(params, questions, sampling, config, num_samples=num_samples)
     return measure(questions, outputs, own_votes(questions, outputs, sampling.verifier))
+
+
+def turnover(
+    start: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, float | None]:
+    """Of the questions that the start did not solve the share that is solved, and of those that it
+    did the share that is not; solved: by any of the same number of outputs, those sampled or the
+    greedy one.
+
+    Args:
+        start: the rows of the evaluation before the first step.
+        rows: of this one, of the same questions.
+    """
+    before = {row["question_id"]: _solved(row) for row in start}
+    gained, lost = list[bool](), list[bool]()
+    for row in rows:
+        solved, known = _solved(row), before.get(row["question_id"])
+        if known is not None and solved is not None:
+            (lost if known else gained).append(solved != known)
+    return {"questions/gained": _mean(gained), "questions/lost": _mean(lost)}
+
+
+def _solved(row: Mapping[str, Any]) -> bool | None:
+    if "num_samples" in row:
+        return bool(row["num_correct"]) if row["num_samples"] else None
+    known: bool | None = row["greedy_correct"]
+    return known
 
 
 def write_rows(path: Folder, rows: Sequence[dict[str, Any]]) -> None:

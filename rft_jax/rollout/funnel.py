@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -22,6 +23,23 @@ def pass_rates(samples: Sequence[Sample]) -> dict[int, float]:
         if sample.verdict is not Verdict.UNDECIDED:
             verdicts[sample.question_id].append(sample.accepted)
     return {question: sum(known) / len(known) for question, known in verdicts.items()}
+
+
+def _log_prob(samples: Sequence[Sample]) -> float | None:
+    """Mean log-prob per token in nats; None where the sampler's are not known."""
+    known = [sample.log_prob / sample.num_tokens for sample in samples]
+    mean = float(np.mean(known)) if known else math.nan
+    return None if math.isnan(mean) else mean
+
+
+def _reward_deviation(samples: Sequence[Sample]) -> float | None:
+    """The standard deviation of rewards within a question, the mean over questions with at least
+    two decided outputs: what a baseline leaves."""
+    rewards: dict[int, list[float]] = defaultdict(list)
+    for sample in samples:
+        rewards[sample.question_id].append(sample.value)
+    spread = [np.std(group) for group in rewards.values() if len(group) > 1]
+    return float(np.mean(spread)) if spread else None
 
 
 def _mean_length(samples: Sequence[Sample]) -> float | None:
@@ -62,6 +80,9 @@ def funnel(
         "questions/pass_rate_histogram": histogram.tolist(),
         "questions/all_correct": float(np.mean(rates == 1.0)) if rates.size else None,
         "questions/none_correct": float(np.mean(rates == 0.0)) if rates.size else None,
+        "questions/reward_deviation": _reward_deviation(decided),
+        "policy/log_prob_correct": _log_prob(correct),
+        "policy/log_prob_incorrect": _log_prob([s for s in decided if not s.accepted]),
         "lengths/correct": _mean_length(correct),
         "lengths/incorrect": _mean_length([s for s in decided if not s.accepted]),
         "lengths/truncated": _mean_length([s for s in samples if not s.finished]),

@@ -26,7 +26,8 @@ from rft_jax.config import Config
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest
 from rft_jax.errors import UserError
-from rft_jax.evaluation.evaluate import evaluate, write_rows
+from rft_jax.evaluation.evaluate import evaluate, turnover, write_rows
+from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.paths import Folder, write_atomically
 from rft_jax.models.adapters import join
 from rft_jax.observe.log import Kind, MetricsLog
@@ -428,6 +429,11 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
     return source, state
 
 
+def validation_rows(step: int) -> str:
+    """The file of the rows of the evaluation after a step."""
+    return f"validation-{step:06d}.jsonl"
+
+
 def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
     """Evaluate on one set, log it, and return the greedy accuracy."""
     settings = run.config.evaluation
@@ -443,9 +449,12 @@ def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
                 settings.samples_per_question if validation else settings.test_samples_per_question
             ),
         )
-    name = f"validation-{state.step:06d}.jsonl" if validation else "test.jsonl"
+    folder = run.folder / "evaluation"
     if is_main():
-        write_rows(run.folder / "evaluation" / name, rows)
+        write_rows(folder / (validation_rows(state.step) if validation else "test.jsonl"), rows)
+        start = folder / validation_rows(0)
+        if validation and state.step and start.is_file():
+            metrics |= turnover(read_jsonl(start, {"question_id": int}), rows)
     run.write(kind, state, metrics | {"seconds/evaluating": time.perf_counter() - began})
     return metrics["greedy/accuracy"]
 

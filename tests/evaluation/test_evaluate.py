@@ -17,7 +17,13 @@ from rft_jax.checkpoint.start import load_start
 from rft_jax.config import EvaluationConfig, MeshConfig
 from rft_jax.data.sources import load
 from rft_jax.distributed.mesh import make_mesh
-from rft_jax.evaluation.evaluate import Evaluation, evaluate, write_rows
+from rft_jax.evaluation.evaluate import (
+    Evaluation,
+    calibration_error,
+    evaluate,
+    turnover,
+    write_rows,
+)
 from rft_jax.keys import Purpose
 from rft_jax.rollout.engine import Rollout, Sampling
 from rft_jax.runs import setup
@@ -131,6 +137,13 @@ def test_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics["pass_at/4"] == pytest.approx((1 + 0) / 2)
     assert metrics["maj_at/4"] == pytest.approx(0.5)
     assert metrics["questions/distinct_correct"] == 1.0
+    # Of decided outputs; an answer that two spell differently is one.
+    assert [row["majority_share"] for row in rows] == pytest.approx([3 / 4, 1 / 3, 2 / 4])
+    assert [row["num_answers"] for row in rows] == [2, 2, 2]
+    assert metrics["questions/answers"] == 2.0
+    assert metrics["calibration/confidence"] == pytest.approx((3 / 4 + 1 / 3 + 2 / 4) / 3)
+    apart = [1 - 3 / 4, 0.5 - 1 / 3, 0 - 2 / 4]
+    assert metrics["calibration/error"] == pytest.approx(sum(map(abs, apart)) / 3)
     assert metrics["sampled/standard_error"] == pytest.approx(
         np.std([3 / 4, 1 / 3, 0], ddof=1) / np.sqrt(3)
     )
@@ -138,6 +151,31 @@ def test_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics["policy/entropy"] == 0.5
     texts = [text for group in sampled for _, text in group]
     assert metrics["lengths/mean"] == pytest.approx(np.mean([len(text) for text in texts]))
+
+
+def test_a_bin_of_confidence_is_judged_as_a_whole() -> None:
+    """Right in 2 of 4 at 0.52: well calibrated, though no single question is."""
+    assert calibration_error([0.52] * 4, [1, 0, 1, 0]) == pytest.approx(0.02)
+    assert calibration_error([0.52] * 4 + [1.0] * 4, [1, 0, 1, 0] + [0] * 4) == pytest.approx(0.51)
+    assert calibration_error([0.0, 1.0], [0, 1]) == 0
+
+
+def test_turnover_is_of_what_the_start_solved() -> None:
+    def rows(*solved: bool | None) -> list[dict[str, Any]]:
+        return [
+            {"question_id": n, "num_samples": one is not None and 4, "num_correct": int(one or 0)}
+            for n, one in enumerate(solved)
+        ]
+
+    start = rows(True, True, True, False, False, None, True)
+    found = turnover(start, rows(True, False, False, True, False, True, None))
+    assert found == {"questions/gained": 1 / 2, "questions/lost": 2 / 3}
+    greedy = [
+        {"question_id": 0, "greedy_correct": False},
+        {"question_id": 1, "greedy_correct": True},
+    ]
+    assert turnover(greedy, greedy) == {"questions/gained": 0.0, "questions/lost": 0.0}
+    assert turnover(start, []) == {"questions/gained": None, "questions/lost": None}
 
 
 def test_truncated_outputs_have_no_vote(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,9 @@ ALWAYS = {
 FUNNEL = {
     "funnel/sampled", "funnel/finished", "funnel/parsed", "funnel/correct", "funnel/distinct",
     "funnel/kept", "funnel/undecided", "pass_rate", "questions/pass_rate_histogram",
-    "questions/all_correct", "questions/none_correct", "lengths/correct", "lengths/incorrect",
-    "lengths/truncated", "cost/sampled_per_accepted_token",
+    "questions/all_correct", "questions/none_correct", "questions/reward_deviation",
+    "policy/log_prob_correct", "policy/log_prob_incorrect",
+    "lengths/correct", "lengths/incorrect", "lengths/truncated", "cost/sampled_per_accepted_token",
     "seconds/sampling", "seconds/verifying", "seconds/verifying_hidden", "funnel/slow_verdicts",
 }  # fmt: skip
 ONLINE = {
@@ -65,6 +66,10 @@ EVALUATION = {
     "lengths/truncated", "seconds/evaluating", "seconds/elapsed", "cost/sampled_tokens",
     "cost/sampled_outputs", "cost/updates", "cost/skipped_updates",
 }  # fmt: skip
+
+
+TURNOVER = {"questions/gained", "questions/lost"}
+"""On validation, after the start."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def test_names_of_metrics(study: Study) -> None:
             if line["step"]:
                 assert set(line) == base | ALWAYS | more, (name, line["step"])
         for line in study.lines(name, "validation"):
-            assert set(line) == base | EVALUATION
+            assert set(line) == base | EVALUATION | (TURNOVER if line["step"] else set())
         for line in study.lines(name, "test"):
             assert set(line) == base | EVALUATION | {"pass_at/4"}
     costs = {name for name in ALWAYS if name.startswith("cost/")} | {"seconds/elapsed"}
