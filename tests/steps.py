@@ -86,7 +86,7 @@ def steps(
     run.first_outputs = FirstOutputs(config, resumed=True)
     run.config, run.folder, run.sampling = config, folder, sampling()
     run.meter = meter(config, 8, device_kind="cpu", count=1)
-    run.rollout_params = lambda state: policy()
+    run.rollout_params = lambda params: policy()
     run.update = update
     trained: list[list[TrainingSequence]] = []
 
@@ -94,7 +94,7 @@ def steps(
         trained[-1] = list(sequences)
         return pack_step(sequences, config)
 
-    state, done = first or State(mock.sentinel.train), list[Stepped]()
+    state, done = first or State(mock.MagicMock()), list[Stepped]()
     with rollouts(draw), mock.patch.object(loop, "pack_step", packed):
         for _ in range(count):
             trained.append([])

@@ -54,7 +54,7 @@ from rft_jax.training import batch_filling
 from rft_jax.training.critic import Critic
 from rft_jax.training.minibatches import Minibatches, split, to_json
 from rft_jax.training.packing import TrainingSequence, pack_step
-from rft_jax.training.scoring import Score, mean_kl, score_sequences, scored
+from rft_jax.training.scoring import Score, kl_of_some, mean_kl, score_sequences, scored
 from rft_jax.training.selection import Kept, reweighed, select, training_sequences, weigh
 from rft_jax.training.state import Layout, as_reference
 from rft_jax.training.update import Updater
@@ -120,8 +120,8 @@ class Run:
     """What stays the same from the first step of a run to its last. log: None but in process 0;
     stopped: the signal received so far, 0 for none, which all processes must ask for together;
     began: on time.perf_counter's clock, the seconds of earlier attempts before now; rests_on: takes
-    the outputs of a pool, and whether they must be those that were recorded; first_outputs: looks
-    at those of the first steps."""
+    the name and outputs of a pool, and whether they must be those that were recorded;
+    first_outputs: looks at those of the first steps."""
 
     config: Config
     folder: Folder
@@ -138,7 +138,7 @@ class Run:
     profiler: Profiler
     stopped: Callable[[], int]
     began: float
-    rests_on: Callable[[Input, bool], None]
+    rests_on: Callable[[str, Input, bool], None]
     first_outputs: FirstOutputs
 
     @property
@@ -146,9 +146,9 @@ class Run:
         """The name of the run in its experiment."""
         return self.folder.name
 
-    def rollout_params(self, state: State) -> Params:
-        """The current policy in the layout and type it samples in."""
-        params = join(self.update.frozen, state.train.params)
+    def rollout_params(self, params: Params) -> Params:
+        """A policy in the layout and type it samples in, from the parameters that are trained."""
+        params = join(self.update.frozen, params)
         return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
 
     def score(self, params: Params) -> Score:
@@ -184,7 +184,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     if state.minibatches:
         return _update(run, state, [], time.perf_counter())
     config, began = run.config, time.perf_counter()
-    policy = functools.cache(lambda: run.rollout_params(state))
+    policy = functools.cache(lambda: run.rollout_params(state.train.params))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
         questions, position = take(source, config.seed, position, asked)
@@ -204,6 +204,9 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
             break
     policy.cache_clear()  # the update needs the room
     metrics = _log_rollout(run, state, rounds, asked, kept)
+    if count := config.objective.kl_outputs:
+        score = run.score(state.reference)
+        metrics |= kl_of_some(samples_of(rounds), source.prompt, score, count)
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
     )
@@ -339,7 +342,7 @@ def loop(run: Run, state: State) -> RunResult:
     every, accuracy = config.evaluation.every_steps, None
     saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
     clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
-    source, state = _open_source(run, state)
+    source, state, pooled = _open_source(run, state)
     if source is None:
         return RunResult(0, False, run.stopped())
     if every and state.step == 0:
@@ -347,8 +350,16 @@ def loop(run: Run, state: State) -> RunResult:
     stop = run.stopped()
     with Progress(config.steps, first, run.name) as progress:
         while state.step < config.steps and not stop:
+            if state.step > first and _begins_pool(config, state.step):
+                # What samples the pool is kept first, so that a rollout is never repeated.
+                if run.checkpoints.latest_step() != state.step:
+                    saving += save(run, state, None)
+                source, state, pooled = _open_source(run, state)
+                if source is None:
+                    return RunResult(state.step - first, False, run.stopped())
             with run.profiler.step(state.step + 1):
                 state, metrics = step(run, source, state)
+                metrics, pooled = pooled | metrics, {}
                 metrics |= {
                     "system/compilations": run.compilations.count,
                     "seconds/compiling": run.compilations.seconds,
@@ -398,35 +409,50 @@ def _is_tested(run: Run, state: State) -> bool:
     )
 
 
-def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
-    """The run's source of outputs, and the state with the cost of its pool; no source when a signal
-    came while the pool was sampled."""
+def _begins_pool(config: Config, step: int) -> bool:
+    """Whether a pool is sampled, or read, before the update after this step."""
+    every = config.pool.every_steps if config.pool is not None else 0
+    return step % every == 0 if every else step == 0
+
+
+def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]:
+    """The source of the next step's outputs, the state with the cost of its pool, and metrics of a
+    pool that is not the first; no source when a signal came while the pool was sampled."""
     config, train = run.config, run.questions.train
     kind, evaluated = config.row.source, run.questions.evaluated
     if config.pool is None or not config.pool.from_rollouts:
         setup.warn_of_shared(run.name, {"data.train": train, **evaluated})
     if kind == "policy":
-        return PolicySource(train, config, run.sampling), state
+        return PolicySource(train, config, run.sampling), state, {}
     if kind == "demonstrations":
-        return demonstrations(train, config, run.sampling), state
+        return demonstrations(train, config, run.sampling), state, {}
+    assert config.pool is not None
     score = run.score(state.reference) if config.scores_reference else None
-    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score)
-    seconds = dict[str, float]()
-    if state.step == 0 and config.rollout is not None:
-        policy = functools.cache(lambda: run.rollout_params(state))
-        sampled = pool.fill(policy, run.stopped)
+    every, begins = config.pool.every_steps, _begins_pool(config, state.step)
+    number = state.step // every if every else 0
+    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score, number)
+    seconds, later = dict[str, float](), (number + 1) * config.pool.rollout_steps
+    if every:  # what is there of later pools is of a policy that this state does not stem from
+        by_main(f"pools to {later}", lambda: rollout_log.remove_from(pool.folder, later))
+    if begins and config.rollout is not None:
+        by = state.reference if config.pool.sampled_from == "start" else state.train.params
+        sampled = pool.fill(functools.cache(lambda: run.rollout_params(by)), run.stopped)
         if sampled is None:
-            return None, state
+            return None, state, {}
         seconds = sampled
     source, counts = pool.read()
     assert source.logged is not None
-    # Before the first step nothing rests on what this run has sampled itself.
-    run.rests_on(source.logged, state.step > 0 or config.rollout is None)
+    # Before its first step nothing rests on what this run has sampled itself.
+    name = f"pool {number}" if number else "pool"
+    run.rests_on(name, source.logged, not begins or config.rollout is None)
     cost = {name: counts.pop(name) for name in ("sampled_tokens", "sampled_outputs")}
-    if state.step == 0:
-        state = state._replace(counters=replace(state.counters, **cost))
-        run.write("train", state, counts | seconds)
-    return source, state
+    if not begins:
+        return source, state, {}
+    state = state._replace(counters=state.counters.plus(**cost), position=Position())
+    if state.step:
+        return source, state, counts | seconds
+    run.write("train", state, counts | seconds)
+    return source, state, {}
 
 
 def validation_rows(step: int) -> str:
@@ -441,7 +467,7 @@ def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
     began = time.perf_counter()
     with phase("evaluating"):
         metrics, rows = evaluate(
-            run.rollout_params(state),
+            run.rollout_params(state.train.params),
             run.questions.validation if validation else run.questions.test,
             replace(run.sampling, verifier=run.evaluator),
             settings,

@@ -198,7 +198,7 @@ def test_online_samples_the_current_policy_at_each_step(tmp_path: Path) -> None:
     asked_for: list[str] = []
     (result,) = steps(
         settings, source, tmp_path, drawn, 1,
-        first=State(mock.sentinel.train, step=6),
+        first=State(mock.MagicMock(), step=6),
         policy=lambda: asked_for.append("policy"),
     )  # fmt: skip
     assert asked_for == ["policy"]
