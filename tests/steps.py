@@ -14,7 +14,7 @@ from rft_jax.config import Config
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.rollout.engine import Outputs, Rollout, Sampling
 from rft_jax.runs import loop, sources
-from rft_jax.runs.loop import Run, State
+from rft_jax.runs.state import Run, State
 from rft_jax.runs.utilization import meter
 from rft_jax.training.packing import TrainingSequence, pack_step
 from rft_jax.training.selection import select, training_sequences, weigh

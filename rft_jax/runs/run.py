@@ -33,7 +33,8 @@ from rft_jax.observe.profiling import open_profiler, warn_of_done
 from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
-from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
+from rft_jax.runs.loop import loop
+from rft_jax.runs.state import Counters, Run, RunResult, State
 from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
 from rft_jax.training.critic import Critic

@@ -38,8 +38,8 @@ from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
 from rft_jax.runs import loop
-from rft_jax.runs.loop import State
 from rft_jax.runs.sources import FixedSet, PolicySource, Pool, demonstrations
+from rft_jax.runs.state import State
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.selection import select, weigh
 from rft_jax.types import Question, Sample, Verdict
