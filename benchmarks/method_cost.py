@@ -38,7 +38,8 @@ from rft_jax.runs.run import run
 from rft_jax.training.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from paradigm import BASELINE, ONE_CORE, START, Plan, arm
+from paradigm import BASELINE, ONE_CORE, Plan, arm
+from small_start import START
 
 ALMOST_ZERO = 1e-12
 """A learning rate that leaves a float32 policy as it is."""

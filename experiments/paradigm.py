@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from arithmetic import ONLINE_RFT, RFT, SFT
+from arithmetic import ONLINE_RFT, RFT
+from small_start import START
 
 from rft_jax.checkpoint.provenance import git_commit, versions
 from rft_jax.config import (
@@ -47,17 +48,6 @@ from rft_jax.io.lock import held
 from rft_jax.observe.statistics import crossed_interval
 from rft_jax.report.study import accepted, curve, per_question, test_line, validation_score
 from rft_jax.training.methods import METHODS
-
-START = replace(
-    SFT,
-    steps=1600,
-    data=replace(SFT.data, test=SFT.data.test.replace("1024", "512")),
-    model=replace(SFT.model, num_layers=2, d_model=64, head_dim=16, mlp_dim=128),
-    update=replace(SFT.update, rows_per_microbatch=16),
-    optimizer=replace(SFT.optimizer, learning_rate=4e-3),
-    evaluation=replace(SFT.evaluation, every_steps=800, test_samples_per_question=16),
-    checkpoint=CheckpointConfig(every_steps=800),
-)
 
 BASELINE = "online_rft"
 LAST = 3
