@@ -3,9 +3,9 @@
 The model has 0.15 million parameters, so that a run takes minutes. Every arm samples 327,680
 outputs and makes 1,280 updates. `rft` trains on the distinct outputs of its pool, several epochs of
 them; `rft_fresh` on all accepted ones, about once each; `iterative_rft` samples a pool from its
-policy every 160 updates. `random` is Online RFT whose verdicts say nothing. The learning rate of each arm
-is chosen on validation questions with a seed of its own. The test has 256 outputs a question: which
-questions does an arm solve that its start never did?
+policy every 160 updates. `random` is Online RFT whose verdicts say nothing. The learning rate of
+each arm is chosen on validation questions with a seed of its own. The test has 256 outputs a
+question: which questions does an arm solve that its start never did?
 
 Reproduces: DeepSeekMath (arXiv 2402.03300), section 5.2.1 and figure 5, in small: RFT and Online
     RFT alike early, Online RFT ahead late; and what that costs in diversity.
