@@ -102,7 +102,7 @@ def finish(
             lines.append(line("train", step, **{"funnel/sampled": 32, "funnel/correct": 8}))
         every = config.evaluation.every_steps
         if every and step % every == 0:
-            of = right if step else [correct - 1 for correct in right]
+            of = right if step else [max(correct - 1, 0) for correct in right]
             evaluate("validation", step, f"validation-{step:06d}.jsonl", of)
     if config.data.test:
         evaluate("test", config.steps, "test.jsonl", right)

@@ -26,7 +26,7 @@ CURVES = ("greedy/accuracy", "policy/entropy", "questions/distinct_correct", "co
           "cost/sampled_tokens", "cost/updates", "seconds")  # fmt: skip
 """What is kept of each evaluation of a run, beside the study's score."""
 COSTS = {"samples": "cost/sampled_outputs", "updates": "cost/updates",
-         "tokens": "cost/sampled_tokens", "seconds": "seconds"}  # fmt: skip
+         "tokens": "cost/sampled_tokens", "seconds": "seconds", "flops": "flops"}  # fmt: skip
 """What a run took, and the metric that counts it."""
 LAST_STEPS = 20
 """Steps at the end of a run over which acceptance is measured."""
@@ -38,9 +38,12 @@ CLOSE = 0.02
 
 
 def lines_of(workdir: Folder, name: str) -> list[Line]:
-    """A run's metrics, each line with its `seconds` so far without those of evaluations."""
-    evaluating, lines = 0.0, log.read(workdir / name / "metrics.jsonl")
+    """A run's metrics, each line with its `seconds` so far without those of evaluations, and its
+    `flops` of sampling and updating."""
+    evaluating, flops, lines = 0.0, 0.0, log.read(workdir / name / "metrics.jsonl")
     for line in lines:
+        flops += sum(line.get(f"utilization/{part}_flops") or 0 for part in ("sampling", "update"))
+        line["flops"] = flops
         if line["kind"] != "train":
             evaluating += line.get("seconds/evaluating") or 0.0
         line["seconds"] = line["seconds/elapsed"] - evaluating
@@ -173,6 +176,14 @@ def collect(
         "paired": [
             {"from": a, "to": b, "measures": _differences(tested[a], tested[b])} for a, b in pairs
         ],
+        "turnover": {
+            arm: {
+                start: _turnover(workdir, runs[start], runs[arm])
+                for start in study.starts
+                if start in runs and "pass_at/1" in tested[arm]
+            }
+            for arm in study.arms
+        },
         "at_equal": {
             cost: _at_equal(workdir, arms, cost, study) for cost in ("samples", "seconds")
         },
@@ -204,6 +215,27 @@ def _differences(
         for name in a
         if name in b
     }
+
+
+def _turnover(workdir: Folder, starts: Sequence[str], runs: Sequence[str]) -> dict[str, Any]:
+    """Of all questions of the test: those that the start solves in none of its outputs, those of
+    them that the arm solves in any, and those that the start solves and the arm does not."""
+    files = [(run, workdir / run / "evaluation/test.jsonl") for run in (*starts, *runs)]
+    rows = {run: read_jsonl(file, {"question_id": int}) for run, file in files}
+    found: dict[str, list[np.ndarray]] = {"unsolved": [], "gained": [], "lost": []}
+    for start, run in zip(starts, runs, strict=True):
+        before, after = (
+            np.array([
+                row["num_correct"] > 0 if row["num_samples"] else np.nan
+                for row in sorted(rows[name], key=lambda row: row["question_id"])
+            ], float)
+            for name in (start, run)
+        )  # fmt: skip
+        found["unsolved"].append(1 - before)
+        found["gained"].append((1 - before) * after)
+        found["lost"].append(before * (1 - after))
+    samples = max(row["num_samples"] for row in rows[runs[0]])
+    return {"samples": samples} | {name: _estimate(values) for name, values in found.items()}
 
 
 def _at_equal(
@@ -264,6 +296,22 @@ def tables(results: Results) -> str:
     if rows:
         parts.append(markdown(["paired difference", *titles], rows))
     rows = [
+        [arm, start, *(_cell("pass_at", found[name]) for name in ("unsolved", "gained", "lost"))]
+        for arm, starts in results.get("turnover", {}).items()
+        for start, found in starts.items()
+    ]
+    if rows:
+        samples = next(iter(next(iter(results["turnover"].values())).values()))["samples"]
+        head = [
+            f"unsolved by the start in {samples} %",
+            "solved now %",
+            "solved by the start only %",
+        ]
+        parts.append(markdown(["arm", "start", *head], rows))
+    if rows := _prices(results):
+        head = [f"{measure} for a point of pass@1" for measure in ("tokens", "seconds", "FLOPs")]
+        parts.append(markdown(["arm", "start", "points of pass@1", *head], rows))
+    rows = [
         [f"{cost}: {compact(found['limit'])}", arm, _cell(results["score"], estimate),
          _cell(results["score"], found["differences"].get(arm), sign="+")]
         for cost, found in results["at_equal"].items() if found
@@ -273,6 +321,24 @@ def tables(results: Results) -> str:
         head = [f"{_title(results['score'])}, validation", f"minus {results['baseline']}"]
         parts.append(markdown(["at equal", "arm", *head], rows))
     return "\n\n".join([*parts, "\n".join(_notes(results))])
+
+
+def _prices(results: Results) -> list[list[str]]:
+    """What an arm took for each point of pass@1 that it is above its start on the test; the ends of
+    the interval are those of the points."""
+    rows = []
+    for pair in results["paired"]:
+        found = pair["measures"].get("pass_at/1")
+        if pair["from"] in results["compared"] or found is None:
+            continue
+        costs = results["arms"][pair["to"]]["costs"]
+        points = [100 * found[end] for end in ("mean", "low", "high")]
+        cells = []
+        for cost in (costs.get(name) for name in ("tokens", "seconds", "flops")):
+            each = [compact(cost / p) if cost and p > 0 else NOTHING for p in points]
+            cells.append(f"{each[0]} [{each[2]}, {each[1]}]")
+        rows.append([pair["to"], pair["from"], _cell("pass_at/1", found, sign="+"), *cells])
+    return rows
 
 
 def _notes(results: Results) -> list[str]:

@@ -28,11 +28,12 @@ from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Outputs, Rollout, Sampling, sample, verify
 from rft_jax.rollout.funnel import funnel
 from rft_jax.runs import setup
+from rft_jax.runs.utilization import Meter, sampling_metrics
 from rft_jax.training.methods import is_trained
 from rft_jax.training.packing import Weight
 from rft_jax.training.scoring import Score, scored
 from rft_jax.training.selection import Kept, select, weigh
-from rft_jax.types import Params, Question, Sample, Verdict
+from rft_jax.types import Decoded, Params, Question, Sample, Verdict
 from rft_jax.verification.canary import FirstOutputs, watch_undecided
 
 Metrics = dict[str, Any]
@@ -271,8 +272,8 @@ class Pool:
         return len(rows) * self.config.rollout.samples_per_question
 
     def fill(
-        self, policy: Callable[[], Params], stopped: Callable[[], int]
-    ) -> dict[str, float] | None:
+        self, policy: Callable[[], Params], stopped: Callable[[], int], meter: Meter | None = None
+    ) -> Metrics | None:
         """Sample what is not in the log yet; metrics of that, or None when stopped before the end.
 
         A rollout that is there whole is not repeated, so a killed run resumes where it was. The
@@ -281,6 +282,7 @@ class Pool:
         Args:
             policy: what samples it.
             stopped: the signal so far, the same in all processes.
+            meter: of the machine, whose use is then among the metrics.
         """
         name = f"{self.folder.parent.name} pool"
         there = from_main(
@@ -293,7 +295,7 @@ class Pool:
         )
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
-        metrics: dict[str, float] = {}
+        metrics, decoded = Metrics(), list[Decoded]()
         first = FirstOutputs(self.config)
         with Progress(len(self.steps), len(there), name) as progress:
             for step, rows in self.rounds():
@@ -312,6 +314,7 @@ class Pool:
                     outputs=self._outputs(rows),
                 )  # fmt: skip
                 first.see(drawn.samples)
+                decoded += drawn.decoded
                 seconds = seconds_of([drawn])
                 for name, value in (seconds | slow_verdicts_of([drawn])).items():
                     metrics[name] = metrics.get(name, 0) + value
@@ -320,7 +323,9 @@ class Pool:
                     acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
                     tokens_per_second=drawn.num_tokens / sum(seconds.values()),
                 )
-        return metrics
+        if meter is None or not decoded:
+            return metrics
+        return metrics | sampling_metrics(meter, decoded, metrics["seconds/sampling"])
 
     def _purpose(self, there: Sequence[int]) -> int:
         """What the pool's keys are for; one that an earlier version began is filled as it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ RIGHT = {
 """Correct outputs of 4, of each test question."""
 
 
-def collected(workdir: Path, online_seconds: float = 1.0, online_tokens: int = 100) -> Any:
+def collected(
+    workdir: Path,
+    online_seconds: float = 1.0,
+    online_tokens: int = 100,
+    right: Mapping[str, list[int]] = RIGHT,
+) -> Any:
     study = tiny_study.study(grid={}, equal=("samples", "updates", "tokens"))
     for name, config in study.runs().items():
         online = name.startswith("online")
         tiny_study.finish(
-            workdir / name, config, RIGHT[name],
+            workdir / name, config, right[name],
             seconds=online_seconds if online else 1.0, tokens=online_tokens if online else 100,
         )  # fmt: skip
     results = reports.collect(study, workdir, {}, {}, [1, 2])
@@ -49,7 +55,8 @@ def test_means_and_paired_differences(tmp_path: Path) -> None:
     arms = results["arms"]
     assert arms["online_rft"]["accepted"]["mean"] == 0.25
     assert arms["sft"]["accepted"] is None
-    assert arms["rft"]["costs"] == {"samples": 128, "updates": 4, "tokens": 400, "seconds": 8}
+    costs = {"samples": 128, "updates": 4, "tokens": 400, "seconds": 8, "flops": 0}
+    assert arms["rft"]["costs"] == costs
 
 
 def test_at_equal_samples_and_at_equal_seconds(tmp_path: Path) -> None:
@@ -74,8 +81,27 @@ def test_tables(tmp_path: Path) -> None:
     assert "| seconds: 4 | online_rft | 81.2 [" in text
     assert "Means over seeds 1, 2 [95 % interval over seeds and questions]." in text
     assert "Budgets differ" not in text
+    # 400 tokens and 8 seconds for 6.25 points, or 12.5 of two seeds.
+    assert "| rft | sft | +9.4 [" in text
+    assert "| 43 [" in text
     differing = reports.tables(collected(tmp_path, online_tokens=110))
     assert "**Budgets differ**: online_rft took 440 tokens, rft 400." in differing
+
+
+def test_questions_that_the_start_never_solves(tmp_path: Path) -> None:
+    """By seed: of 4 questions the start leaves 2 and 1, of which Online RFT solves 2 and 0."""
+    right = RIGHT | {
+        "sft_seed1": [0, 0, 3, 4], "sft_seed2": [1, 1, 3, 0],
+        "online_rft_seed1": [1, 4, 0, 4], "online_rft_seed2": [1, 4, 3, 0],
+    }  # fmt: skip
+    results = collected(tmp_path, right=right)
+    found = results["turnover"]["online_rft"]["sft"]
+    assert found["samples"] == 4
+    by_seed = {name: found[name]["by_seed"] for name in ("unsolved", "gained", "lost")}
+    assert by_seed == {"unsolved": [2 / 4, 1 / 4], "gained": [2 / 4, 0], "lost": [1 / 4, 0]}
+    text = reports.tables(results)
+    assert "| arm | start | unsolved by the start in 4 % | solved now % |" in text
+    assert "| online_rft | sft | 37.5 [" in text
 
 
 @pytest.mark.slow
