@@ -34,8 +34,10 @@ from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
 from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
+from rft_jax.runs.replay import open_replay
 from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
+from rft_jax.training.control import Control
 from rft_jax.training.critic import Critic
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import Layout, as_reference, fresh_state, make_layout, reference_like
@@ -107,8 +109,12 @@ def run(
     first, starts = step or 0, _loads_start(config, step)
     if starts:
         by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
-    inputs = questions.inputs | setup.inputs_beside_data(
-        config, workdir, folder, recorded or {}, starts=starts
+    sampling = Sampling(config.model, config.data, mesh, tokenizer, None, config.seed, at=at)
+    replay = open_replay(name, config, questions, sampling)
+    inputs = (
+        questions.inputs
+        | replay.inputs
+        | setup.inputs_beside_data(config, workdir, folder, recorded or {}, starts=starts)
     )
     _check_inputs(folder, inputs, accept=accept_changed)
     if recorded is None and first and is_main():
@@ -136,9 +142,7 @@ def run(
         opened = Run(
             config=config,
             folder=folder,
-            sampling=Sampling(
-                config.model, config.data, mesh, tokenizer, verifier, config.seed, at=at
-            ),
+            sampling=replace(sampling, verifier=verifier),
             evaluator=evaluator,
             questions=questions,
             layout=layout,
@@ -151,6 +155,7 @@ def run(
                 at,
             ),
             critic=replace(critic, frozen=frozen),
+            replay=replay,
             meter=meter(
                 config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size
             ),
@@ -279,6 +284,8 @@ def _resumed(
             counters=Counters(**saved.host["counters"]),
             minibatches=minibatches.from_json(saved.host.get("minibatches"), source=path),
             rollout=saved.host.get("rollout", step),
+            control=Control(**saved.host.get("control", {})),
+            replayed=Position(**saved.host.get("replayed", {})),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(
