@@ -52,7 +52,8 @@ def plain(params: Params, batch: PackedBatch) -> tuple[jax.Array, jax.Array]:
         chosen = jnp.take_along_axis(every, targets[None], axis=0)[0]
         return chosen, -jnp.sum(jnp.exp(every) * every, axis=0)
 
-    found = [of_rows(*(leaf[micro] for leaf in batch[:4])) for micro in range(len(batch.inputs))]
+    rows = [jnp.asarray(leaf) for leaf in batch[:4]]
+    found = [of_rows(*(leaf[micro] for leaf in rows)) for micro in range(len(rows[0]))]
     log_probs, entropies = zip(*found, strict=True)
     return jnp.stack(log_probs), jnp.stack(entropies)
 
