@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 
 from rft_jax.checkpoint.policy import Policy
 from rft_jax.checkpoint.start import merged
@@ -41,11 +43,11 @@ def average(policy: Policy, others: Others) -> Params:
     params, share = merged(policy), 1 - sum(weight for _, weight in others)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def add(params: Params, more: Params, share: float, weight: float) -> Params:
+    def add(params: Params, more: Params, share: Array, weight: Array) -> Params:
         return jax.tree.map(lambda a, b: share * a + weight * b, params, more)
 
     for other, weight in others:
-        params, share = add(params, merged(other), share, weight), 1.0
+        params, share = add(params, merged(other), jnp.float32(share), jnp.float32(weight)), 1.0
     return params
 
 
