@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -75,7 +76,8 @@ def _float64() -> Iterator[None]:
 
 @functools.partial(jax.jit, static_argnames="terms")
 def _gradients(params, frozen, batch, terms):  # type: ignore[no-untyped-def]
-    return gradients(params, frozen, batch, np.float64(1.0), config=MODEL, terms=terms, chunk=7)
+    one = jnp.float64(1.0)
+    return gradients(params, frozen, batch, one, config=MODEL, terms=terms, chunk=7)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def _float64() -> Iterator[None]:
 
 
 def packed(kl_coefficient: float = 0.0) -> PackedBatch:
-    samples = random_samples(np.random.default_rng(3), per_question=8)
+    samples = random_samples(np.random.default_rng(10), per_question=12)
     chosen = choose(
         samples, QUESTIONS, config("online_rft", kl_coefficient=kl_coefficient), sampling()
     )
