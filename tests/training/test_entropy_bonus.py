@@ -24,7 +24,7 @@ from rft_jax.types import PackedBatch, Params
 pytestmark = pytest.mark.slow
 
 MODEL = tiny.model(compute_dtype="float64")
-SHAPE = {"row_length": 8, "rows_per_microbatch": 2, "max_microbatches": 6}
+SHAPE = {"row_length": 8, "rows_per_microbatch": 2, "max_microbatches": 12}
 TEMPERATURE, BONUS = 0.7, 0.03
 
 
