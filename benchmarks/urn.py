@@ -144,15 +144,15 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 class Batch(NamedTuple):
-    """What the runs train on, a row each. answers, weights, kl_weights: of their outputs; bonus: of
-    the entropy; rehearsed, rehearsed_weights: what is replayed."""
+    """What the runs train on, a row each, numpy. answers, weights, kl_weights: of their outputs;
+    bonus: of the entropy; rehearsed, rehearsed_weights: what is replayed."""
 
-    answers: np.ndarray
-    weights: np.ndarray
-    kl_weights: np.ndarray
-    bonus: np.ndarray
-    rehearsed: np.ndarray
-    rehearsed_weights: np.ndarray
+    answers: Any
+    weights: Any
+    kl_weights: Any
+    bonus: Any
+    rehearsed: Any
+    rehearsed_weights: Any
 
 
 @functools.partial(jax.jit, static_argnames=("kl_coefficient", "kl_estimator"))
@@ -199,19 +199,20 @@ def trained(run: Config, runs: int = RUNS, seed: int = 0) -> tuple[np.ndarray, f
         kept = select(samples, run)
         batch = Batch(
             np.zeros((runs, size), int),
-            *np.zeros((2, runs, size)),
+            np.zeros((runs, size)),
+            np.zeros((runs, size)),
             np.zeros(runs),
             np.zeros((runs, per_step), int),
             np.zeros((runs, per_step)),
         )
         counts = np.zeros(runs, int)
-        for one in training_sequences(kept, weigh(kept, run), lambda q: (q,), run):
-            place = one.prompt[0], counts[one.prompt[0]]
-            counts[one.prompt[0]] += 1
-            batch.answers[place] = one.completion[0]
+        for sequence in training_sequences(kept, weigh(kept, run), lambda q: (q,), run):
+            place = sequence.prompt[0], counts[sequence.prompt[0]]
+            counts[sequence.prompt[0]] += 1
+            batch.answers[place] = sequence.completion[0]
             # Each run is one of its own, and not a part of the others' batch.
-            batch.weights[place] = going.size * float(one.weight)
-            batch.kl_weights[place] = going.size * one.kl_weight
+            batch.weights[place] = going.size * float(sequence.weight)
+            batch.kl_weights[place] = going.size * sequence.kl_weight
         entropies = -(chances * np.log(chances)).sum(axis=1)
         for one in going:
             controls[one] = controls[one]._replace(entropy=float(entropies[one]))
