@@ -46,6 +46,9 @@ class ObjectiveConfig:
     """Where the KL is subtracted: from the objective (eq. 3), or, summed over an output's tokens,
     from its reward, before baselines (eq. 2). There k1 has the gradient of KL(pi_theta || pi_ref)
     of whole outputs."""
+    kl_outputs: int = 0
+    """Outputs of each rollout on which the KL to pi_ref is measured (policy/kl), with any weight;
+    0 for none, as without a weight it keeps a copy of the start's parameters."""
     reference_every: int = 0
     """Updates after which pi_ref becomes the policy, once the rollout is through (iterative GRPO,
     algorithm 1); 0 keeps the start."""
@@ -61,7 +64,7 @@ class ObjectiveConfig:
     after one of more."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "constant_length", "reference_every", "entropy_coefficient")
+        at_least(0, self, "constant_length", "kl_outputs", "reference_every", "entropy_coefficient")
         both_or_none(self, "entropy_target", "entropy_step")
         require(
             self.kl_coefficient >= 0,

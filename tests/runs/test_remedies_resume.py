@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_between_two_updates_ends_with_the_same_bits(tmp_p
     assert loop.run("run", experiment, whole) == RunResult(6, True)
     step = steps_of.step
 
-    def dies(run: Any, source: Any, state: steps_of.State) -> Any:
+    def dies(run: Any, source: Any, state: Any) -> Any:
         if state.step == 5:
             raise KeyboardInterrupt
         return step(run, source, state)
