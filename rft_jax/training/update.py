@@ -221,16 +221,17 @@ def _gradients(
             estimator = KL[terms.kl_estimator]
             kl = jnp.sum(micro.kl_weights * estimator(log_probs, of_reference))
         gap = jnp.where(trained, jnp.abs(log_probs - sampler_log_probs), 0.0)
-        lost = -value + terms.kl_coefficient * kl
-        if entropies is not None and bonus is not None:
+        if entropies is not None:
             entropy = jnp.sum(jnp.where(trained, entropies, 0.0))
-            lost -= bonus * entropy
-        if replay is not None:
-            lost -= replay
         totals = Totals(
             value, kl, jnp.sum(gap), ratio, clipped.astype(gap.dtype),
             jnp.sum(trained.astype(gap.dtype)), entropy, replay,
         )  # fmt: skip
+        lost = -value + terms.kl_coefficient * kl
+        if entropy is not None and bonus is not None:
+            lost -= bonus * entropy
+        if replay is not None:
+            lost -= replay
         return lost, (totals, Maxima(jnp.max(gap), ratio_max))
 
     def add(index: Array, sums: Gradients) -> Gradients:
