@@ -50,6 +50,7 @@ __all__ = [
     "PoolConfig",
     "Question",
     "RefillConfig",
+    "ReplayConfig",
     "RolloutConfig",
     "SelectionConfig",
     "Study",

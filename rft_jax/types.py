@@ -221,7 +221,8 @@ class PackedBatch(NamedTuple):
     segments: number of the sequence within its row from 1; 0 marks padding.
     weights: the objective is sum(weights * log_probs), or the surrogate of an importance ratio:
         GC(q, o, t) / |o| over the denominator at output tokens, 0 elsewhere.
-    kl_weights: the same for the KL term; sampler_log_probs: what the sampler reported.
+    kl_weights: the same for the KL term; sampler_log_probs: what the sampler reported, NaN where an
+        output is replayed.
     num_microbatches: micro-batches in use; the rest of M is padding and is not computed.
     """
 

@@ -14,12 +14,15 @@ from rft_jax.config import Config
 from rft_jax.data.prompts import prompt_tokens
 from rft_jax.rollout.engine import Outputs, Rollout, Sampling
 from rft_jax.runs import loop, sources
+from rft_jax.runs.replay import Replay
 from rft_jax.runs.state import Run, State
 from rft_jax.runs.utilization import meter
 from rft_jax.training.packing import TrainingSequence, pack_step
 from rft_jax.training.selection import select, training_sequences, weigh
 from rft_jax.types import Question, Sample
 from rft_jax.verification.canary import FirstOutputs
+
+NO_REPLAY = Replay()
 
 Draw = Callable[..., Rollout]
 """(questions, step=, num_samples=, ...) -> the verified samples of a round."""
@@ -80,6 +83,7 @@ def steps(
     first: State | None = None,
     policy: Callable[[], Any] = lambda: None,
     update: Callable[..., Any] = lambda train, batch, **place: (train, {"objective/value": 0.0}),
+    replay: Replay = NO_REPLAY,
 ) -> list[Stepped]:
     """Steps of `loop.step`, one after the other; draw: stands in for sampling and verifying."""
     run = mock.create_autospec(Run, instance=True)
@@ -87,6 +91,7 @@ def steps(
     run.config, run.folder, run.sampling = config, folder, sampling()
     run.meter = meter(config, 8, device_kind="cpu", count=1)
     run.rollout_params = lambda params: policy()
+    run.replay = replay
     run.update = update
     trained: list[list[TrainingSequence]] = []
 

@@ -9,7 +9,7 @@ import jax
 
 from rft_jax.checkpoint import policy as policies
 from rft_jax.checkpoint.policy import Policy
-from rft_jax.checkpoint.start import merged
+from rft_jax.commands.average import Others, average, check_alike
 from rft_jax.commands.model_card import model_card
 from rft_jax.commands.options import ConvertOptions
 from rft_jax.data.prompts import with_ends
@@ -27,8 +27,9 @@ class Converted(NamedTuple):
     dtype: Dtype
 
 
-def convert(policy: Policy, options: ConvertOptions) -> Converted:
-    """Write the policy into the new folder `options.out`, which appears whole or not at all.
+def convert(policy: Policy, options: ConvertOptions, others: Others = ()) -> Converted:
+    """Write the policy, averaged with others by their weights, into the new folder `options.out`,
+    which appears whole or not at all.
 
     The host holds one file of weights at a time. Raises UserError for a folder that cannot be
     written and a tokenizer that would be misread, ModelError for a folder that holds something
@@ -36,6 +37,7 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
     """
     out = options.out
     require_fresh(out)
+    check_alike(policy, others)
     dtype: Dtype = "bfloat16" if policy.model.compute_dtype == "bfloat16" else "float32"
     dtype = options.dtype or dtype
     tokenizer, model = policy.tokenizer, policy.model.without_adapters()
@@ -62,9 +64,9 @@ def convert(policy: Policy, options: ConvertOptions) -> Converted:
     files = tokenizer.files() | {
         "generation_config.json": (json.dumps(generation, indent=2) + "\n").encode(),
         PROMPTING: (json.dumps(policy.data.prompting, indent=2) + "\n").encode(),
-        "README.md": model_card(policy, out.name).encode(),
+        "README.md": model_card(policy, out.name, others).encode(),
     }
-    params = merged(policy)
+    params = average(policy, others)
     try:
         save_pretrained(
             params,

@@ -359,10 +359,11 @@ def _convert(options: ConvertOptions, fields: Sequence[args.Option]) -> int:
     from rft_jax.commands.policy import open_policy
 
     policy = open_policy(options.checkpoint).policy
+    others = [(open_policy(name).policy, weight) for name, weight in options.averaged.items()]
     running.import_jax()
     from rft_jax.commands.convert import convert
 
-    done = convert(policy, options)
+    done = convert(policy, options, others)
     print(f"{done.parameters:,} parameters in {done.dtype}: {options.out}")
     return 0
 

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ _OUTPUTS = {
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(@[^@\s]+)?")
 
 
-def model_card(policy: Policy, name: str) -> str:
+def model_card(policy: Policy, name: str, others: Sequence[tuple[Policy, float]] = ()) -> str:
     """README.md: YAML that the hub reads, then Markdown.
 
     Args:
         policy: what goes out.
         name: of the folder that README.md lies in.
+        others: that its parameters are averaged with, by their weights.
 
     Raises:
         DataError: the log of the run is damaged.
@@ -48,6 +49,13 @@ def model_card(policy: Policy, name: str) -> str:
         version = versions()["rft_jax"]
         about = [
             f"The weights of `{policy.name}`, written by rft_jax {version}; not trained there."
+        ]
+    if others:
+        share = 1 - sum(weight for _, weight in others)
+        parts = [f"{weight:g} x `{one.name}`" for one, weight in [(policy, share), *others]]
+        about = [
+            f"Averaged parameters: {' + '.join(parts)}. What follows is of the first.\n",
+            *about,
         ]
     use = _use(policy.data, name)
     return "\n".join([*_front_matter(run, base), f"# {name}", "", *about, "", *use, ""])

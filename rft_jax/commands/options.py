@@ -371,6 +371,9 @@ class ConvertOptions:
     hf:ORG/NAME[@REVISION] of the hub."""
     out: Positional[Path]
     """The new folder for the model."""
+    average: Annotated[tuple[str, ...], arg(metavar="CHECKPOINT=WEIGHT ...")] = ()
+    """Average the parameters with those of other checkpoints of the same model, in float32, each by
+    its weight; what the weights leave of 1 is that of the first. Default: none."""
     dtype: ComputeDtype | None = None
     """Type of the weights. Default: bfloat16 where the checkpoint is computed in it, else
     float32."""
@@ -379,6 +382,27 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         _positive(max_shard_gb=self.max_shard_gb)
+        if self.average and not sum(self.averaged.values()) < 1:
+            raise ConfigError(
+                f"average is {' '.join(self.average)}: the weights must add up to less than 1, so "
+                "that something is left for the first checkpoint."
+            )
+
+    @property
+    def averaged(self) -> dict[str, float]:
+        """The weights of other checkpoints, by their names."""
+        found: dict[str, float] = {}
+        for one in self.average:
+            name, _, weight = one.rpartition("=")
+            try:
+                found[name] = float(weight)
+            except ValueError:
+                name = ""
+            if not name or not 0 < found[name] < 1:
+                raise ConfigError(
+                    f"average is {one}: CHECKPOINT=WEIGHT is expected, a weight between 0 and 1."
+                )
+        return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,13 @@ from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.run import Config, Experiment
-from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.sampling import (
+    PoolConfig,
+    RefillConfig,
+    ReplayConfig,
+    RolloutConfig,
+    SelectionConfig,
+)
 from rft_jax.config.study import Study
 from rft_jax.config.update import (
     CriticConfig,
@@ -33,6 +39,7 @@ __all__ = [
     "OptimizerConfig",
     "PoolConfig",
     "RefillConfig",
+    "ReplayConfig",
     "RolloutConfig",
     "SelectionConfig",
     "Study",

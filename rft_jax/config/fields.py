@@ -43,6 +43,17 @@ def at_least(least: float, section: object, *names: str) -> None:
         require(value <= MOST, f"{prefix}.{name} is {value}: it must be at most {MOST}.")
 
 
+def both_or_none(section: object, *names: str) -> None:
+    """Require the named fields of a section to be positive, or all of them to be 0."""
+    prefix = type(section).__name__.removesuffix("Config").lower()
+    values = [getattr(section, name) for name in names]
+    require(
+        all(value > 0 for value in values) or not any(values),
+        f"{' and '.join(f'{prefix}.{name}' for name in names)} are "
+        f"{' and '.join(map(str, values))}: give positive numbers, or leave all of them at 0.",
+    )
+
+
 def check_floats(name: str, section: Any) -> None:
     """ConfigError for a number of a section that float32, in which a run computes, cannot hold."""
     for item in fields(section):

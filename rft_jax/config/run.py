@@ -15,7 +15,13 @@ from rft_jax.config.fields import MAY_CHANGE, MOST, check_floats, require
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Denominator, Method, Ratio, resolve
 from rft_jax.config.model import ModelConfig
-from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.sampling import (
+    PoolConfig,
+    RefillConfig,
+    ReplayConfig,
+    RolloutConfig,
+    SelectionConfig,
+)
 from rft_jax.config.update import CriticConfig, ObjectiveConfig, OptimizerConfig, UpdateConfig
 from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 
@@ -46,6 +52,7 @@ class Config:
     pool: PoolConfig | None = None
     selection: SelectionConfig | None = None
     refill: RefillConfig | None = None
+    replay: ReplayConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -163,6 +170,20 @@ class Config:
             f"update.sequences_per_step is {self.update.sequences_per_step}: it must be 0 for "
             "a method whose source is the policy (the rollout decides) and at least 1 for others.",
         )
+        require(
+            online or self.replay is None,
+            f"replay is beside the policy's own samples: method {row.name} has none; remove it.",
+        )
+        moved = {
+            "objective.entropy_target": self.objective.entropy_target,
+            "rollout.temperature_target": self.rollout.temperature_target if self.rollout else 0.0,
+        }
+        for name, target in moved.items():
+            require(
+                online or not target,
+                f"{name} is {target}: it follows the entropy of the policy's rollouts, and method "
+                f"{row.name} has none: set it to 0.",
+            )
         self._check_objective()
         self._check_reference()
         require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_jax.config.fields import LEAST_TEMPERATURE, at_least, require
+from rft_jax.config.fields import LEAST_TEMPERATURE, at_least, both_or_none, require
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class RolloutConfig:
     """Outputs sampled per question (G)."""
     temperature: float = 1.0
     """Divides the logits; 1 samples from pi_theta itself."""
+    temperature_target: float = 0.0
+    """Entropy of the tempered policy, in nats a token, that the temperature is moved towards from
+    rollout to rollout (training/control.py); 0 keeps the temperature."""
+    temperature_step: float = 0.0
+    """What it rises by after a rollout of less entropy than that, and falls by after one of more;
+    also the lowest that it falls to."""
     slots: int = 0
     """Outputs decoded at a time, over all devices; one that ends makes room for the next. 0 decodes
     all outputs of a step at once."""
@@ -25,6 +31,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "questions_per_step", "samples_per_question")
         at_least(0, self, "slots")
+        both_or_none(self, "temperature_target", "temperature_step")
         require(
             self.temperature >= LEAST_TEMPERATURE,
             f"rollout.temperature is {self.temperature}: training samples need one of at least "
@@ -62,6 +69,36 @@ class PoolConfig:
             (self.rollout_steps >= 1) != bool(self.from_rollouts),
             f"pool.rollout_steps is {self.rollout_steps} and pool.from_rollouts is "
             f"{list(self.from_rollouts)}: give exactly one of them.",
+        )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Outputs that a method of the policy's own samples rehearses in every update: the objective is
+    J + weight * the mean over them of 1/|o| sum_t log pi_theta(o_t | q, o_<t)."""
+
+    sequences_per_step: int
+    """Replayed outputs of an update (M), drawn epoch after epoch."""
+    weight: float
+    """Of their mean log-prob per token in the objective."""
+    source: str = ""
+    """Where the demonstrations are from, as in data.train; empty for data.train itself."""
+    from_rollouts: tuple[str, ...] = ()
+    """Folders `WORKDIR/RUN/rollouts` of earlier runs whose accepted outputs, less what selection
+    drops, are replayed in place of demonstrations."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "sequences_per_step")
+        require(
+            self.weight > 0,
+            f"replay.weight is {self.weight}: it must be a positive number; without replay leave "
+            "the section out.",
+        )
+        require(
+            not self.source or not self.from_rollouts,
+            f"replay.source is {self.source!r} and replay.from_rollouts is "
+            f"{list(self.from_rollouts)}: give one of them, or none for the demonstrations of "
+            "data.train.",
         )
 
 

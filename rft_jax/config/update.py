@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rft_jax.config.fields import BELOW_ONE, FLOAT32_MAX, FLOAT32_TINY, at_least, require
+from rft_jax.config.fields import (
+    BELOW_ONE,
+    FLOAT32_MAX,
+    FLOAT32_TINY,
+    at_least,
+    both_or_none,
+    require,
+)
 from rft_jax.config.method import Denominator
 
 
@@ -46,8 +53,19 @@ class ObjectiveConfig:
     """Updates after which pi_ref becomes the policy, once the rollout is through (iterative GRPO,
     algorithm 1); 0 keeps the start."""
 
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus: the policy's entropy, in nats, its mean over the tokens that an
+    update trains on. With an entropy_target where the weight starts."""
+    entropy_target: float = 0.0
+    """Entropy of the sampled tokens, in nats, below which the bonus acts and its weight rises from
+    rollout to rollout (training/control.py); 0 keeps the weight."""
+    entropy_step: float = 0.0
+    """What the weight rises by after a rollout of less entropy than that, and falls by, down to 0,
+    after one of more."""
+
     def __post_init__(self) -> None:
-        at_least(0, self, "constant_length", "kl_outputs", "reference_every")
+        at_least(0, self, "constant_length", "kl_outputs", "reference_every", "entropy_coefficient")
+        both_or_none(self, "entropy_target", "entropy_step")
         require(
             self.kl_coefficient >= 0,
             f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",
@@ -78,6 +96,11 @@ class ObjectiveConfig:
     def kl_loss(self) -> float:
         """The weight of the KL in the loss."""
         return self.kl_coefficient if self.kl_in == "loss" else 0.0
+
+    @property
+    def entropy_bonus(self) -> bool:
+        """Whether updates have an entropy bonus."""
+        return self.entropy_coefficient > 0 or self.entropy_target > 0
 
 
 @dataclass(frozen=True)

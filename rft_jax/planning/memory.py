@@ -33,6 +33,8 @@ Parts = dict[str, float]
 FLOAT32 = 4
 LOGIT_COPIES = 5
 """Arrays like the logits that exist together: they, their exponentials, cumulated sums, ..."""
+ENTROPY_COPIES = 2
+"""Those that an entropy bonus adds in the update."""
 ROOM, ROOM_ON_TPU = 0.1, 0.2
 """What a compiler's layout of temporaries leaves unused, as a share of them."""
 GROWTH_IN_WORK = 0.15
@@ -290,7 +292,8 @@ def update(config: Config, of: Shards, *, tpu: bool) -> Parts:
     tokens, size = sizes.rows // of.batch * sizes.row_length, model.width
     table = size * model.head / of.tensor
     blocks = tree_bytes({"blocks": whole["blocks"]}, of, size, fsdp=False)
-    logits = LOGIT_COPIES * logits_bytes(model, of, tokens_at_once(config, of))
+    copies = LOGIT_COPIES + ENTROPY_COPIES * config.objective.entropy_bonus
+    logits = copies * logits_bytes(model, of, tokens_at_once(config, of))
     # The gradients of a layer take 1.5 times what its forward pass does.
     in_layer = tokens * 2.5 * forward_bytes(model, of, sizes.row_length)
     in_layer += 2 * blocks / config.model.num_layers if of.fsdp > 1 else 0.0

@@ -107,6 +107,7 @@ def update(of: Setting, *, microbatches: int | None = None) -> Program:
         PackedBatch(*(*leaves, of.array((), jnp.int32))),
         of.array((), jnp.float32),
         of.layout.base if config.model.lora_rank else {},
+        of.array((), jnp.float32) if config.objective.entropy_bonus else None,
     )
     settings = {
         "config": config.model,

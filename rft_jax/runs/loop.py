@@ -47,10 +47,10 @@ from rft_jax.runs.sources import (
     writer,
 )
 from rft_jax.runs.state import Metrics, Run, RunResult, State
-from rft_jax.runs.utilization import sampling_metrics, update_metrics
+from rft_jax.runs.utilization import sampling_metrics, step_metrics
 from rft_jax.training import batch_filling
 from rft_jax.training.minibatches import split, to_json
-from rft_jax.training.packing import TrainingSequence, pack_step
+from rft_jax.training.packing import pack_step
 from rft_jax.training.scoring import kl_of_some, mean_kl, scored
 from rft_jax.training.selection import Kept, reweighed, select, training_sequences, weigh
 from rft_jax.training.state import as_reference
@@ -68,11 +68,12 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     if state.minibatches:
         return _update(run, state, [], time.perf_counter())
     config, began = run.config, time.perf_counter()
+    state = state._replace(control=state.control.next(config))
     policy = functools.cache(lambda: run.rollout_params(state.train.params))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
         questions, position = take(source, config.seed, position, asked)
-        outputs = source.outputs(questions, policy, state.step)
+        outputs = source.outputs(questions, policy, state.step, state.control.temperature)
         if isinstance(outputs, Kept):
             kept = outputs
             break
@@ -89,7 +90,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     policy.cache_clear()  # the update needs the room
     metrics = _log_rollout(run, state, rounds, asked, kept)
     if count := config.objective.kl_outputs:
-        score = run.score(state.reference)
+        score = run.score(state.reference, state.control.temperature)
         metrics |= kl_of_some(samples_of(rounds), source.prompt, score, count)
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
@@ -104,6 +105,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     state = state._replace(
         position=position, surplus=surplus, counters=counters, minibatches=minibatches,
         rollout=state.step,
+        control=state.control._replace(entropy=metrics.get("policy/entropy")),
     )  # fmt: skip
     state, updated = _update(run, state, rounds, began)
     return state, metrics | filled | updated
@@ -111,7 +113,9 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
 
 def _scored(run: Run, source: Source, state: State, verdicts: Rollout) -> Rollout:
     """The samples with log pi_ref and values, as far as the method reads them."""
-    reference = run.score(state.reference) if run.config.scores_reference else None
+    reference = None
+    if run.config.scores_reference:
+        reference = run.score(state.reference, state.control.temperature)
     values = functools.partial(run.critic.values, state.critic) if state.critic else None
     if reference is None and values is None:
         return verdicts
@@ -126,21 +130,23 @@ def _update(
     on time.perf_counter's clock."""
     updating, train, metrics = time.perf_counter(), state.train, Metrics({"objective/value": None})
     sequences, *later = state.minibatches or ((),)
+    replayed, position = run.replay.take(state.replayed)
     reference, critic, further = state.reference, state.critic, Metrics()
     with phase("updating"):
-        if sequences:
+        if sequences or replayed:
             if run.config.row.log_ratios:
-                now = run.score(train.params)(sequences)
+                now = run.score(train.params, state.control.temperature)(sequences)
                 sequences, further = reweighed(sequences, now, run.config)
-            batch = pack_step(sequences, run.config)
+            batch = pack_step([*sequences, *replayed], run.config)
             train, metrics = run.update(
                 train,
                 batch,
                 reference=reference,
+                control=state.control,
                 step=state.step,
                 updates=state.counters.updates,
             )
-            if critic is not None:
+            if critic is not None and sequences:
                 training = time.perf_counter()
                 critic, further = run.critic(critic, sequences, step=state.step)
                 further["seconds/critic"] = time.perf_counter() - training
@@ -149,12 +155,14 @@ def _update(
     # A rollout with few outputs is for fewer updates: a multiple may lie within a later one.
     if every and not later and (state.step + 1) // every > state.rollout // every:
         reference = as_reference(train.params, run.config.model.compute_dtype)
-    metrics |= _update_metrics(run, sequences, rounds, (began, updating, time.perf_counter()))
-    counters = state.counters.plus(updates=bool(sequences), skipped_updates=not sequences)
+    times = (began, updating, time.perf_counter())
+    metrics |= step_metrics(run.config, run.meter, sequences, replayed, rounds, times)
+    made = bool(sequences or replayed)
+    counters = state.counters.plus(updates=made, skipped_updates=not made)
     left = tuple(later)
     state = state._replace(
         train=train, step=state.step + 1, counters=counters, minibatches=left,
-        reference=reference, critic=critic,
+        reference=reference, critic=critic, replayed=position,
     )  # fmt: skip
     return state, metrics
 
@@ -194,30 +202,6 @@ def _log_rollout(
         | {"policy/entropy": float(np.concatenate([d.entropies for d in rounds]).mean())}
         | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
     )
-
-
-def _update_metrics(
-    run: Run,
-    sequences: Sequence[TrainingSequence],
-    rounds: Sequence[Rollout],
-    clock: Sequence[float],
-) -> Metrics:
-    """What a step trained on, and its rates. clock: the step's begin, the update's, its end."""
-    began, updating, ended = clock
-    trained = sum(len(sequence.completion) for sequence in sequences)
-    metrics = update_metrics(run.meter, sequences, ended - updating) | {
-        "seconds/updating": ended - updating,
-        "speed/tokens_per_second": (sum(d.num_tokens for d in rounds) or trained) / (ended - began),
-    }
-    if not sequences:
-        return metrics
-    metrics["update/sequences"] = len(sequences)
-    # The sampler's log-probs are of an older policy where outputs are carried, or the rollout is
-    # for several updates and this is a later one.
-    later = run.config.row.source == "policy" and not rounds
-    if later or (rounds and not all(len(sequence.log_probs) for sequence in sequences)):
-        metrics |= {f"policy/log_prob_mismatch_{name}": None for name in ("max", "mean")}
-    return metrics
 
 
 def loop(run: Run, state: State) -> RunResult:
@@ -382,6 +366,8 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
         run.log.settle()
     host: dict[str, Any] = {
         "position": asdict(state.position),
+        "replayed": asdict(state.replayed),
+        "control": state.control._asdict(),
         "counters": asdict(state.counters) | {"seconds": time.perf_counter() - run.began},
     }
     if run.config.refill is not None:

@@ -34,9 +34,11 @@ from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
 from rft_jax.runs.loop import loop
+from rft_jax.runs.replay import open_replay
 from rft_jax.runs.state import Counters, Run, RunResult, State
 from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
+from rft_jax.training.control import Control
 from rft_jax.training.critic import Critic
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.state import Layout, as_reference, fresh_state, make_layout, reference_like
@@ -108,8 +110,12 @@ def run(
     first, starts = step or 0, _loads_start(config, step)
     if starts:
         by_main(f"{name} keeps its start", lambda: policies.keep_start(config, workdir, folder))
-    inputs = questions.inputs | setup.inputs_beside_data(
-        config, workdir, folder, recorded or {}, starts=starts
+    sampling = Sampling(config.model, config.data, mesh, tokenizer, None, config.seed, at=at)
+    replay = open_replay(name, config, questions, sampling)
+    inputs = (
+        questions.inputs
+        | replay.inputs
+        | setup.inputs_beside_data(config, workdir, folder, recorded or {}, starts=starts)
     )
     _check_inputs(folder, inputs, accept=accept_changed)
     if recorded is None and first and is_main():
@@ -140,9 +146,7 @@ def run(
         opened = Run(
             config=config,
             folder=folder,
-            sampling=Sampling(
-                config.model, config.data, mesh, tokenizer, verifier, config.seed, at=at
-            ),
+            sampling=replace(sampling, verifier=verifier),
             evaluator=evaluator,
             questions=questions,
             layout=layout,
@@ -155,6 +159,7 @@ def run(
                 at,
             ),
             critic=replace(critic, frozen=frozen),
+            replay=replay,
             meter=meter(
                 config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size
             ),
@@ -283,6 +288,8 @@ def _resumed(
             counters=Counters(**saved.host["counters"]),
             minibatches=minibatches.from_json(saved.host.get("minibatches"), source=path),
             rollout=saved.host.get("rollout", step),
+            control=Control(**saved.host.get("control", {})),
+            replayed=Position(**saved.host.get("replayed", {})),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(

@@ -64,8 +64,15 @@ class PolicySource:
         assert self.config.rollout is not None
         return self.config.rollout.questions_per_step
 
-    def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Outputs:
-        """One round of the rollout's settings, on its way to the verifier."""
+    def outputs(
+        self,
+        rows: Sequence[int],
+        policy: Callable[[], Params],
+        step: int,
+        temperature: float | None = None,
+    ) -> Outputs:
+        """One round of the rollout's settings, on its way to the verifier. temperature: where it is
+        not that of the settings."""
         rollout, with_kl = self.config.rollout, self.config.objective.kl_coefficient > 0
         assert rollout is not None
         method = self.config.row
@@ -82,7 +89,7 @@ class PolicySource:
             self.sampling,
             step=step,
             num_samples=rollout.samples_per_question,
-            temperature=rollout.temperature,
+            temperature=temperature or rollout.temperature,
             purpose=self.purpose,
             questions_per_batch=rollout.questions_per_step,
             num_slots=rollout.slots,
@@ -121,7 +128,13 @@ class FixedSet:
         """Rows of its stream."""
         return len(self.units)
 
-    def outputs(self, rows: Sequence[int], policy: Callable[[], Params], step: int) -> Kept:
+    def outputs(
+        self,
+        rows: Sequence[int],
+        policy: Callable[[], Params],
+        step: int,
+        temperature: float | None = None,
+    ) -> Kept:
         """The samples of these rows."""
         scale, numbers = self.size / self.per_step, [n for row in rows for n in self.units[row]]
         return self.kept._replace(
@@ -357,7 +370,7 @@ class Pool:
         setup.settle_too_long([sentence], data)
         ids = {question.id for question in fitting}
         samples = [sample for _, sample in pairs if sample.question_id in ids]
-        _check_log(named, samples, self.config, self.sampling)
+        check_log(named, samples, self.config, self.sampling)
         watch_undecided(samples, self.config, "the pool")
         fixed = _fixed(samples, fitting, self.config, self.sampling, self.score)
         if not fixed.size:
@@ -391,8 +404,8 @@ class Pool:
         return pairs
 
 
-def _check_log(source: str, samples: Sequence[Sample], config: Config, sampling: Sampling) -> None:
-    """Raise unless the outputs fit the run's shapes and their tokens are their text."""
+def check_log(source: str, samples: Sequence[Sample], config: Config, sampling: Sampling) -> None:
+    """UserError unless the outputs fit the run's shapes and their tokens are their text."""
     data, tokenizer = config.data, sampling.tokenizer
     rows = config.model.vocab_size or tokenizer.vocab_size
     for output in samples:

@@ -21,8 +21,10 @@ from rft_jax.observe.system import Compilations
 from rft_jax.rollout.engine import Sampling
 from rft_jax.rollout.params import rollout_params
 from rft_jax.runs import setup
+from rft_jax.runs.replay import Replay
 from rft_jax.runs.utilization import Meter
 from rft_jax.training import batch_filling
+from rft_jax.training.control import Control
 from rft_jax.training.critic import Critic
 from rft_jax.training.minibatches import Minibatches
 from rft_jax.training.scoring import Score, score_sequences
@@ -66,7 +68,9 @@ class State(NamedTuple):
     surplus: kept outputs that wait for a later batch (training/batch_filling.py); minibatches: of
     the last rollout, that wait for an update (training/minibatches.py); reference: parameters of
     pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
-    critic: the value function, where the method has one; rollout: step of the last rollout.
+    critic: the value function, where the method has one; rollout: step of the last rollout;
+    control: what it was sampled with (training/control.py); replayed: position among the outputs
+    that are replayed (replay.py).
     """
 
     train: TrainState
@@ -78,6 +82,8 @@ class State(NamedTuple):
     reference: Params | None = None
     critic: TrainState | None = None
     rollout: int = 0
+    control: Control = Control()
+    replayed: Position = Position()
 
     def beside(self, config: Config) -> dict[str, Any]:
         """What a checkpoint holds beside the policy and the host's facts."""
@@ -101,6 +107,7 @@ class Run:
     layout: Layout
     update: Updater
     critic: Critic
+    replay: Replay
     meter: Meter
     log: MetricsLog | None
     checkpoints: checkpoint.Checkpoints
@@ -121,11 +128,12 @@ class Run:
         params = join(self.update.frozen, params)
         return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
 
-    def score(self, params: Params) -> Score:
-        """What gives outputs their log-probs under the policy of these parameters."""
+    def score(self, params: Params, temperature: float | None = None) -> Score:
+        """What gives outputs their log-probs under the policy of these parameters, at the config's
+        temperature unless another is given."""
         of = self.update
         return functools.partial(
-            score_sequences, params, config=self.config,
+            score_sequences, params, config=self.config, temperature=temperature,
             frozen=of.frozen, mesh=of.mesh, vocab_size=of.vocab_size,
         )  # fmt: skip
 

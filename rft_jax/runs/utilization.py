@@ -26,13 +26,14 @@ shares are None, and the counts are what is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rft_jax.config import Config
 from rft_jax.observe import hardware as chips
 from rft_jax.observe.flops import Cost, Model, decode, prefill, update
+from rft_jax.rollout.engine import Rollout
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.types import Decoded
 
@@ -99,6 +100,44 @@ def update_metrics(meter: Meter, sequences: Sequence[TrainingSequence], seconds:
         "utilization/update_flops": flops,
         "utilization/update_mfu": _share(flops, seconds, meter.on.flops),
     }
+
+
+def step_metrics(
+    config: Config,
+    meter: Meter,
+    sequences: Sequence[TrainingSequence],
+    replayed: Sequence[TrainingSequence],
+    rounds: Sequence[Rollout],
+    clock: Sequence[float],
+) -> dict[str, Any]:
+    """What a step trained on, and its rates.
+
+    Args:
+        config: of the run.
+        meter: of the run.
+        sequences: of its source.
+        replayed: those beside them.
+        rounds: that the step sampled.
+        clock: the step's begin, the update's, its end.
+    """
+    began, updating, ended = clock
+    together = [*sequences, *replayed]
+    trained = sum(len(sequence.completion) for sequence in together)
+    metrics = update_metrics(meter, together, ended - updating) | {
+        "seconds/updating": ended - updating,
+        "speed/tokens_per_second": (sum(d.num_tokens for d in rounds) or trained) / (ended - began),
+    }
+    if not together:
+        return metrics
+    metrics["update/sequences"] = len(sequences)
+    if replayed:
+        metrics["replay/sequences"] = len(replayed)
+    # The sampler's log-probs are of an older policy where outputs are carried, or the rollout is
+    # for several updates and this is a later one.
+    of_now = rounds and sequences and all(len(sequence.log_probs) for sequence in sequences)
+    if config.row.source == "policy" and not of_now:
+        metrics |= {f"policy/log_prob_mismatch_{name}": None for name in ("max", "mean")}
+    return metrics
 
 
 def sampling_metrics(meter: Meter, decoded: Sequence[Decoded], seconds: float) -> Metrics:

@@ -18,7 +18,9 @@ Deviations from the paper, each off or neutral by default, each the name of a te
  6. an estimate of the KL to the run's start may be subtracted (eq. 4: k3), over sampled outputs;
  7. AdamW with clipping takes the place of plain ascent;
  8. a step may sample until enough outputs are kept, and fill up with those of older policies
-    (refill; rft_jax/training/batch_filling.py states what that biases).
+    (refill; rft_jax/training/batch_filling.py states what that biases);
+ 9. an entropy bonus, and outputs that are replayed, may be added to the objective
+    (objective.entropy_coefficient, replay).
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class TrainingSequence(NamedTuple):
     weight: GC / denominator (1/|o| is applied in packing); kl_weight: the same for the KL term;
     log_probs: what the sampler reported for each completion token, empty when unknown; facts: where
     the coefficient in the weight is computed again before the update; values: V before each token
-    and what it should have been, where a value function is trained.
+    and what it should have been, where a value function is trained; replayed: beside the policy's
+    own outputs (config section `replay`): it has no log-probs, facts or values.
     """
 
     prompt: Sequence[int]
@@ -45,6 +46,7 @@ class TrainingSequence(NamedTuple):
     log_probs: Sequence[float] = ()
     facts: OutputFacts | None = None
     values: tuple[Sequence[float], Sequence[float]] | None = None
+    replayed: bool = False
 
     @property
     def length(self) -> int:
@@ -89,8 +91,9 @@ def pack(
 ) -> PackedBatch:
     """Pack sequences into [M, R, S] rows; a sequence of n tokens takes n - 1 slots.
 
-    A token's weight is its output's weight / |o|, at the slot that predicts it. The arrays are
-    numpy's; the same shapes come out whatever the sequences, so an update is compiled once.
+    A token's weight is its output's weight / |o|, at the slot that predicts it; the log-probs of
+    what is replayed are NaN. The arrays are numpy's; the same shapes come out whatever the
+    sequences, so an update is compiled once.
     Raises ValueError when the sequences do not fit.
     """
     lengths = [one.length for one in sequences]
@@ -126,6 +129,8 @@ def pack(
         real["kl_weights"][row, outputs] = sequence.kl_weight / size
         if len(sequence.log_probs):
             real["log_probs"][row, outputs] = sequence.log_probs
+        if sequence.replayed:
+            real["log_probs"][row, outputs] = np.nan
     split = (max_microbatches, rows_per_microbatch, row_length)
     arrays: dict[str, Any] = {
         "inputs": whole["inputs"].reshape(split),
@@ -184,6 +189,7 @@ def update_sizes(config: Config) -> UpdateSizes:
         most = -(-most // group // shapes.minibatches) * group
     else:
         most = -(-most // shapes.minibatches)
+    most += config.replay.sequences_per_step if config.replay else 0
     rows = {"row_length": shapes.row_length, "rows_per_microbatch": shapes.rows_per_microbatch}
     longest = config.data.max_prompt_tokens + config.data.max_completion_tokens
     return UpdateSizes(

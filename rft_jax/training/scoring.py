@@ -86,9 +86,11 @@ def packed_scores(
     return jax.lax.with_sharding_constraint(found, replicated(mesh))
 
 
-def update_temperature(config: Config) -> float:
+def update_temperature(config: Config, temperature: float | None = None) -> float:
     """The temperature of the policy that an update trains: the one that outputs were sampled at, 1
-    for demonstrations and pools."""
+    for demonstrations and pools. temperature: of the rollout, where it is not the config's."""
+    if temperature is not None:
+        return temperature
     online = config.row.source == "policy"
     return config.rollout.temperature if online and config.rollout else 1.0
 
@@ -107,6 +109,7 @@ def score_sequences(
     sequences: Sequence[TrainingSequence],
     config: Config,
     *,
+    temperature: float | None = None,
     of: TokenScore = token_log_probs,
     frozen: Params,
     mesh: Mesh,
@@ -119,6 +122,7 @@ def score_sequences(
         params: of the policy, as they are trained.
         sequences: of any number; weights do not count.
         config: shapes are those of its updates, so that one program scores all.
+        temperature: of the policy, where it is not that of the config.
         of: what scores a micro-batch.
         frozen: the rest of the policy where `params` are adapters.
         mesh: of the run.
@@ -134,7 +138,7 @@ def score_sequences(
             params,
             frozen,
             put(batch, where),
-            put(np.float32(update_temperature(config)), everywhere),
+            put(np.float32(update_temperature(config, temperature)), everywhere),
             of=of,
             config=config.model,
             chunk=max(1, config.update.logits_at_once // vocab_size),

@@ -23,7 +23,8 @@ from rft_jax.distributed.mesh import batch_sharding, replicated
 from rft_jax.distributed.shards import put
 from rft_jax.errors import UserError
 from rft_jax.models.adapters import join
-from rft_jax.training.log_probs import target_log_probs
+from rft_jax.training.control import Control
+from rft_jax.training.log_probs import log_probs_and_entropies, target_log_probs
 from rft_jax.training.objective import KL, importance, objective, surrogate
 from rft_jax.training.optimizer import schedule
 from rft_jax.training.scoring import microbatch, update_temperature
@@ -37,7 +38,9 @@ class UpdateMetrics(NamedTuple):
     finite: whether all parameters and moments are, after the update;
     mismatch_max, mismatch_mean: |trainer's - sampler's log-prob| over trained tokens, in nats
     (meaningless where the sampler's are unknown); ratio, ratio_max: pi_theta / pi_old over trained
-    tokens, the mean and the largest; clipped: the share of them that a bound acts on.
+    tokens, the mean and the largest; clipped: the share of them that a bound acts on; entropy: the
+    mean over trained tokens, in nats; replay: what the replayed outputs add to the objective, whose
+    tokens count for nothing else.
     """
 
     value: Float[Array, ""]
@@ -49,31 +52,39 @@ class UpdateMetrics(NamedTuple):
     ratio: Float[Array, ""]
     ratio_max: Float[Array, ""]
     clipped: Float[Array, ""]
+    entropy: Float[Array, ""] | None = None
+    replay: Float[Array, ""] | None = None
 
 
 class Terms(NamedTuple):
     """What the loss is made of beside weights and log-probs, fixed for a run; all off by default.
 
-    ratio: of the method, where outputs are of an older policy; the others: see ObjectiveConfig.
+    ratio: of the method, where outputs are of an older policy; entropy: whether there is an entropy
+    bonus; replay: whether outputs are replayed, those without log-probs of a sampler (NaN); the
+    others: see ObjectiveConfig.
     """
 
     kl_coefficient: float = 0.0
     kl_estimator: str = "k3"
     ratio: Ratio | None = None
     importance_cap: float = 0.0
+    entropy: bool = False
+    replay: bool = False
 
     @classmethod
     def of(cls, config: Config) -> Terms:
         """Those of a run."""
         objective = config.objective
         return cls(
-            objective.kl_loss, objective.kl_estimator, config.ratio, objective.importance_cap
-        )
+            objective.kl_loss, objective.kl_estimator, config.ratio, objective.importance_cap,
+            objective.entropy_bonus, config.replay is not None,
+        )  # fmt: skip
 
 
 class Totals(NamedTuple):
     """Sums over micro-batches. mismatch: |trainer's - sampler's log-prob|; ratio: pi_theta /
-    pi_old; clipped: tokens that a bound acts on; tokens: that are trained on."""
+    pi_old; clipped: tokens that a bound acts on; tokens: that are trained on; entropy: over these;
+    replay: of the replayed outputs, weight * log-prob."""
 
     value: Float[Array, ""]
     kl: Float[Array, ""]
@@ -81,6 +92,8 @@ class Totals(NamedTuple):
     ratio: Float[Array, ""]
     clipped: Float[Array, ""]
     tokens: Float[Array, ""]
+    entropy: Float[Array, ""] | None = None
+    replay: Float[Array, ""] | None = None
 
 
 class Maxima(NamedTuple):
@@ -109,20 +122,23 @@ def gradients(
     batch: PackedBatch,
     temperature: Float[Array, ""],
     frozen: Params | None = None,
+    bonus: Float[Array, ""] | None = None,
     *,
     config: ModelConfig,
     terms: Terms,
     chunk: int,
     mesh: Mesh | None = None,
 ) -> Gradients:
-    """Gradient of the loss, -J + kl_coefficient * KL, over the micro-batches in use.
+    """Gradient of the loss, -J + kl_coefficient * KL - bonus * entropy - replay, over the
+    micro-batches in use.
 
+    bonus: what each trained token's entropy is multiplied by, where terms.entropy;
     frozen: the rest of the policy where `params` are its adapters (rft_jax/models/adapters.py);
     mesh: what rows and parameters are spread over. On one of data only each device adds up the
     gradient of its own rows, and they meet once, after the last micro-batch.
     """
     of_rows = functools.partial(_gradients, config=config, terms=terms)
-    arguments = (params, reference, batch, temperature, frozen or {})
+    arguments = (params, reference, batch, temperature, frozen or {}, bonus)
     if mesh is None or mesh.size == 1:
         return of_rows(*arguments, chunk=chunk)
     if mesh.shape["data"] < mesh.size:
@@ -139,7 +155,7 @@ def gradients(
     of_mesh: Any = jax.shard_map(
         of_device,
         mesh=mesh,
-        in_specs=(whole, whole, of_batch, whole, whole),
+        in_specs=(whole, whole, of_batch, whole, whole, whole),
         out_specs=whole,
         check_vma=False,
     )
@@ -153,6 +169,7 @@ def _gradients(
     batch: PackedBatch,
     temperature: Float[Array, ""],
     frozen: Params,
+    bonus: Float[Array, ""] | None,
     *,
     config: ModelConfig,
     terms: Terms,
@@ -169,10 +186,22 @@ def _gradients(
 
     def loss(params: Params, micro: PackedBatch) -> tuple[Array, tuple[Totals, Maxima]]:
         rows = (micro.inputs, micro.targets, micro.positions, micro.segments, temperature)
-        log_probs = log_probs_of(params, *rows)
+        entropies = entropy = replay = None
+        if terms.entropy:
+            log_probs, entropies = log_probs_and_entropies(
+                join(frozen, params), *rows, config=config, chunk=chunk
+            )
+        else:
+            log_probs = log_probs_of(params, *rows)
         weights, sampler_log_probs = micro.weights, micro.sampler_log_probs
         zero = jnp.zeros((), log_probs.dtype)
         kl = ratio = ratio_max = clipped = zero
+        if terms.replay:  # of no policy that has a ratio, nor of samples that a KL is over
+            replayed = jnp.isnan(sampler_log_probs)
+            replay = objective(log_probs, jnp.where(replayed, weights, 0.0))
+            weights, sampler_log_probs = (
+                jnp.where(replayed, 0.0, numbers) for numbers in (weights, sampler_log_probs)
+            )
         # Elsewhere policies may differ without bound, and 0 times infinity is no 0.
         trained = (weights != 0) | (micro.kl_weights != 0)
         if terms.importance_cap:
@@ -192,11 +221,18 @@ def _gradients(
             estimator = KL[terms.kl_estimator]
             kl = jnp.sum(micro.kl_weights * estimator(log_probs, of_reference))
         gap = jnp.where(trained, jnp.abs(log_probs - sampler_log_probs), 0.0)
+        if entropies is not None:
+            entropy = jnp.sum(jnp.where(trained, entropies, 0.0))
         totals = Totals(
             value, kl, jnp.sum(gap), ratio, clipped.astype(gap.dtype),
-            jnp.sum(trained.astype(gap.dtype)),
+            jnp.sum(trained.astype(gap.dtype)), entropy, replay,
         )  # fmt: skip
-        return -value + terms.kl_coefficient * kl, (totals, Maxima(jnp.max(gap), ratio_max))
+        lost = -value + terms.kl_coefficient * kl
+        if entropy is not None and bonus is not None:
+            lost -= bonus * entropy
+        if replay is not None:
+            lost -= replay
+        return lost, (totals, Maxima(jnp.max(gap), ratio_max))
 
     def add(index: Array, sums: Gradients) -> Gradients:
         micro = microbatch(batch, index)
@@ -208,9 +244,10 @@ def _gradients(
         )
 
     zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+    more = {name: zero for name in ("entropy", "replay") if getattr(terms, name)}
     start = Gradients(
         jax.tree.map(jnp.zeros_like, params),
-        Totals(*[zero] * len(Totals._fields)),
+        Totals(*[zero] * (len(Totals._fields) - 2), **more),
         Maxima(*[zero] * len(Maxima._fields)),
     )
     return jax.lax.fori_loop(0, batch.num_microbatches, add, start)
@@ -227,6 +264,7 @@ def update(
     batch: PackedBatch,
     temperature: Float[Array, ""],
     frozen: Params | None = None,
+    bonus: Float[Array, ""] | None = None,
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -237,8 +275,8 @@ def update(
     """One ascent step on the objective of `batch` (rft_jax/training/objective.py).
 
     reference: parameters of pi_ref, None unless terms.kl_coefficient is positive; temperature: the
-    one the outputs were sampled at (1 for demonstrations and for the pool of RFT); frozen, mesh:
-    see `gradients`.
+    one the outputs were sampled at (1 for demonstrations and for the pool of RFT); frozen, bonus,
+    mesh: see `gradients`.
     """
     sums = gradients(
         state.params,
@@ -246,6 +284,7 @@ def update(
         batch,
         temperature,
         frozen,
+        bonus,
         config=config,
         terms=terms,
         chunk=chunk,
@@ -265,6 +304,8 @@ def update(
         ratio=totals.ratio / tokens,
         ratio_max=maxima.ratio,
         clipped=totals.clipped / tokens,
+        entropy=None if totals.entropy is None else totals.entropy / tokens,
+        replay=totals.replay,
     )
 
 
@@ -289,6 +330,7 @@ class Updater:
         batch: PackedBatch,
         *,
         reference: Params | None,
+        control: Control,
         step: int,
         updates: int,
     ) -> tuple[TrainState, dict[str, float]]:
@@ -298,6 +340,7 @@ class Updater:
             state: its arrays are taken.
             batch: numpy.
             reference: parameters of pi_ref, which a KL in the loss needs.
+            control: of the rollout that the update is on.
             step: of the run, before this one.
             updates: of the run, before this one.
 
@@ -310,23 +353,28 @@ class Updater:
         filled = int((batch.segments > 0).sum())
         learning_rate = float(schedule(config.optimizer, config.steps)(np.int32(updates)))
         online = config.row.source == "policy"
+        terms, coefficient = Terms.of(config), control.bonus(config)
+        temperature = update_temperature(config, control.temperature)
+        bonus = np.float32(coefficient / max(1, _num_trained(batch))) if terms.entropy else None
         by_rows, everywhere = batch_sharding(mesh, axis=1), replicated(mesh)
         where = jax.tree.map(lambda leaf: by_rows if leaf.ndim else everywhere, batch)
         state, metrics = update(
             state,
             reference if config.objective.kl_loss else None,
             put(batch, where),
-            put(np.float32(update_temperature(config)), everywhere),
+            put(np.float32(temperature), everywhere),
             self.frozen,
+            None if bonus is None else put(bonus, everywhere),
             config=config.model,
             optimizer=self.optimizer,
-            terms=Terms.of(config),
+            terms=terms,
             chunk=max(1, config.update.logits_at_once // self.vocab_size),
             mesh=mesh,
         )
         # Who waits for the devices of another process is further than one that has not begun.
         self.at(f"result of the update of step {step + 1}")
-        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+        told = jax.device_get(metrics)._asdict()
+        values = {name: float(value) for name, value in told.items() if value is not None}
         if not math.isfinite(values["gradient_norm"]):
             raise UserError(
                 f"step {step + 1}: the gradient's norm is {values['gradient_norm']}; nothing of "
@@ -353,6 +401,14 @@ class Updater:
         }
         if config.objective.kl_loss:
             found["objective/kl"] = values["kl"]
+        if terms.entropy:
+            found["objective/entropy"] = values["entropy"]
+        if config.objective.entropy_target:
+            found["objective/entropy_coefficient"] = coefficient
+        if config.rollout is not None and config.rollout.temperature_target:
+            found["rollout/temperature"] = temperature
+        if config.replay is not None:
+            found["replay/log_prob"] = values["replay"] / config.replay.weight
         if online:
             for name in ("mismatch_max", "mismatch_mean"):
                 found[f"policy/log_prob_{name}"] = values[name]
@@ -360,3 +416,9 @@ class Updater:
             for name in ("ratio", "ratio_max", "clipped"):
                 found[f"update/{name}"] = values[name]
         return state, found
+
+
+def _num_trained(batch: PackedBatch) -> int:
+    """Tokens that an update trains on, less those that are replayed."""
+    trained = (batch.weights != 0) | (batch.kl_weights != 0)
+    return int(np.sum(trained & ~np.isnan(batch.sampler_log_probs)))

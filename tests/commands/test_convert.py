@@ -329,7 +329,7 @@ def test_the_card_of_adapters_names_what_they_are_on(
     assert "| trained | adapters (LoRA) of rank 2 and alpha 4 on query, output, up, merged" in text
     policy = find(str(found.on_published))
     at_hub = replace(policy, init_from="hf:org/name@main")
-    monkeypatch.setattr(converting_command, "merged", lambda _: merged(policy))
+    monkeypatch.setattr(converting_command, "average", lambda *_: merged(policy))
     monkeypatch.setattr("rft_jax.checkpoint.policy.find", lambda *_: at_hub)
     front, text = card(converted(found.on_published, tmp_path / "hub"))
     assert front["base_model"] == "org/name"
@@ -389,7 +389,7 @@ def test_a_refusal_comes_before_any_work(
     def put(*_: Any) -> None:
         raise AssertionError("parameters were loaded")
 
-    monkeypatch.setattr(converting_command, "merged", put)
+    monkeypatch.setattr(converting_command, "average", put)
     (tmp_path / "notes").touch()
     for out in (tmp_path, tmp_path / "notes"):
         assert refusal(capsys, str(found.own), str(out)) == (
@@ -415,3 +415,53 @@ def test_a_place_that_cannot_be_written(
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
     assert f"{out}: cannot write here (" in refusal(capsys, str(found.own), str(out))
+
+
+def test_an_average_is_that_of_the_parameters(found: Found, tmp_path: Path) -> None:
+    """Of a run and adapters on it, which are merged; the folder is evaluated like any other."""
+    own, on_own = (jax.device_get(merged(find(str(run)))) for run in (found.own, found.on_own))
+    out = converted(found.on_own, tmp_path / "out", "--average", f"{found.own}=0.25")
+    mean = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, on_own, own)
+    again = jax.device_get(merged(find(str(out), "float32")))
+    for ours, expected in zip(*map(jax.tree.leaves, (again, mean)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+    assert any(
+        not np.array_equal(*pair)
+        for pair in zip(*map(jax.tree.leaves, (again, on_own)), strict=True)
+    )
+    # An export and its run have one tokenizer in two forms.
+    third = ["--average", f"{found.own}=0.5", f"{found.on_own}=0.25"]
+    both = converted(out, tmp_path / "both", *third)
+    mean = jax.tree.map(lambda a, b, c: 0.25 * a + 0.5 * b + 0.25 * c, again, own, on_own)
+    read = jax.device_get(merged(find(str(both), "float32")))
+    for ours, expected in zip(*map(jax.tree.leaves, (read, mean)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+    card = (both / "README.md").read_text(encoding="utf-8")
+    assert f"Averaged parameters: 0.25 x `{out}` + 0.5 x `{found.own}" in card
+    questions = tiny_experiment.write_questions(tmp_path)
+    rows = tmp_path / "evaluated"
+    assert main(["evaluate", str(both), "--questions", questions, "--out", str(rows)]) == 0
+    assert json.loads((rows / "metrics.json").read_text())["num_questions"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{own}=0.5", "{on_own}=0.5"], "the weights must add up to less than 1"),
+        (["{own}"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
+        (["{own}=half"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
+        (["{own}=1.5"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
+        (["{published}=0.5"], r"qwen: its \w+ is .*: average policies of one model"),
+    ],
+)
+def test_what_has_no_average_is_refused(
+    found: Found,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    named = [option.format(**{k: str(v) for k, v in found._asdict().items()}) for option in options]
+    assert main(["convert", str(found.own), str(tmp_path / "out"), "--average", *named]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from rft_jax.config import (
     CriticConfig,
     PoolConfig,
     RefillConfig,
+    ReplayConfig,
 )
 from rft_jax.config import experiment as experiments
 from rft_jax.config.experiment import load, override
@@ -274,14 +275,16 @@ def test_what_is_missing_gets_its_default() -> None:
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    none = {"refill": RefillConfig, "critic": CriticConfig}
+    none = {"refill": RefillConfig, "replay": ReplayConfig, "critic": CriticConfig}
     missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
     assert [name for name in field_types() if name not in missing] == [
         name for name in values if name not in none
     ]
     assert replace_fields(config, values) == config
     refill = RefillConfig(accepted=3, max_sampled=16)
-    full = flatten(tiny.online_rft(method="ppo", refill=refill, critic=CriticConfig()))
+    replay = ReplayConfig(sequences_per_step=2, weight=0.1)
+    sections = {"refill": refill, "replay": replay, "critic": CriticConfig()}
+    full = flatten(tiny.online_rft(method="ppo", **sections))
     assert [name for name in full if name in missing] == missing
     assert flatten(tiny.sft())["rollout"] is None
 

@@ -28,6 +28,7 @@ from rft_jax.config import (
     OptimizerConfig,
     PoolConfig,
     RefillConfig,
+    ReplayConfig,
     RolloutConfig,
     SelectionConfig,
     TokenizerConfig,
@@ -209,6 +210,52 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
     "infinite temperature": (
         lambda: tiny.rft(rollout=RolloutConfig(temperature=float("inf"))),
         "rollout.temperature is inf: it must be a finite number, of float32.",
+    ),
+    "a temperature's target without a step": (
+        lambda: RolloutConfig(temperature_target=0.5),
+        "rollout.temperature_target and rollout.temperature_step are 0.5 and 0.0: give positive "
+        "numbers, or leave all of them at 0.",
+    ),
+    "a falling temperature": (
+        lambda: RolloutConfig(temperature_target=0.5, temperature_step=-0.1),
+        "rollout.temperature_target and rollout.temperature_step are 0.5 and -0.1: give positive "
+        "numbers, or leave all of them at 0.",
+    ),
+    "a temperature that no rollout moves": (
+        lambda: tiny.rft(rollout=RolloutConfig(temperature_target=0.5, temperature_step=0.1)),
+        "rollout.temperature_target is 0.5: it follows the entropy of the policy's rollouts, and "
+        "method rft has none: set it to 0.",
+    ),
+    "a bonus that no rollout moves": (
+        lambda: tiny.sft(objective=ObjectiveConfig(entropy_target=0.2, entropy_step=0.005)),
+        "objective.entropy_target is 0.2: it follows the entropy of the policy's rollouts, and "
+        "method sft has none: set it to 0.",
+    ),
+    "an entropy's step without a target": (
+        lambda: ObjectiveConfig(entropy_coefficient=0.1, entropy_step=0.005),
+        "objective.entropy_target and objective.entropy_step are 0.0 and 0.005: give positive "
+        "numbers, or leave all of them at 0.",
+    ),
+    "a malus": (
+        lambda: ObjectiveConfig(entropy_coefficient=-0.1),
+        "objective.entropy_coefficient is -0.1: it must be 0 or more.",
+    ),
+    "replay of nothing": (
+        lambda: ReplayConfig(sequences_per_step=0, weight=0.1),
+        "replay.sequences_per_step is 0: it must be at least 1.",
+    ),
+    "replay without weight": (
+        lambda: ReplayConfig(sequences_per_step=2, weight=0.0),
+        "replay.weight is 0.0: it must be a positive number; without replay leave the section out.",
+    ),
+    "replay of two kinds": (
+        lambda: ReplayConfig(2, 0.1, source="jsonl:a", from_rollouts=("b",)),
+        "replay.source is 'jsonl:a' and replay.from_rollouts is ['b']: give one of them, or none "
+        "for the demonstrations of data.train.",
+    ),
+    "replay beside demonstrations": (
+        lambda: tiny.sft(replay=ReplayConfig(2, 0.1)),
+        "replay is beside the policy's own samples: method sft has none; remove it.",
     ),
     "empty pool": (
         lambda: PoolConfig(),

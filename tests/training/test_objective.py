@@ -34,6 +34,7 @@ from rft_jax.config import (
     ObjectiveConfig,
     OptimizerConfig,
     RefillConfig,
+    ReplayConfig,
     SelectionConfig,
 )
 from rft_jax.models import transformer
@@ -44,6 +45,7 @@ from rft_jax.training.methods import METHODS
 from rft_jax.training.objective import k3, objective, output_weights
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.selection import facts_of, select
+from rft_jax.training.update import Terms
 from rft_jax.types import Sample, Verdict
 from rft_jax.verification.pool import Item, VerifierPool
 from rft_jax.verification.rules import Limits, VerifierSpec
@@ -252,11 +254,19 @@ def test_deviation_8_a_step_may_fill_up_with_outputs_of_older_policies() -> None
     assert filled.num_sampled == 4
 
 
+def test_deviation_9_an_entropy_bonus_and_replayed_outputs_may_be_added() -> None:
+    plain = config("online_rft")
+    assert Terms.of(plain) == Terms()
+    bonus = ObjectiveConfig(entropy_coefficient=0.1)
+    both = dataclasses.replace(plain, objective=bonus, replay=ReplayConfig(1, 0.1))
+    assert Terms.of(both) == Terms(entropy=True, replay=True)
+
+
 def test_every_deviation_of_the_docstring_has_its_test() -> None:
     assert module.__doc__ is not None
     listed = set(re.findall(r"^ (\d)\. ", module.__doc__, re.MULTILINE))
     tested = {name.split("_")[2] for name in globals() if name.startswith("test_deviation_")}
-    assert listed == tested == set("12345678")
+    assert listed == tested == set("123456789")
 
 
 @settings(max_examples=30)
