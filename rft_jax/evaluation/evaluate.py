@@ -278,7 +278,7 @@ def turnover(
         "questions/lost": _mean([float(not new) for old, new in known if old]),
     }
     changes = {"solved": [float(new) - float(old) for old, new in known]}
-    if all("num_distinct_correct" in row for pair in pairs for row in pair):
+    if pairs and all("num_distinct_correct" in row for pair in pairs for row in pair):
         distinct = [[row["num_distinct_correct"] for row in pair] for pair in pairs]
         changes["distinct"] = [float(new - old) for old, new in distinct]
     for name, change in changes.items():
