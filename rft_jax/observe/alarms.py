@@ -248,6 +248,10 @@ def _overconfidence(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:
     )
     high = _in_a_row(surer & (right <= _first(right) + _first(noise)), config.evaluations)
     yield Sign("calibration error, accuracy not rising,", steps, high, error, _first(error))
+    steps, wrong, rate = lines.means(config.window, "policy/log_prob_incorrect", "pass_rate")
+    high = _held((wrong > config.collapse * _first(wrong)) & (rate <= _first(rate)), config.window)
+    what = "log-prob of incorrect outputs, pass rate not rising,"
+    yield Sign(what, steps, high, wrong, _first(wrong))
 
 
 def _mismatch(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:
@@ -270,7 +274,8 @@ def _no_improvement(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:
 _DISTINCT = "questions/distinct_change"
 _FINISHED = ("funnel/sampled", "funnel/finished")
 _METRICS = (
-    "pass_rate", "policy/entropy", "questions/reward_deviation", *_FINISHED,
+    "pass_rate", "policy/entropy", "policy/log_prob_incorrect", "questions/reward_deviation",
+    *_FINISHED,
     "optimizer/gradient_norm", "policy/log_prob_mismatch_mean", "questions/lost",
     "questions/solved_change", "questions/solved_change_error", _DISTINCT, f"{_DISTINCT}_error",
     "calibration/error", "calibration/confidence",

@@ -30,6 +30,7 @@ def series(seed: int = 0, **changes: Change) -> list[dict[str, Any]]:
             "questions/reward_deviation": (0.25, 0.03), "funnel/sampled": (256, 0),
             "funnel/finished": (250, 3), "optimizer/gradient_norm": (0.2, 0.04),
             "policy/log_prob_mismatch_mean": (0.01, 0.002),
+            "policy/log_prob_incorrect": (-0.4, 0.03),
         },
         "validation": {
             "greedy/accuracy": (0.5, 0.02), "greedy/standard_error": (0.03, 0),
@@ -66,10 +67,11 @@ CASES: dict[str, dict[str, Change]] = {
     "diversity": {"distinct_change": falling(0, -0.2)},
     "forgetting": {"lost": falling(0.1, 0.5), "solved_change": falling(0, -0.2)},
     "pass_rate": {"pass_rate": falling(0.4, 0.15)},
-    "entropy": {"entropy": falling(0.3, 0.9), "pass_rate": falling(0.4, 0.3)},
+    "entropy": {"entropy": falling(0.3, 0.9), "pass_rate": falling(0.4, 0.2)},
     "gradient_norm": {"gradient_norm": spiking},
     "truncation": {"finished": falling(250, 200)},
     "overconfidence": {"error": falling(0.1, 0.3), "confidence": falling(0.6, 0.9)},
+    "overconfidence of wrong outputs": {"log_prob_incorrect": falling(-0.4, -0.1)},
     "mismatch": {"log_prob_mismatch_mean": falling(0.01, 0.1)},
     "no_improvement": {"accuracy": falling(0.5, 0.3)},
 }
@@ -80,21 +82,21 @@ def names(found: list[Alarm]) -> set[str]:
 
 
 def test_every_alarm_has_a_threshold_and_a_case() -> None:
-    assert {*SIGNS, "no_improvement"} == set(ALARMS) == set(CASES)
+    assert {*SIGNS, "no_improvement"} == set(ALARMS) == {case.partition(" ")[0] for case in CASES}
     assert {item.name for item in fields(AlarmsConfig)} == {
         "action", "window", "evaluations", "patience", *SIGNS
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_alarm_is_raised_by_what_it_is_for(name: str) -> None:
-    found = raised(Lines(series(**CASES[name])), CONFIG)
+@pytest.mark.parametrize("case", CASES)
+def test_an_alarm_is_raised_by_what_it_is_for(case: str) -> None:
+    found, name = raised(Lines(series(**CASES[case])), CONFIG), case.partition(" ")[0]
     (alarm, *_) = [alarm for alarm in found if alarm.name == name]
     assert 20 < alarm.since <= STEPS
     if name != "gradient_norm":  # which is over, the others last
         assert alarm.until is None
     off = {"patience" if name == "no_improvement" else name: 0}
-    assert name not in names(raised(Lines(series(**CASES[name])), replace(CONFIG, **off)))
+    assert name not in names(raised(Lines(series(**CASES[case])), replace(CONFIG, **off)))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -114,6 +116,7 @@ def test_noise_raises_no_alarm(seed: int) -> None:
             "reward_deviation": falling(0.25, 0.15), "entropy": falling(0.3, 0.1),
             "pass_rate": falling(0.4, 0.9),
         },
+        {"log_prob_incorrect": falling(-0.4, -0.1), "pass_rate": falling(0.4, 0.6)},
         # More is gained than lost.
         {"lost": falling(0.1, 0.5), "solved_change": falling(0, 0.2)},
         # Sure, and right.
