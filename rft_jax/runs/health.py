@@ -69,8 +69,11 @@ class Watch:
         """
         checkpoints.wait_until_finished()
         end, folder = state.step, checkpoints.directory
-        if self._config.alarms.action == "best" and checkpoints.accuracies:
-            end = from_main(f"{self._name} ends", lambda: integrity.best(folder))
+        if self._config.alarms.action == "best":
+            judged = checkpoints.accuracies
+            end = from_main(
+                f"{self._name} ends", lambda: integrity.best(folder) if judged else state.step
+            )
         logger.info(
             "%s: ends at step %d of %d, by alarm %s; its final checkpoint is that of step %d",
             self._name, state.step, self._config.steps, self._names, end,
