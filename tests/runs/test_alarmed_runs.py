@@ -86,7 +86,8 @@ def test_a_run_is_warned_of_and_resumes_with_the_same_bits(
     lines = metrics.read(whole / "x/metrics.jsonl")
     raised = [(line["kind"], line["step"]) for line in lines if "alarms/no_improvement" in line]
     assert raised == [
-        ("validation", 4), ("train", 5), ("validation", 7), ("train", 8), ("validation", 8)
+        ("validation", 4), ("train", 5), ("validation", 7), ("train", 8), ("validation", 8),
+        ("test", 8),
     ]  # fmt: skip
     assert "alarm" not in json.loads((whole / "x/finished.json").read_text())
 
