@@ -34,6 +34,7 @@ _HOMES = {
 """(module, name in it) of what is given beside the config's sections."""
 
 __all__ = [
+    "AlarmsConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

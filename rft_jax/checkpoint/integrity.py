@@ -1,11 +1,12 @@
 """Whether a checkpoint is whole, by a record of its files that is in it before it counts. No jax.
 
-STEP/files.json: {"step": int, "run": str | null, "accuracy": float | null,
-"files": {PATH: [bytes, crc32 | null]}}, paths within STEP; `run` is the id in RUN/config.json. By
-step and run a checkpoint is known where its folder was renamed or copied; versions up to 0.1.0
-wrote neither. Orbax renames a finished folder (in a bucket: adds a mark to it) after the record is
-written, so a folder without one was never finished. crc32 is null in a bucket, whose store guards
-contents by itself; on a disk a flipped byte in a matrix would be restored without a word.
+STEP/files.json: {"step": int, "run": str | null, "accuracy": float | null, "measure": str,
+"files": {PATH: [bytes, crc32 | null]}}, paths within STEP; `run` is the id in RUN/config.json,
+`measure` the checkpoint.measure that `accuracy` is of. By step and run a checkpoint is known where
+its folder was renamed or copied; versions up to 0.1.0 wrote neither, and no measure. Orbax renames
+a finished folder (in a bucket: adds a mark to it) after the record is written, so a folder without
+one was never finished. crc32 is null in a bucket, whose store guards contents by itself; on a disk
+a flipped byte in a matrix would be restored without a word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from rft_jax.config import CheckpointConfig
 from rft_jax.errors import CheckpointError
 from rft_jax.io.jsonl import parse
 from rft_jax.io.paths import Folder, in_bucket
@@ -37,13 +39,14 @@ _AT_A_TIME = 2**24  # bytes
 
 
 class Record(NamedTuple):
-    """files: (bytes, crc32 or None) by path; accuracy: greedy, on validation, at that step; step,
-    run: whose checkpoint it is, None where an older version did not say."""
+    """files: (bytes, crc32 or None) by path; accuracy: on validation, at that step, by
+    `measure`; step, run: whose checkpoint it is, None where an older version did not say."""
 
     files: dict[str, tuple[int, int | None]]
     accuracy: float | None
     step: int | None
     run: str | None
+    measure: str = CheckpointConfig.measure
 
 
 class Damaged(NamedTuple):
@@ -80,13 +83,19 @@ def steps(folder: Folder) -> list[int]:
     return sorted(int(inner.name) for inner in named)
 
 
-def write_record(path: Folder, accuracy: float | None, step: int | None = None) -> None:
+def write_record(
+    path: Folder,
+    accuracy: float | None,
+    step: int | None = None,
+    measure: str = CheckpointConfig.measure,
+) -> None:
     """Record the files of a checkpoint in the folder `path`, which nobody writes to any more.
 
     Args:
         path: read once, every file of it, on a disk.
         accuracy: as in Record; one that is not finite is left out.
         step: None for the one that the folder is named by.
+        measure: what the accuracy is of.
     """
     path = epath.Path(path)
     names = [name for name in _files(path) if name not in (*_CHANGING, RECORD)]
@@ -102,6 +111,7 @@ def write_record(path: Folder, accuracy: float | None, step: int | None = None) 
         "step": int(path.name) if step is None else step,
         "run": _run_of(path),
         "accuracy": accuracy if known else None,
+        "measure": measure,
         "files": files,
     }
     (path / RECORD).write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -193,9 +203,13 @@ def set_aside(folder: Folder, step: int) -> epath.Path:
     return path.joinpath(str(step)).rename(aside)
 
 
-def accuracies(folder: Folder) -> dict[int, float]:
-    """By step, of the checkpoints in `folder` that were evaluated and have a readable record."""
-    known: dict[int, float] = {}
+def accuracies(folder: Folder, measure: str = "") -> dict[int, float]:
+    """By step, of the checkpoints in `folder` that were evaluated and have a readable record.
+
+    measure: only by that one; empty for that of the newest of them, as a resumed run may have
+    another.
+    """
+    known, last = dict[int, tuple[str, float]](), ""
     for step in steps(folder):
         path = epath.Path(folder) / str(step)
         try:
@@ -203,8 +217,9 @@ def accuracies(folder: Folder) -> dict[int, float]:
         except (ValueError, OSError):
             continue  # damaged, which shows when it is to be restored
         if record.accuracy is not None and not _misplaced(path, record):
-            known[step] = record.accuracy
-    return known
+            known[step] = record.measure, record.accuracy
+            last = record.measure
+    return {step: value for step, (of, value) in known.items() if of == (measure or last)}
 
 
 def best(folder: Folder) -> int:
@@ -236,7 +251,8 @@ def _read(path: epath.Path) -> Record:
     accuracy = content.get("accuracy")
     if not isinstance(accuracy, int | float | None):
         raise ValueError(f"accuracy is {accuracy!r}, expected a number")
-    return Record(files, accuracy, content.get("step"), content.get("run"))
+    measure = content.get("measure", CheckpointConfig.measure)
+    return Record(files, accuracy, content.get("step"), content.get("run"), measure)
 
 
 def _misplaced(path: epath.Path, record: Record) -> str | None:

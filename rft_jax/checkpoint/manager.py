@@ -36,7 +36,7 @@ class Checkpoints(ocp.CheckpointManager):
     finished, its record is in it (rft_jax/checkpoint/integrity.py)."""
 
     def __init__(self, folder: epath.Path, config: CheckpointConfig) -> None:
-        self.accuracies = health.accuracies(folder)
+        self.accuracies = health.accuracies(folder, config.measure)
         """By step; with those of earlier processes, so that the best stay the best."""
         self.writing: tuple[int, float | None] = (0, None)
         """Step and accuracy of the last checkpoint begun."""
@@ -68,7 +68,7 @@ class Checkpoints(ocp.CheckpointManager):
             for one in self._folder.iterdir()
             if one.name == str(step) or one.name.startswith(unfinished)
         )
-        health.write_record(path, accuracy, step)
+        health.write_record(path, accuracy, step, self._config.measure)
 
 
 @contextlib.contextmanager
@@ -90,7 +90,8 @@ def save(manager: Checkpoints, step: int, saved: Saved, accuracy: float | None =
 
     Args:
         step: the updates made so far, the checkpoint's name.
-        accuracy: greedy, on validation, of these parameters; None when they were not evaluated.
+        accuracy: on validation, of these parameters, by checkpoint.measure; None when they were not
+            evaluated.
     """
     manager.wait_until_finished()  # with the checkpoint before, whose record is of its own step
     manager.writing = (step, accuracy)

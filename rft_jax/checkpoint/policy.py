@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from rft_jax.checkpoint import integrity
@@ -182,7 +182,7 @@ def _step(run: Folder, which: str) -> int:
         )
     if not which:
         if (run / FINISHED).is_file():
-            return steps[-1]
+            return _final(read_json(run / FINISHED, CheckpointError)) or steps[-1]
         newest = integrity.newest_whole(checkpoints).step
         assert newest is not None, checkpoints
         return newest
@@ -276,8 +276,21 @@ def keep_start(config: Config, workdir: Folder, run: Folder) -> None:
     logger.info("%s: starts from step %d of %s", run.name, step, config.init_from)
 
 
-def is_finished(run: Folder, steps: int) -> bool:
-    """Whether a run has made these steps and its test, as RUN/finished.json says.
+def _final(finished: Mapping[str, Any]) -> int | None:
+    """The step of the checkpoint that a run ended with, where it is not that of its last step."""
+    step = finished.get("checkpoint")
+    return step if isinstance(step, int) else None
+
+
+def ended_by(run: Folder) -> str:
+    """The alarm that ended a run, as RUN/finished.json says; empty for none."""
+    path = run / FINISHED
+    return str(read_json(path, CheckpointError).get("alarm", "")) if path.is_file() else ""
+
+
+def is_finished(run: Folder, config: Config) -> bool:
+    """Whether a run has made its steps and its test, or an alarm under the same alarms.* has ended
+    it, as RUN/finished.json says.
 
     Raises CheckpointError when that is damaged, or the checkpoint that it speaks of is.
     """
@@ -287,9 +300,9 @@ def is_finished(run: Folder, steps: int) -> bool:
     costs = read_json(path, CheckpointError)
     counts = [costs.get(f"cost/{name}") for name in ("updates", "skipped_updates")]
     done = sum(count for count in counts if isinstance(count, int))
-    if done != steps:  # it was given more steps since
-        return False
-    last = run / "checkpoints" / str(done)
+    if done != config.steps and costs.get("alarms") != asdict(config.alarms):
+        return False  # it was given more steps, or other alarms, since
+    last = run / "checkpoints" / str(_final(costs) or done)
     reason = integrity.problem(last, contents=False) if last.is_dir() else "it is missing"
     if reason is not None:
         raise CheckpointError(

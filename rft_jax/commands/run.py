@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rft_jax.checkpoint.policy import is_finished
+from rft_jax.checkpoint.policy import ended_by, is_finished
 from rft_jax.checkpoint.provenance import check_same_config
 from rft_jax.commands import report as reports
 from rft_jax.config import Config
@@ -122,7 +122,7 @@ def carry_out(
     ):
         found_devices()
         for each in chosen:  # before the first of them takes its hours
-            if not is_finished(workdir / each, experiment[each].steps):
+            if not is_finished(workdir / each, experiment[each]):
                 setup.check_devices(experiment[each], make_mesh(experiment[each].mesh))
         by_main("the workdir", lambda: stack.enter_context(_own(workdir, experiment, chosen)))
         by_main("experiment.json", lambda: _save_experiment(workdir, name, experiment))
@@ -133,7 +133,8 @@ def carry_out(
             if not results[each].finished:
                 return results
             if results[each].steps_done == 0:
-                logger.info("%s: already finished", each)
+                alarm = ended_by(workdir / each)
+                logger.info("%s: already finished%s", each, alarm and f", by alarm {alarm}")
         by_main("report", lambda: reports.write(workdir, show))
     return results
 
@@ -202,8 +203,7 @@ def _own(workdir: Folder, experiment: Experiment, chosen: Sequence[str]) -> Iter
         workdir / f"{run}.lock"
         for run in chosen
         # The lock of a finished one is a killed job's, which went on to others, or is in use.
-        if not is_finished(workdir / run, experiment[run].steps)
-        or (workdir / f"{run}.lock").exists()
+        if not is_finished(workdir / run, experiment[run]) or (workdir / f"{run}.lock").exists()
     ]
     with contextlib.ExitStack() as stack:
         with writing(workdir):

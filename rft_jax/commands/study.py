@@ -67,7 +67,7 @@ def carry_out(
     show(_plan(study))
 
     def unfinished(names: Sequence[str]) -> list[str]:
-        return [each for each in names if not is_finished(workdir / each, runs[each].steps)]
+        return [each for each in names if not is_finished(workdir / each, runs[each])]
 
     def do(names: Sequence[str]) -> Stopped | None:
         if report_only:

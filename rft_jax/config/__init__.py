@@ -1,5 +1,6 @@
 """Every setting of a run, typed and frozen; experiment files import from here. Loads no jax."""
 
+from rft_jax.config.alarms import AlarmsConfig
 from rft_jax.config.data import DataConfig, TokenizerConfig
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Method
@@ -24,6 +25,7 @@ from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 from rft_jax.errors import ConfigError
 
 __all__ = [
+    "AlarmsConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from rft_jax.config.fields import at_least, require
+
+_MEASURE = re.compile(r"greedy/accuracy|pass_at/[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept; where one is damaged, the run resumes from the one before it."""
     keep_best: int = 0
-    """Also keep the checkpoints of the N evaluations on data.validation with the highest greedy
-    accuracy, the later of equals; 0 for none."""
+    """Also keep the checkpoints of the N evaluations on data.validation that are the best by
+    `measure`, the later of equals; 0 for none."""
+    measure: str = "greedy/accuracy"
+    """What the best checkpoint and alarms.patience are judged by: `greedy/accuracy`, `pass_at/K`,
+    or the mean of several, as in `greedy/accuracy+pass_at/16`."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "every_steps", "keep")
@@ -54,4 +60,9 @@ class CheckpointConfig:
         require(
             self.every_minutes >= 0,
             f"checkpoint.every_minutes is {self.every_minutes}: 0 (never) or more is needed.",
+        )
+        require(
+            all(_MEASURE.fullmatch(name) for name in self.measure.split("+")),
+            f"checkpoint.measure is {self.measure!r}: greedy/accuracy, pass_at/K, or several "
+            "joined by + are expected.",
         )

@@ -6,10 +6,12 @@ that a method does not use are None and refused when given: a setting either act
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from rft_jax.config.alarms import AlarmsConfig
 from rft_jax.config.data import DataConfig, TokenizerConfig
 from rft_jax.config.fields import MAY_CHANGE, MOST, check_floats, require
 from rft_jax.config.machine import CheckpointConfig, MeshConfig
@@ -60,6 +62,7 @@ class Config:
     verification: VerificationConfig = field(default_factory=VerificationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata=MAY_CHANGE)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=MAY_CHANGE)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig, metadata=MAY_CHANGE)
 
     @property
     def row(self) -> Method:
@@ -211,6 +214,7 @@ class Config:
             self._check_refill(self.refill)
         if self.checkpoint.keep_best:
             self._check_best()
+        self._check_measure()
 
     def _check_objective(self) -> None:
         row, objective, update = self.row, self.objective, self.update
@@ -359,6 +363,32 @@ class Config:
             f"evaluation.every_steps, {evaluated}, must be a multiple of checkpoint.every_steps, "
             f"{saved}.",
         )
+
+    def _check_measure(self) -> None:
+        measure, patience, group = (
+            self.checkpoint.measure, self.alarms.patience, self.evaluation.samples_per_question
+        )  # fmt: skip
+        require(
+            self.alarms.action != "best" or self.checkpoint.keep_best > 0,
+            "alarms.action is 'best', and no best checkpoint is kept: set checkpoint.keep_best to "
+            "1 or more.",
+        )
+        require(
+            patience == 0 or 0 < self.evaluation.every_steps <= self.steps,
+            f"alarms.patience is {patience} and no step is evaluated, as evaluation.every_steps is "
+            f"{self.evaluation.every_steps} and steps is {self.steps}: evaluate, or set it to 0.",
+        )
+        require(
+            measure == CheckpointConfig.measure or self.checkpoint.keep_best + patience > 0,
+            f"checkpoint.measure is {measure!r} and nothing is judged by it: set "
+            "checkpoint.keep_best or alarms.patience, or remove it.",
+        )
+        for k in map(int, re.findall(r"pass_at/([0-9]+)", measure)):
+            require(
+                0 < k <= group and (k == group or k.bit_count() == 1),
+                f"checkpoint.measure is {measure!r}: evaluation.samples_per_question is {group}, "
+                f"and pass@{k} is measured for K = 1, 2, 4, ... and that number.",
+            )
 
     def _check_refill(self, refill: RefillConfig) -> None:
         require(

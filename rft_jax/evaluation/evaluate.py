@@ -262,19 +262,29 @@ def turnover(
 ) -> dict[str, float | None]:
     """Of the questions that the start did not solve the share that is solved, and of those that it
     did the share that is not; solved: by any of the same number of outputs, those sampled or the
-    greedy one.
+    greedy one. Then the change of the share solved (with samples: of pass@G), and of distinct
+    correct outputs where outputs are sampled, each with its standard error over questions.
 
     Args:
         start: the rows of the evaluation before the first step.
         rows: of this one, of the same questions.
     """
-    before = {row["question_id"]: _solved(row) for row in start}
-    gained, lost = list[bool](), list[bool]()
-    for row in rows:
-        solved, known = _solved(row), before.get(row["question_id"])
-        if known is not None and solved is not None:
-            (lost if known else gained).append(solved != known)
-    return {"questions/gained": _mean(gained), "questions/lost": _mean(lost)}
+    before = {row["question_id"]: row for row in start}
+    pairs = [(before[row["question_id"]], row) for row in rows if row["question_id"] in before]
+    solved = [(_solved(old), _solved(new)) for old, new in pairs]
+    known = [(old, new) for old, new in solved if old is not None and new is not None]
+    found = {
+        "questions/gained": _mean([float(new) for old, new in known if not old]),
+        "questions/lost": _mean([float(not new) for old, new in known if old]),
+    }
+    changes = {"solved": [float(new) - float(old) for old, new in known]}
+    if pairs and all("num_distinct_correct" in row for pair in pairs for row in pair):
+        distinct = [[row["num_distinct_correct"] for row in pair] for pair in pairs]
+        changes["distinct"] = [float(new - old) for old, new in distinct]
+    for name, change in changes.items():
+        found[f"questions/{name}_change"] = _mean(change)
+        found[f"questions/{name}_change_error"] = standard_error(change)
+    return found
 
 
 def _solved(row: Mapping[str, Any]) -> bool | None:

@@ -50,7 +50,9 @@ class MetricsLog:
         make(folder)
         self._mirror = Mirror(folder)
         path = self._mirror.fetch("metrics.jsonl")
-        self._written = _drop_after(path, start_step)
+        self.before = _drop_after(path, start_step)
+        """The lines of earlier attempts that remain."""
+        self._written = {(line["kind"], line["step"]) for line in self.before}
         self._file = path.open("a", encoding="utf-8")
         self._board = _Board(self._mirror.local / "tensorboard", start_step + 1)
 
@@ -137,15 +139,15 @@ class _Board:
         self._records.flush()
 
 
-def _drop_after(path: Path, step: int) -> set[tuple[str, int]]:
-    """Drops lines of steps after `step`, and a half-written one; the (kind, step) that remain."""
+def _drop_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops lines of steps after `step`, and a half-written one; those that remain."""
     if not path.exists():
-        return set()
+        return []
     kept = [line for line in read(path) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     if text != path.read_text(encoding="utf-8", errors="replace"):
         write_atomically(path, text)
-    return {(line["kind"], line["step"]) for line in kept}
+    return kept
 
 
 def _plain(name: str, value: object) -> float | int | list[float | int | None] | None:

@@ -24,6 +24,7 @@ from matplotlib.ticker import (
 
 from rft_jax.io.paths import Folder, make, write_atomically
 from rft_jax.observe.statistics import pass_at_k, standard_error
+from rft_jax.report import health
 from rft_jax.report.load import Line, LoggedRun, is_number
 from rft_jax.report.tables import PARTS, pass_curve, time_parts
 
@@ -65,11 +66,11 @@ class Plot(NamedTuple):
     narrow: bool = False
 
 
-def draw_plots(runs: Runs, folder: Folder) -> list[tuple[Plot, bytes]]:
+def draw_plots(runs: Runs, folder: Folder, plots: Sequence[Plot]) -> list[tuple[Plot, bytes]]:
     """Writes FOLDER/NAME.png for each plot that the runs have figures for; those, with the PNG."""
     make(folder)
     drawn = []
-    for plot in PLOTS:
+    for plot in plots:
         with rc_context(STYLE):
             figure = plot.draw(runs)
             if figure is None:
@@ -379,6 +380,23 @@ _BOTH = (
     "Over updates, and on the right over sampled tokens where a run samples. A dotted level is the "
     "end of a run that samples nothing, and an upright line one that samples its whole pool before "
     "the first update."
+)
+HEALTH = (
+    Plot(
+        "health",
+        "Signs of health",
+        "Over updates; what is measured in training is a moving mean. None decides by itself: the "
+        "alarms above read them together (docs/alarms.md).",
+        health.signs,
+    ),
+    Plot(
+        "reliability",
+        "Is a policy as often right as it is sure?",
+        "The last evaluation: questions by the share of outputs that agree, in ten bins; larger "
+        "dots are of more questions. Below the diagonal it is overconfident.",
+        health.reliability,
+        narrow=True,
+    ),
 )
 PLOTS = (
     Plot(

@@ -29,17 +29,20 @@ def write_report(workdir: Folder) -> Folder:
     Raises UserError where the workdir holds no run; a run that lacks something is shown with a
     sentence on what is missing.
     """
-    from rft_jax.report.figures import draw_plots  # matplotlib takes a second to import
+    from rft_jax.report.figures import HEALTH, PLOTS, Plot, draw_plots  # matplotlib takes a second
+    from rft_jax.report.health import alarms_table
+
+    def drawn(plots: Sequence[Plot]) -> list[tuple[Plot, str]]:
+        pairs = draw_plots(runs, workdir / "plots", plots)
+        return [(plot, base64.b64encode(png).decode("ascii")) for plot, png in pairs]
 
     runs = load_runs(workdir)
     loaded = {run.name: load_outputs(workdir / run.name) for run in runs}
     sections = {
         "Results": results(runs),
         "Paired differences": differences(runs),
-        "Curves": [
-            (plot, base64.b64encode(png).decode("ascii"))
-            for plot, png in draw_plots(runs, workdir / "plots")
-        ],
+        "Is it healthy?": (alarms_table(runs), drawn(HEALTH)),
+        "Curves": ([], drawn(PLOTS)),
         "Time": time_table(runs),
         "Use of the machine": utilization_table(runs),
         "Sampled outputs": [
@@ -66,12 +69,16 @@ def write_report(workdir: Folder) -> Folder:
         colours={run.name: run.colour for run in runs},
         cards=_cards(runs),
         gaps=[gap for run in runs for gap in (*run.gaps, *_output_gaps(run, *loaded[run.name]))],
-        sections={title: content for title, content in sections.items() if content},
+        sections={title: content for title, content in sections.items() if _says(content)},
     )
     path = workdir / "report.html"
     # Sampled bytes may decode to half of a surrogate pair, which UTF-8 cannot hold.
     write_atomically(path, page.encode("utf-8", errors="replace"))
     return path
+
+
+def _says(content: Any) -> bool:
+    return any(map(bool, content)) if type(content) is tuple else bool(content)
 
 
 def _output_gaps(run: LoggedRun, outputs: Sequence[Line], gaps: Sequence[str]) -> Sequence[str]:

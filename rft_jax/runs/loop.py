@@ -28,6 +28,7 @@ from rft_jax.errors import UserError
 from rft_jax.evaluation.evaluate import evaluate, turnover, write_rows
 from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.paths import write_atomically
+from rft_jax.observe.alarms import measured
 from rft_jax.observe.log import Kind
 from rft_jax.observe.profiling import phase
 from rft_jax.observe.progress import Progress
@@ -214,10 +215,10 @@ def loop(run: Run, state: State) -> RunResult:
     if source is None:
         return RunResult(0, False, run.stopped())
     if every and state.step == 0:
-        accuracy = _evaluate(run, state, "validation")
-    stop = run.stopped()
+        accuracy, _ = _evaluate(run, state, "validation")
+    stop, ended = run.stopped(), run.watch.ends()
     with Progress(config.steps, first, run.name) as progress:
-        while state.step < config.steps and not stop:
+        while state.step < config.steps and not (stop or ended):
             if state.step > first and _begins_pool(config, state.step):
                 # What samples the pool is kept first, so that a rollout is never repeated.
                 if run.checkpoints.latest_step() != state.step:
@@ -237,7 +238,7 @@ def loop(run: Run, state: State) -> RunResult:
                 run.write("train", state, metrics)
                 judged = None
                 if every and state.step % every == 0:
-                    judged = accuracy = _evaluate(run, state, "validation")
+                    accuracy, judged = _evaluate(run, state, "validation")
                 # Clocks differ: that of process 0 decides.
                 due = largest(is_main() and clock.due(state.step, time.monotonic()))
                 saving = save(run, state, judged) if due else 0.0
@@ -249,12 +250,14 @@ def loop(run: Run, state: State) -> RunResult:
                 objective=metrics["objective/value"],
                 tokens_per_second=metrics["speed/tokens_per_second"],
             )
-            stop = run.stopped()
+            stop, ended = run.stopped(), run.watch.ends()
     done = state.step - first
-    if state.step < config.steps:
-        if run.checkpoints.latest_step() != state.step:
-            save(run, state, None)
+    if state.step < config.steps and run.checkpoints.latest_step() != state.step:
+        save(run, state, None)
+    if state.step < config.steps and stop:
         return RunResult(done, False, stop)
+    if ended:
+        state = run.watch.final(run.checkpoints, state, run.layout.trained)
     if config.data.test and not stop and not _is_tested(run, state):
         _evaluate(run, state, "test")
     run.checkpoints.wait_until_finished()
@@ -329,8 +332,8 @@ def validation_rows(step: int) -> str:
     return f"validation-{step:06d}.jsonl"
 
 
-def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
-    """Evaluate on one set, log it, and return the greedy accuracy."""
+def _evaluate(run: Run, state: State, kind: Kind) -> tuple[float | None, float]:
+    """Evaluate on one set, log it; the greedy accuracy, and what checkpoints are judged by."""
     settings = run.config.evaluation
     validation = kind == "validation"
     began = time.perf_counter()
@@ -351,14 +354,14 @@ def _evaluate(run: Run, state: State, kind: Kind) -> float | None:
         if validation and state.step and start.is_file():
             metrics |= turnover(read_jsonl(start, {"question_id": int}), rows)
     run.write(kind, state, metrics | {"seconds/evaluating": time.perf_counter() - began})
-    return metrics["greedy/accuracy"]
+    return metrics["greedy/accuracy"], measured(metrics, run.config.checkpoint.measure)
 
 
-def save(run: Run, state: State, accuracy: float | None) -> float:
+def save(run: Run, state: State, judged: float | None) -> float:
     """Checkpoint parameters, optimizer and host facts of the loop, all as of one step.
 
-    accuracy: greedy, on validation, where it was measured after this step. Returns the seconds the
-    loop waited; the writing continues beside it.
+    judged: by checkpoint.measure, where the policy after this step was evaluated. Returns the
+    seconds the loop waited; the writing continues beside it.
     """
     began = time.perf_counter()
     run.sampling.at(f"checkpoint of step {state.step}")
@@ -376,7 +379,7 @@ def save(run: Run, state: State, accuracy: float | None) -> float:
         host["minibatches"], host["rollout"] = to_json(state.minibatches), state.rollout
     with phase("checkpointing"):
         saved = checkpoint.Saved(state.train, host, state.beside(run.config))
-        checkpoint.save(run.checkpoints, state.step, saved, accuracy)
+        checkpoint.save(run.checkpoints, state.step, saved, judged)
     return time.perf_counter() - began
 
 
@@ -384,4 +387,5 @@ def _finish(run: Run, state: State) -> None:
     """Mark the run as finished, in one atomic write."""
     if run.log is not None:
         run.log.settle()
-    write_atomically(run.folder / FINISHED, json.dumps(run.costs(state.counters)) + "\n")
+    facts = run.costs(state.counters) | run.watch.facts(state.step)
+    write_atomically(run.folder / FINISHED, json.dumps(facts) + "\n")

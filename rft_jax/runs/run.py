@@ -33,6 +33,7 @@ from rft_jax.observe.profiling import open_profiler, warn_of_done
 from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
+from rft_jax.runs.health import Watch
 from rft_jax.runs.loop import loop
 from rft_jax.runs.replay import open_replay
 from rft_jax.runs.state import Counters, Run, RunResult, State
@@ -78,7 +79,7 @@ def run(
     config, folder = experiment[name], workdir / name
     check_same_config(folder, config)
     recorded = provenance.inputs_of(folder)
-    if from_main(f"{name} was finished", lambda: policies.is_finished(folder, config.steps)):
+    if from_main(f"{name} was finished", lambda: policies.is_finished(folder, config)):
         if recorded is not None:
             inputs = setup.inputs_of_finished(config, workdir, folder, recorded)
             _check_inputs(folder, inputs, accept=accept_changed)
@@ -143,6 +144,11 @@ def run(
         asked = {question.id for question in questions.train}
         frozen, begun = _begin(config, workdir, folder, layout, critic, checkpoints, step, asked)
         by_main(f"{name} keeps its config", keep)
+        log = (
+            stack.enter_context(contextlib.closing(MetricsLog(folder, first)))
+            if is_main()
+            else None
+        )
         opened = Run(
             config=config,
             folder=folder,
@@ -163,9 +169,7 @@ def run(
             meter=meter(
                 config, vocab_size, device_kind=jax.devices()[0].device_kind, count=mesh.size
             ),
-            log=stack.enter_context(contextlib.closing(MetricsLog(folder, first)))
-            if is_main()
-            else None,
+            log=log,
             checkpoints=checkpoints,
             compilations=compilations,
             profiler=stack.enter_context(open_profiler(folder, profile, done=first)),
@@ -173,6 +177,7 @@ def run(
             began=time.perf_counter(),
             rests_on=rests_on,
             first_outputs=FirstOutputs(config, resumed=first > 0),
+            watch=Watch(name, config, log.before if log else ()),
         )
         if first:
             logger.info("%s: resuming from step %d", name, first)

@@ -21,6 +21,7 @@ from rft_jax.observe.system import Compilations
 from rft_jax.rollout.engine import Sampling
 from rft_jax.rollout.params import rollout_params
 from rft_jax.runs import setup
+from rft_jax.runs.health import Watch
 from rft_jax.runs.replay import Replay
 from rft_jax.runs.utilization import Meter
 from rft_jax.training import batch_filling
@@ -97,7 +98,7 @@ class Run:
     stopped: the signal received so far, 0 for none, which all processes must ask for together;
     began: on time.perf_counter's clock, the seconds of earlier attempts before now; rests_on: takes
     the name and outputs of a pool, and whether they must be those that were recorded;
-    first_outputs: looks at those of the first steps."""
+    first_outputs: looks at those of the first steps; watch: raises alarms."""
 
     config: Config
     folder: Folder
@@ -117,6 +118,7 @@ class Run:
     began: float
     rests_on: Callable[[str, Input, bool], None]
     first_outputs: FirstOutputs
+    watch: Watch
 
     @property
     def name(self) -> str:
@@ -148,5 +150,6 @@ class Run:
         left_out = self.questions.too_long
         if self.config.data.drop_too_long and kind in left_out:
             metrics = {"data/too_long": left_out[kind]} | metrics
-        if self.log is not None:
-            self.log.write(kind, state.step, metrics | self.costs(state.counters))
+        if self.log is not None and not self.log.has(kind, state.step):
+            metrics = metrics | self.costs(state.counters)
+            self.log.write(kind, state.step, self.watch.see(kind, state.step, metrics))

@@ -118,7 +118,7 @@ def test_an_unknown_field_names_the_version_that_wrote_it(tmp_path: Path) -> Non
 
 def test_what_may_change_is_marked_on_the_fields() -> None:
     sections = {name.partition(".")[0] for name in changeable_fields()}
-    assert sections == {"checkpoint", "evaluation", "mesh", "verification"}
+    assert sections == {"alarms", "checkpoint", "evaluation", "mesh", "verification"}
     in_verification = {name for name in changeable_fields() if name.startswith("verification.")}
     assert in_verification == {
         "verification.workers", "verification.warn_undecided", "verification.stop_undecided",

@@ -16,6 +16,7 @@ import tiny
 
 import rft_jax.config
 from rft_jax.config import (
+    AlarmsConfig,
     CheckpointConfig,
     Config,
     CriticConfig,
@@ -414,6 +415,55 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "checkpoint.keep_best is 2 and not every step that is evaluated is saved: "
         "evaluation.every_steps, 1, must be a multiple of checkpoint.every_steps, 2.",
+    ),
+    "a measure that is none": (
+        lambda: CheckpointConfig(measure="greedy/accuracy+pass@4"),
+        "checkpoint.measure is 'greedy/accuracy+pass@4': greedy/accuracy, pass_at/K, or several "
+        "joined by + are expected.",
+    ),
+    "a measure of nothing": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(measure="pass_at/2"),
+            evaluation=EvaluationConfig(every_steps=1, samples_per_question=2),
+        ),
+        "checkpoint.measure is 'pass_at/2' and nothing is judged by it: set checkpoint.keep_best "
+        "or alarms.patience, or remove it.",
+    ),
+    "a measure of other samples": (
+        lambda: tiny.sft(
+            checkpoint=CheckpointConfig(every_steps=1, keep_best=1, measure="pass_at/3"),
+            evaluation=EvaluationConfig(every_steps=1, samples_per_question=4),
+        ),
+        "checkpoint.measure is 'pass_at/3': evaluation.samples_per_question is 4, and pass@3 is "
+        "measured for K = 1, 2, 4, ... and that number.",
+    ),
+    "alarms that end in no best": (
+        lambda: tiny.sft(alarms=AlarmsConfig(action="best")),
+        "alarms.action is 'best', and no best checkpoint is kept: set checkpoint.keep_best to 1 "
+        "or more.",
+    ),
+    "patience without evaluations": (
+        lambda: tiny.sft(alarms=AlarmsConfig(patience=3)),
+        "alarms.patience is 3 and no step is evaluated, as evaluation.every_steps is 0 and steps "
+        "is 3: evaluate, or set it to 0.",
+    ),
+    "patience that does nothing": (
+        lambda: AlarmsConfig(patience=3, action="off"),
+        "alarms.patience is 3, which does nothing under alarms.action=off: set it to 0, or have "
+        "it warn, stop or best.",
+    ),
+    "a share above one": (
+        lambda: AlarmsConfig(forgetting=25),
+        "alarms.forgetting is 25: it is a share, and must be below 1.",
+    ),
+    "entropy that need not rise": (
+        lambda: AlarmsConfig(entropy=0.5),
+        "alarms.entropy is 0.5: it is over the start's, and must be above 1, or 0 for no such "
+        "alarm.",
+    ),
+    "a window of one step": (
+        lambda: AlarmsConfig(window=1),
+        "alarms.window is 1: it must be at least 2.",
     ),
     "no steps": (
         lambda: tiny.sft(steps=0),

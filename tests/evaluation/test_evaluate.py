@@ -169,13 +169,37 @@ def test_turnover_is_of_what_the_start_solved() -> None:
 
     start = rows(True, True, True, False, False, None, True)
     found = turnover(start, rows(True, False, False, True, False, True, None))
-    assert found == {"questions/gained": 1 / 2, "questions/lost": 2 / 3}
+    assert found == pytest.approx(
+        {
+            "questions/gained": 1 / 2, "questions/lost": 2 / 3, "questions/solved_change": -1 / 5,
+            "questions/solved_change_error": np.std([0, -1, -1, 1, 0], ddof=1) / 5**0.5,
+        }
+    )  # fmt: skip
     greedy = [
         {"question_id": 0, "greedy_correct": False},
         {"question_id": 1, "greedy_correct": True},
     ]
-    assert turnover(greedy, greedy) == {"questions/gained": 0.0, "questions/lost": 0.0}
-    assert turnover(start, []) == {"questions/gained": None, "questions/lost": None}
+    names = ("gained", "lost", "solved_change", "solved_change_error")
+    assert turnover(greedy, greedy) == {f"questions/{name}": 0.0 for name in names}
+    nothing = turnover(start, [])
+    assert np.isnan(nothing.pop("questions/solved_change_error") or 0)
+    assert nothing == {f"questions/{name}": None for name in names[:3]}
+
+
+def test_the_change_of_distinct_correct_outputs_is_paired() -> None:
+    def rows(*counts: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "question_id": n, "num_samples": 4, "num_correct": count,
+                "num_distinct_correct": count,
+            }
+            for n, count in enumerate(counts)
+        ]  # fmt: skip
+
+    found = turnover(rows(4, 3, 0), rows(3, 1, 0))
+    assert found["questions/distinct_change"] == -1
+    assert found["questions/distinct_change_error"] == pytest.approx(1 / 3**0.5)
+    assert found["questions/solved_change"] == 0
 
 
 def test_truncated_outputs_have_no_vote(monkeypatch: pytest.MonkeyPatch) -> None:

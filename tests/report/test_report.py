@@ -33,6 +33,7 @@ from synthetic_workdir import (
 
 from rft_jax.errors import UserError
 from rft_jax.report.figures import curves, funnel, pass_at_k_curves, pass_rates, spread
+from rft_jax.report.health import alarms_table, reliability
 from rft_jax.report.load import OUTPUTS_SHOWN, load_outputs, load_runs
 from rft_jax.report.page import write_report
 from rft_jax.report.tables import (
@@ -92,14 +93,14 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(page: str) -> None:
         assert reference.startswith("data:image/png;base64,") or reference[1:] in tags.ids
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert "url(" not in page
-    assert tags.counts["img"] == 8
+    assert tags.counts["img"] == 9
 
 
 def test_every_figure_is_a_png_beside_the_page(workdir: Path, page: str) -> None:
     names = {path.stem for path in (workdir / "plots").glob("*.png")}
     assert names == {
         "accuracy", "pass_at_k", "entropy", "lengths", "lengths_by_verdict", "funnel",
-        "pass_rates", "time",
+        "pass_rates", "time", "health",
     }  # fmt: skip
     embedded = re.findall(r"data:image/png;base64,([^\"]*)", page)
     assert all(base64.b64decode(text).startswith(b"\x89PNG") for text in embedded)
@@ -447,7 +448,55 @@ def test_a_run_without_evaluation(tmp_path: Path) -> None:
     assert "a: no evaluation: no accuracy shown." in summary_table(tmp_path)
     write_report(tmp_path)
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-    assert names == {"lengths_by_verdict", "funnel", "pass_rates", "time"}
+    assert names == {"health", "lengths_by_verdict", "funnel", "pass_rates", "time"}
+
+
+def test_the_page_says_whether_runs_are_healthy(tmp_path: Path) -> None:
+    """Every alarm with what helps, by the thresholds of its run."""
+    for name, cut in (("well", 0), ("ill", 100), ("own", 100)):
+        folder = make_run(tmp_path, name, "online_rft", 0.1, 0.2)
+        lines = [train_line(step, 0.2, "online_rft") for step in range(1, STEPS + 1)]
+        for line in lines[STEPS // 2 :]:
+            line["funnel/finished"] -= cut
+        write_lines(folder / "metrics.jsonl", lines)
+        path = folder / "evaluation" / "validation-000040.jsonl"
+        write_lines(path, [{"question_id": 0, "greedy_correct": True, "greedy_text": "1"}])
+        if name == "own":
+            info = json.loads((folder / "config.json").read_text())
+            info["config"]["alarms"] = {"truncation": 0.9}
+            (folder / "config.json").write_text(json.dumps(info))
+    table = alarms_table(load_runs(tmp_path))
+    (row,) = table.rows
+    assert row[:2] == ("ill", "truncation")
+    assert int(row[2]) > STEPS // 2
+    assert "share of outputs cut at the limit is" in row[3]
+    assert "data.max_completion_tokens higher" in row[4]
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert '<section id="is-it-healthy"><h2>Is it healthy?</h2>' in page
+    assert "data.max_completion_tokens higher" in page
+    assert "No alarm was raised." not in page
+
+
+def test_a_healthy_run_is_said_to_be(workdir: Path, page: str) -> None:
+    assert alarms_table(load_runs(workdir)).rows == ()
+    assert "No alarm was raised." in page
+
+
+def test_reliability_is_of_the_votes(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", "online_rft", 0.1, 0.2)
+    path = folder / "evaluation" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert reliability(load_runs(tmp_path)) is None  # as an older version left them
+    shares = [0.25 if i % 2 else 1.0 for i in range(len(rows))]
+    voted = [
+        row | {"majority_share": share, "majority_correct": float(share == 1)}
+        for row, share in zip(rows, shares, strict=True)
+    ]
+    write_lines(path, voted)
+    figure = reliability(load_runs(tmp_path))
+    assert figure is not None
+    _, curve = figure.axes[0].lines
+    np.testing.assert_allclose(np.asarray(curve.get_xydata()), [[0.25, 0], [1, 1]])
 
 
 def test_evaluations_of_greedy_outputs_are_compared(tmp_path: Path) -> None:
