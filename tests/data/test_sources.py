@@ -335,7 +335,7 @@ def test_who_comes_second_reads_what_the_first_wrote(tmp_path, monkeypatch, smal
     monkeypatch.setattr(ArithmeticProblems, "_generate_examples", overtaken)
     second = load("tfds:arithmetic_problems/test", folder)
     assert list(second) == first
-    assert [path.name for path in (tmp_path / "arithmetic_problems").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "arithmetic_problems").iterdir()] == ["1.1.0"]
 
 
 ALONE = """
