@@ -6,6 +6,7 @@ from rft_jax.config.method import Method
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.run import Config, Experiment
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.schedule import CurriculumConfig, ScheduleConfig
 from rft_jax.config.study import Study
 from rft_jax.config.update import (
     CriticConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "CriticConfig",
+    "CurriculumConfig",
     "DataConfig",
     "Denominator",
     "EvaluationConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "PoolConfig",
     "RefillConfig",
     "RolloutConfig",
+    "ScheduleConfig",
     "SelectionConfig",
     "Study",
     "TokenizerConfig",

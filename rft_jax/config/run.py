@@ -16,6 +16,7 @@ from rft_jax.config.machine import CheckpointConfig, MeshConfig
 from rft_jax.config.method import Denominator, Method, Ratio, resolve
 from rft_jax.config.model import ModelConfig
 from rft_jax.config.sampling import PoolConfig, RefillConfig, RolloutConfig, SelectionConfig
+from rft_jax.config.schedule import CurriculumConfig, ScheduleConfig
 from rft_jax.config.update import CriticConfig, ObjectiveConfig, OptimizerConfig, UpdateConfig
 from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 
@@ -46,6 +47,8 @@ class Config:
     pool: PoolConfig | None = None
     selection: SelectionConfig | None = None
     refill: RefillConfig | None = None
+    schedule: ScheduleConfig | None = None
+    curriculum: CurriculumConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -167,10 +170,33 @@ class Config:
             f"init_from is random: method {row.name} starts from a supervised model; name it "
             "as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
         )
+        self._check_questions()
         if self.refill is not None:
             self._check_refill(self.refill)
         if self.checkpoint.keep_best:
             self._check_best()
+
+    def _check_questions(self) -> None:
+        schedule, row = self.schedule, self.row
+        require(
+            schedule is None or self.rollout is not None,
+            f"schedule asks the questions of rollouts, and method {row.name} makes none here: "
+            "remove it.",
+        )
+        require(
+            schedule is None or max(schedule.last, schedule.repeat_every) < self.steps,
+            "schedule has a point, or begins again, after the last of "
+            f"{self.steps} steps: raise steps, or leave that out.",
+        )
+        require(
+            self.curriculum is None or row.source == "policy",
+            f"curriculum goes by pass rates of the policy, and method {row.name} does not sample "
+            "from it: remove it.",
+        )
+        require(
+            bool(self.evaluation.every_steps) or not self.data.more_validation,
+            "data.more_validation does nothing, as evaluation.every_steps is 0: leave one out.",
+        )
 
     def _check_objective(self) -> None:
         row, objective, update = self.row, self.objective, self.update

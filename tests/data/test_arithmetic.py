@@ -78,12 +78,14 @@ def test_splits_are_pieces_of_one_stream(published):
 
 @pytest.mark.slow
 def test_splits_are_alike(published):
-    """Pieces of one stream: the same share of problems of each length in each."""
-    for rows in published.values():
+    """Pieces of one stream: the same share of problems of each length in each. The second family
+    has fewer short ones: their solutions are taken."""
+    for name, rows in published.items():
+        reworded = name.startswith("reworded")
         lengths = Counter(problem.solution.count("\n") for problem in rows)
         assert set(lengths) == {2, 3, 4}
         for number in lengths.values():
-            assert 0.28 < number / len(rows) < 0.38
+            assert 0.28 - 0.04 * reworded < number / len(rows) < 0.38 + 0.02 * reworded
 
 
 def test_the_vocabulary_is_small(published):
