@@ -15,8 +15,10 @@ import tiny
 from rft_jax.config import (
     Config,
     CriticConfig,
+    CurriculumConfig,
     PoolConfig,
     RefillConfig,
+    ScheduleConfig,
 )
 from rft_jax.config import experiment as experiments
 from rft_jax.config.experiment import load, override
@@ -274,7 +276,10 @@ def test_what_is_missing_gets_its_default() -> None:
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    none = {"refill": RefillConfig, "critic": CriticConfig}
+    none = {
+        "refill": RefillConfig, "schedule": ScheduleConfig, "curriculum": CurriculumConfig,
+        "critic": CriticConfig,
+    }  # fmt: skip
     missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
     assert [name for name in field_types() if name not in missing] == [
         name for name in values if name not in none
