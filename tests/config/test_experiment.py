@@ -286,7 +286,11 @@ def test_every_field_is_flattened_once() -> None:
     ]
     assert replace_fields(config, values) == config
     refill = RefillConfig(accepted=3, max_sampled=16)
-    full = flatten(tiny.online_rft(method="ppo", refill=refill, critic=CriticConfig()))
+    sections = {
+        "refill": refill, "critic": CriticConfig(), "curriculum": CurriculumConfig(drop_below=0.1),
+        "schedule": ScheduleConfig(("b=jsonl:b",), ("0: 1, 1",)),
+    }  # fmt: skip
+    full = flatten(tiny.online_rft(method="ppo", **sections))
     assert [name for name in full if name in missing] == missing
     assert flatten(tiny.sft())["rollout"] is None
 

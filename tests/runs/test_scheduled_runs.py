@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_experiment
+from jobs import Study
 from killing import dies_in, files_in, newest
 from test_run import lines
 
@@ -164,6 +165,45 @@ def test_a_pool_is_drawn_by_the_schedule(questions: Questions) -> None:
     (questions.work / "pool/finished.json").unlink()
     with pytest.raises(ConfigError, match="steps is 10, was 8"):  # the pool stands for 8
         questions.carry_out(**longer)
+
+
+PROGRAM = """
+import every_process_keeps  # noqa: F401
+import tiny_experiment
+from dataclasses import replace
+from rft_jax.config import *
+
+A, B = {a!r}, {b!r}
+
+
+def experiment():
+    sft = tiny_experiment.sft(A, steps=3)
+    data = replace(sft.data, more_validation=("b=" + B,), more_test=("b=" + B,))
+    return {{"sft": sft, "online_rft": tiny_experiment.online_rft(
+        A, steps=4, data=data, evaluation=replace(sft.evaluation, every_steps=2),
+        schedule=ScheduleConfig(("b=" + B,), ("0: 1, 0", "3: 0, 1"), change="linear"),
+        curriculum=CurriculumConfig(retire_above=0.6, drop_below=0.3, review_share=0.3),
+        optimizer=replace(tiny_experiment.rft(A).optimizer, eps=1e-2),
+    )}}
+"""
+
+
+def test_two_processes_compute_the_same_bits(questions: Questions, tmp_path: Path) -> None:
+    study, file = Study(tmp_path), tmp_path / "scheduled.py"
+    file.write_text(PROGRAM.format(a=questions.a, b=questions.b), encoding="utf-8")
+    for processes in (1, 2):
+        with study.start(tmp_path / f"{processes}", processes, 2 // processes, file=file) as job:
+            job.finish()
+    alone, together = (tmp_path / f"{processes}" / "online_rft" for processes in (1, 2))
+    ours, theirs = newest(alone), newest(together)
+    assert ours[2] == theirs[2]
+    assert [a.tobytes() for a in ours[1]] == [a.tobytes() for a in theirs[1]]
+    logs = [metrics.read(folder / "metrics.jsonl") for folder in (alone, together)]
+    assert tiny_experiment.lasting(logs[0]) == tiny_experiment.lasting(logs[1])
+    assert files_in(alone / "evaluation") == files_in(together / "evaluation")
+    train = [line for line in logs[1] if line["kind"] == "train"]
+    assert train[-1]["schedule/share_b"] == 1
+    assert train[-1]["curriculum/set_aside"] > 0
 
 
 def test_every_source_is_checked(questions: Questions, caplog: pytest.LogCaptureFixture) -> None:
