@@ -147,24 +147,30 @@ def test_several_sets_are_evaluated_at_once(questions: Questions) -> None:
     assert named <= set(inputs)
 
 
-def test_a_pool_is_drawn_by_the_schedule(questions: Questions) -> None:
-    """Its rollouts stand for all steps, evenly: of 4 for 8 steps those of steps 4 and 6 are B's."""
+@pytest.mark.parametrize("every", [0, 4])
+def test_a_pool_is_drawn_by_the_schedule(questions: Questions, every: int) -> None:
+    """The rollouts of a pool stand for its updates, evenly: of 4 for 8 steps those of steps 4 and 6
+    are B's, in one pool or in two."""
     config = tiny_experiment.rft(
         questions.a,
         schedule=questions.ramp(change="step"),
-        pool=PoolConfig(rollout_steps=4),
+        pool=PoolConfig(rollout_steps=2 if every else 4, every_steps=every),
         **questions.untested,
     )
-    assert questions.carry_out(pool=config) == [RunResult(8, True)]
+    name = f"pool_{every}"
+    assert questions.carry_out(**{name: config}) == [RunResult(8, True)]
     by_step: dict[int, set[int]] = {}
-    for question, sample in logged(questions.work / "pool"):
+    for question, sample in logged(questions.work / name):
         by_step.setdefault(sample.step, set()).add(question.id // 10_000_000)
     assert by_step == {0: {0}, 1: {0}, 2: {1}, 3: {1}}
-    assert lines(questions.work / "pool", "train")[0]["schedule/share_b"] > 0.3
-    longer = {"pool": replace(config, steps=10)}
-    (questions.work / "pool/finished.json").unlink()
-    with pytest.raises(ConfigError, match="steps is 10, was 8"):  # the pool stands for 8
-        questions.carry_out(**longer)
+    train = lines(questions.work / name, "train")
+    shares = [line["schedule/share_b"] for line in train if "schedule/share_b" in line]
+    if every:
+        assert shares == [0, 1]
+    else:
+        assert shares == [pytest.approx(12 / 28)]  # of the questions that it asked
+        with pytest.raises(ConfigError, match="steps is 10, was 8"):  # the pool stands for 8
+            questions.carry_out(**{name: replace(config, steps=10)})
 
 
 PROGRAM = """
