@@ -232,7 +232,11 @@ def check_same_config(folder: Folder, config: Config) -> None:
     check_name(folder)
     apart = differences(config, load_config(folder))
     changed = [name for name in apart if name not in changeable_fields()]
-    if "steps" in changed and config.optimizer.schedule == "constant":
+    # The only pool's rollouts under a schedule of sources stand for all steps.
+    stands_for_all = (
+        config.pool is not None and not config.pool.every_steps and config.schedule is not None
+    )
+    if "steps" in changed and config.optimizer.schedule == "constant" and not stands_for_all:
         done = max(integrity.steps(folder / "checkpoints"), default=0)
         if config.steps < done:
             raise ConfigError(

@@ -124,6 +124,7 @@ def _facts(
             f"{', '.join(model.lora_targets)}, merged into these weights"
         )
     commit = f", commit {info['git_commit']}" if info.get("git_commit") else ""
+    scheduled = run.schedule.sources if run.schedule is not None else ()
     facts = {
         "method": f"{run.row.name}, {run.steps:,} steps",
         "checkpoint": "" if step is None else f"of step {step:,}",
@@ -131,7 +132,7 @@ def _facts(
         + ("" if start is None else f" (step {start:,})")
         + (f", which goes back to {base}" if base else ""),
         "trained": trained,
-        "training data": f"`{data.train}`",
+        "training data": ", ".join(f"`{one}`" for one in (data.train, *scheduled)),
         "validation data": f"`{data.validation}`",
         "test data": f"`{data.test}`" if data.test else "",
         "verifier": "" if run.row.source == "demonstrations" else verifier,

@@ -13,6 +13,7 @@ from rft_jax.config.sampling import (
     RolloutConfig,
     SelectionConfig,
 )
+from rft_jax.config.schedule import CurriculumConfig, ScheduleConfig
 from rft_jax.config.study import Study
 from rft_jax.config.update import (
     CriticConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "CriticConfig",
+    "CurriculumConfig",
     "DataConfig",
     "Denominator",
     "EvaluationConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "RefillConfig",
     "ReplayConfig",
     "RolloutConfig",
+    "ScheduleConfig",
     "SelectionConfig",
     "Study",
     "TokenizerConfig",

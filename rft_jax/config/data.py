@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rft_jax.config.fields import at_least, require
+from rft_jax.config.fields import at_least, named_sources, require
 
 _TEMPLATES = {"text": "{question}\n", "chat": "{question}"}
 """Of prompts, by their format: a chat's template ends the message."""
@@ -35,6 +35,10 @@ class DataConfig:
     """Questions evaluated while training; choose settings on these."""
     test: str = ""
     """Questions evaluated once, when the run ends; empty for none. Never tune on these."""
+    more_validation: tuple[str, ...] = ()
+    """Further sets evaluated with data.validation, each NAME=SOURCE; their metrics are NAME/..."""
+    more_test: tuple[str, ...] = ()
+    """Further sets evaluated with data.test, likewise. Never tune on these."""
     data_dir: str = ""
     """Folder of prepared TFDS data; empty for TFDS's own default (~/tensorflow_datasets)."""
     prompt_format: Literal["text", "chat"] = "text"
@@ -86,6 +90,12 @@ class DataConfig:
                 f"data.template_variables sets {name}, which prompts set themselves: remove it.",
             )
         at_least(1, self, "max_prompt_tokens", "max_completion_tokens")
+        for name in ("more_validation", "more_test"):
+            named_sources(f"data.{name}", getattr(self, name))
+        require(
+            bool(self.test) or not self.more_test,
+            "data.more_test is evaluated with data.test, which is empty: name its source too.",
+        )
 
     @property
     def template(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +22,18 @@ BELOW_ONE = 1 - 2.0**-24
 
 LEAST_TEMPERATURE = 1e-6
 """Logits divided by less overflow."""
+
+METRICS = (
+    "greedy",
+    "sampled",
+    "pass_at",
+    "maj_at",
+    "calibration",
+    "questions",
+    "policy",
+    "lengths",
+)
+"""What names of metrics begin with: no set of questions is called so."""
 
 MOST = 2**31 - 1
 """Largest int32, the type of every count and position on devices."""
@@ -52,6 +65,20 @@ def both_or_none(section: object, *names: str) -> None:
         f"{' and '.join(f'{prefix}.{name}' for name in names)} are "
         f"{' and '.join(map(str, values))}: give positive numbers, or leave all of them at 0.",
     )
+
+
+def named_sources(setting: str, values: Sequence[str]) -> dict[str, str]:
+    """Sources by name, of values NAME=SOURCE."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, _, named[name] = value.partition("=")
+        require(
+            name.isidentifier() and bool(named[name]) and name not in METRICS,
+            f"{setting} holds {value!r}: NAME=SOURCE is expected, NAME of letters, digits and _, "
+            f"and none of {', '.join(METRICS)}.",
+        )
+    require(len(named) == len(values), f"{setting} names a source twice: give each another name.")
+    return named
 
 
 def check_floats(name: str, section: Any) -> None:

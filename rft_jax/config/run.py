@@ -24,6 +24,7 @@ from rft_jax.config.sampling import (
     RolloutConfig,
     SelectionConfig,
 )
+from rft_jax.config.schedule import CurriculumConfig, ScheduleConfig
 from rft_jax.config.update import CriticConfig, ObjectiveConfig, OptimizerConfig, UpdateConfig
 from rft_jax.config.verification import EvaluationConfig, VerificationConfig
 
@@ -55,6 +56,8 @@ class Config:
     selection: SelectionConfig | None = None
     refill: RefillConfig | None = None
     replay: ReplayConfig | None = None
+    schedule: ScheduleConfig | None = None
+    curriculum: CurriculumConfig | None = None
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -210,11 +213,34 @@ class Config:
             f"objective.kl_outputs is {self.objective.kl_outputs}: it counts outputs of the "
             f"policy's own rollouts: it must be 0 under method {row.name}.",
         )
+        self._check_questions()
         if self.refill is not None:
             self._check_refill(self.refill)
         if self.checkpoint.keep_best:
             self._check_best()
         self._check_measure()
+
+    def _check_questions(self) -> None:
+        schedule, row = self.schedule, self.row
+        require(
+            schedule is None or self.rollout is not None,
+            f"schedule asks the questions of rollouts, and method {row.name} makes none here: "
+            "remove it.",
+        )
+        require(
+            schedule is None or max(schedule.last, schedule.repeat_every) < self.steps,
+            "schedule has a point, or begins again, after the last of "
+            f"{self.steps} steps: raise steps, or leave that out.",
+        )
+        require(
+            self.curriculum is None or row.source == "policy",
+            f"curriculum goes by pass rates of the policy, and method {row.name} does not sample "
+            "from it: remove it.",
+        )
+        require(
+            bool(self.evaluation.every_steps) or not self.data.more_validation,
+            "data.more_validation does nothing, as evaluation.every_steps is 0: leave one out.",
+        )
 
     def _check_objective(self) -> None:
         row, objective, update = self.row, self.objective, self.update

@@ -18,7 +18,7 @@ Budget = Literal["samples", "updates", "tokens"]
 TUNING_SEED = 0
 """Its runs choose each arm's settings; the seeds that are compared are 1, 2, ..."""
 
-_ASKED = ("data.validation", "data.test", "evaluation.")
+_ASKED = ("data.validation", "data.test", "data.more_", "evaluation.")
 """Fields that say on which questions, when and how arms are evaluated: the same for all."""
 
 
@@ -113,7 +113,8 @@ class Study:
         if kind == "run" and start in self.starts:
             init_from = f"run:{self.name(start, seed)}{at}{which}"
         # What chooses does not see the test questions.
-        data = replace(config.data, test="") if seed == TUNING_SEED else config.data
+        tunes = seed == TUNING_SEED
+        data = replace(config.data, test="", more_test=()) if tunes else config.data
         return replace(config, seed=seed, init_from=init_from, data=data)
 
     def __post_init__(self) -> None:

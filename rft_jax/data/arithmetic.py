@@ -10,6 +10,9 @@ solution is one operation a line and the answer:
     12+18=30
     30-5=25
     #### 25
+
+The splits `reworded_*` tell gains, losses and growth in words that the others do not have: a second
+family, for studies of questions that change.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from typing import NamedTuple, TypeVar
 SEED = 20240203
 """Seed of the published splits; another value makes another data set."""
 
-SPLITS = {"demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048}
+SPLITS = {
+    "demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048,
+    "reworded_train": 8192, "reworded_validation": 1024, "reworded_test": 2048,
+}  # fmt: skip
 """Number of problems in each split."""
 
 SMALLEST, LARGEST = 1, 99
@@ -41,9 +47,22 @@ OBJECTS = (
     "kites", "lemons", "nuts", "pears", "pens", "plums", "rings", "shells", "stamps", "stones",
     "toys",
 )  # fmt: skip
-GAINS = ("finds", "gets", "makes", "wins")
-LOSSES = ("loses", "sells", "breaks", "uses")
-GROWTHS = ("soon has", "then has", "later has")
+
+
+class Words(NamedTuple):
+    """How events are told."""
+
+    gains: tuple[str, ...] = ("finds", "gets", "makes", "wins")
+    losses: tuple[str, ...] = ("loses", "sells", "breaks", "uses")
+    growths: tuple[str, ...] = ("soon has", "then has", "later has")
+
+
+PLAIN = Words()
+REWORDED = Words(
+    gains=("picks", "earns", "bakes", "draws"),
+    losses=("drops", "eats", "spends", "throws"),
+    growths=("now has", "next has", "at last has"),
+)
 CONTAINERS = ("bags", "boxes", "packs")
 RECEIVERS = ("friends", "cousins", "boys", "girls")
 QUESTIONS = (
@@ -78,20 +97,27 @@ def problems(seed: int, count: int) -> Iterator[Problem]:
     No two share a solution, so that a held-out problem is never a known one in other words; hence
     no two share a question.
     """
-    return islice(_distinct_problems(seed), count)
+    return islice(_distinct_problems(seed, PLAIN, set()), count)
 
 
 def splits() -> dict[str, list[Problem]]:
-    """The published data: consecutive pieces of one stream, in the order of their row numbers."""
-    stream = _distinct_problems(SEED)
-    return {name: list(islice(stream, size)) for name, size in SPLITS.items()}
+    """The published data: consecutive pieces of one stream for each family, in the order of their
+    row numbers. No two problems share a solution, of whichever family they are."""
+    seen = set[str]()
+    plain, reworded = (
+        _distinct_problems(SEED + family, words, seen)
+        for family, words in enumerate((PLAIN, REWORDED))
+    )
+    return {
+        name: list(islice(reworded if name.startswith("reworded") else plain, size))
+        for name, size in SPLITS.items()
+    }
 
 
-def _distinct_problems(seed: int) -> Iterator[Problem]:
+def _distinct_problems(seed: int, words: Words, seen: set[str]) -> Iterator[Problem]:
     source = random.Random(seed)
-    seen = set()
     while True:
-        problem = _problem(source)
+        problem = _problem(source, words)
         if problem.solution not in seen:
             seen.add(problem.solution)
             yield problem
@@ -102,7 +128,7 @@ def _pick(source: random.Random, choices: Sequence[Choice]) -> Choice:
     return choices[int(source.random() * len(choices))]
 
 
-def _problem(source: random.Random) -> Problem:
+def _problem(source: random.Random, words: Words) -> Problem:
     pronoun = _pick(source, tuple(NAMES))
     name, objects = _pick(source, NAMES[pronoun]), _pick(source, OBJECTS)
     start = value = _pick(source, STARTS)
@@ -110,7 +136,7 @@ def _problem(source: random.Random) -> Problem:
     told: list[str] = []
     operations: list[str] = []
     while len(operations) < wanted:
-        event = _pick(source, EVENTS)(source, value)
+        event = _pick(source, EVENTS)(source, value, words)
         fits = len(operations) + len(event.operations) <= wanted
         if fits and SMALLEST <= event.value <= LARGEST:
             told.append(event.told)
@@ -125,36 +151,36 @@ def _problem(source: random.Random) -> Problem:
     )
 
 
-def _gain(source: random.Random, value: int) -> _Event:
+def _gain(source: random.Random, value: int, words: Words) -> _Event:
     n = _pick(source, AMOUNTS)
-    return _Event(f"{_pick(source, GAINS)} {n}", (f"{value}+{n}={value + n}",), value + n)
+    return _Event(f"{_pick(source, words.gains)} {n}", (f"{value}+{n}={value + n}",), value + n)
 
 
-def _loss(source: random.Random, value: int) -> _Event:
+def _loss(source: random.Random, value: int, words: Words) -> _Event:
     n = _pick(source, AMOUNTS)
-    return _Event(f"{_pick(source, LOSSES)} {n}", (f"{value}-{n}={value - n}",), value - n)
+    return _Event(f"{_pick(source, words.losses)} {n}", (f"{value}-{n}={value - n}",), value - n)
 
 
-def _growth(source: random.Random, value: int) -> _Event:
+def _growth(source: random.Random, value: int, words: Words) -> _Event:
     k = _pick(source, FACTORS)
-    told = f"{_pick(source, GROWTHS)} {k} times as many"
+    told = f"{_pick(source, words.growths)} {k} times as many"
     return _Event(told, (f"{k}*{value}={k * value}",), k * value)
 
 
-def _purchase(source: random.Random, value: int) -> _Event:
+def _purchase(source: random.Random, value: int, words: Words) -> _Event:
     k, m = _pick(source, FACTORS), _pick(source, FACTORS)
     new = value + k * m
     told = f"buys {k} {_pick(source, CONTAINERS)} of {m}"
     return _Event(told, (f"{k}*{m}={k * m}", f"{value}+{k * m}={new}"), new)
 
 
-def _gift(source: random.Random, value: int) -> _Event:
+def _gift(source: random.Random, value: int, words: Words) -> _Event:
     k, m = _pick(source, FACTORS), _pick(source, FACTORS)
     new = value - k * m
     told = f"gives {m} to each of {k} {_pick(source, RECEIVERS)}"
     return _Event(told, (f"{k}*{m}={k * m}", f"{value}-{k * m}={new}"), new)
 
 
-EVENTS: tuple[Callable[[random.Random, int], _Event], ...] = (
+EVENTS: tuple[Callable[[random.Random, int, Words], _Event], ...] = (
     _gain, _loss, _growth, _purchase, _gift,
 )  # fmt: skip

@@ -19,8 +19,8 @@ from rft_jax.data import arithmetic
 class ArithmeticProblems(tfds.core.GeneratorBasedBuilder):
     """Rows of {question, answer, solution}; a row's number is its question's id."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Splits reworded_*."}  # noqa: RUF012
 
     def _info(self) -> Any:
         # Text, but declared by its numpy type: all that a reader without TensorFlow can decode.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -12,10 +14,25 @@ from rft_jax.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Position:
-    """Where the stream stands: of the epoch's order the first `index` questions are taken."""
+    """Where the stream stands: of the epoch's order the first `index` questions are taken.
+
+    further: where the streams of a schedule's further sources stand.
+    """
 
     epoch: int = 0
     index: int = 0
+    further: tuple[Position, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The position as a checkpoint holds it."""
+        further = {"further": [one.to_json() for one in self.further]} if self.further else {}
+        return {"epoch": self.epoch, "index": self.index, **further}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Position:
+        """The inverse of `to_json`."""
+        further = tuple(Position.from_json(one) for one in values.get("further", ()))
+        return Position(**{**values, "further": further})
 
 
 def epoch_order(num_questions: int, seed: int, epoch: int) -> Int[np.ndarray, "num_questions"]:
@@ -43,13 +60,7 @@ def take(
 
     Raises CheckpointError when the position does not fit `num_questions`.
     """
-    epoch, index = position.epoch, position.index
-    if not (epoch >= 0 and 0 <= index < num_questions):
-        raise CheckpointError(
-            f"question stream: epoch {epoch}, index {index} does not exist among {num_questions} "
-            "questions: the source has changed since the position was saved; bring it back or "
-            "start a new run."
-        )
+    epoch, index = _checked(num_questions, position)
     if count < 0:
         raise CheckpointError(
             f"question stream: a take of {count} questions was asked for: it must be 0 or more."
@@ -63,3 +74,27 @@ def take(
         if index == num_questions:
             epoch, index = epoch + 1, 0
     return np.concatenate(pieces), Position(epoch, index)
+
+
+def ahead(num_questions: int, seed: int, position: Position) -> Iterator[tuple[int, Position]]:
+    """The rows of the stream up to the end of the next epoch, each with the position after it.
+
+    Every row is among them. Arguments and error as of `take`.
+    """
+    epoch, index = _checked(num_questions, position)
+    for number, first in ((epoch, index), (epoch + 1, 0)):
+        order = epoch_order(num_questions, seed, number)
+        for place in range(first, num_questions):
+            ends = place + 1 == num_questions
+            yield int(order[place]), Position(number + ends, 0 if ends else place + 1)
+
+
+def _checked(num_questions: int, position: Position) -> tuple[int, int]:
+    epoch, index = position.epoch, position.index
+    if not (epoch >= 0 and 0 <= index < num_questions):
+        raise CheckpointError(
+            f"question stream: epoch {epoch}, index {index} does not exist among {num_questions} "
+            "questions: the source has changed since the position was saved; bring it back or "
+            "start a new run."
+        )
+    return epoch, index

@@ -22,11 +22,10 @@ from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.clock import SaveClock
 from rft_jax.checkpoint.policy import FINISHED
 from rft_jax.config import Config
+from rft_jax.data import curriculum, schedule
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest
 from rft_jax.errors import UserError
-from rft_jax.evaluation.evaluate import evaluate, turnover, write_rows
-from rft_jax.io.jsonl import read_jsonl
 from rft_jax.io.paths import write_atomically
 from rft_jax.observe.alarms import measured
 from rft_jax.observe.log import Kind
@@ -37,11 +36,13 @@ from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout, verify
 from rft_jax.rollout.funnel import funnel
 from rft_jax.runs import setup
+from rft_jax.runs.evaluating import evaluate_sets
 from rft_jax.runs.sources import (
     PolicySource,
     Pool,
     Source,
     demonstrations,
+    num_unasked,
     seconds_of,
     slow_verdicts_of,
     take,
@@ -73,7 +74,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     policy = functools.cache(lambda: run.rollout_params(state.train.params))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
-        questions, position = take(source, config.seed, position, asked)
+        questions, position = take(source, config.seed, position, asked, state.step, state.history)
         outputs = source.outputs(questions, policy, state.step, state.control.temperature)
         if isinstance(outputs, Kept):
             kept = outputs
@@ -86,7 +87,9 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
         except UserError:  # of a method's coefficient: the log shows what it was given
             _write_log(run, state, rounds, asked)
             raise
-        if batch_filling.is_full(kept, state.surplus, config, num_unasked=source.size - len(asked)):
+        if batch_filling.is_full(
+            kept, state.surplus, config, num_unasked=num_unasked(source, state.step, asked)
+        ):
             break
     policy.cache_clear()  # the update needs the room
     metrics = _log_rollout(run, state, rounds, asked, kept)
@@ -103,10 +106,12 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
         sampled_outputs=sum(len(drawn.samples) for drawn in rounds),
     )
     minibatches = split(sequences, config, state.step)
+    history = curriculum.recorded(state.history, samples_of(rounds), state.step, config.curriculum)
     state = state._replace(
         position=position, surplus=surplus, counters=counters, minibatches=minibatches,
         rollout=state.step,
         control=state.control._replace(entropy=metrics.get("policy/entropy")),
+        history=history,
     )  # fmt: skip
     state, updated = _update(run, state, rounds, began)
     return state, metrics | filled | updated
@@ -200,6 +205,7 @@ def _log_rollout(
         | seconds
         | slow_verdicts_of(rounds)
         | mean_kl(samples, run.config)
+        | schedule.metrics(run.config, list(asked.values()), state.history)
         | {"policy/entropy": float(np.concatenate([d.entropies for d in rounds]).mean())}
         | sampling_metrics(run.meter, decoded, seconds["seconds/sampling"])
     )
@@ -292,7 +298,7 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]
     config, train = run.config, run.questions.train
     kind, evaluated = config.row.source, run.questions.evaluated
     if config.pool is None or not config.pool.from_rollouts:
-        setup.warn_of_shared(run.name, {"data.train": train, **evaluated})
+        setup.warn_of_shared(run.name, run.questions.parts)
     if kind == "policy":
         return PolicySource(train, config, run.sampling), state, {}
     if kind == "demonstrations":
@@ -327,32 +333,16 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]
     return source, state, {}
 
 
-def validation_rows(step: int) -> str:
-    """The file of the rows of the evaluation after a step."""
-    return f"validation-{step:06d}.jsonl"
-
-
 def _evaluate(run: Run, state: State, kind: Kind) -> tuple[float | None, float]:
-    """Evaluate on one set, log it; the greedy accuracy, and what checkpoints are judged by."""
-    settings = run.config.evaluation
-    validation = kind == "validation"
+    """Evaluate on the sets of a kind, log it; of the main one the greedy accuracy, and what
+    checkpoints are judged by."""
     began = time.perf_counter()
     with phase("evaluating"):
-        metrics, rows = evaluate(
-            run.rollout_params(state.train.params),
-            run.questions.validation if validation else run.questions.test,
-            replace(run.sampling, verifier=run.evaluator),
-            settings,
-            num_samples=(
-                settings.samples_per_question if validation else settings.test_samples_per_question
-            ),
-        )
-    folder = run.folder / "evaluation"
-    if is_main():
-        write_rows(folder / (validation_rows(state.step) if validation else "test.jsonl"), rows)
-        start = folder / validation_rows(0)
-        if validation and state.step and start.is_file():
-            metrics |= turnover(read_jsonl(start, {"question_id": int}), rows)
+        metrics = evaluate_sets(
+            run.rollout_params(state.train.params), run.questions.sets(kind),
+            replace(run.sampling, verifier=run.evaluator), run.config.evaluation,
+            kind=kind, step=state.step, folder=run.folder / "evaluation",
+        )  # fmt: skip
     run.write(kind, state, metrics | {"seconds/evaluating": time.perf_counter() - began})
     return metrics["greedy/accuracy"], measured(metrics, run.config.checkpoint.measure)
 
@@ -368,13 +358,15 @@ def save(run: Run, state: State, judged: float | None) -> float:
     if run.log is not None:
         run.log.settle()
     host: dict[str, Any] = {
-        "position": asdict(state.position),
-        "replayed": asdict(state.replayed),
+        "position": state.position.to_json(),
+        "replayed": state.replayed.to_json(),
         "control": state.control._asdict(),
         "counters": asdict(state.counters) | {"seconds": time.perf_counter() - run.began},
     }
     if run.config.refill is not None:
         host["surplus"] = batch_filling.to_json(state.surplus)
+    if state.history:
+        host["history"] = curriculum.to_json(state.history)
     if state.minibatches:
         host["minibatches"], host["rollout"] = to_json(state.minibatches), state.rollout
     with phase("checkpointing"):

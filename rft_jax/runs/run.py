@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,7 @@ from rft_jax.checkpoint.provenance import check_same_config, moved
 from rft_jax.checkpoint.start import load_start
 from rft_jax.config import Config
 from rft_jax.config.steps import Steps
+from rft_jax.data import curriculum
 from rft_jax.data.prompts import with_ends
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import by_main, from_main, is_main, largest, main_first
@@ -137,7 +139,7 @@ def run(
     with contextlib.ExitStack() as stack:
         signal = stack.enter_context(stop_on_signals())
         compilations = stack.enter_context(count_compilations())
-        known = [*questions.train, *questions.validation]
+        known = [*questions.train, *itertools.chain(*questions.sets("validation").values())]
         verifier, evaluator = stack.enter_context(open_verifiers(config, known))
         checkpoints = stack.enter_context(checkpoint.open_manager(saved_in, config.checkpoint))
         critic = Critic(config, mesh, layout, vocab_size)
@@ -289,14 +291,15 @@ def _resumed(
         state = State(
             saved.state,
             step,
-            Position(**saved.host["position"]),
+            Position.from_json(saved.host["position"]),
             counters=Counters(**saved.host["counters"]),
             minibatches=minibatches.from_json(saved.host.get("minibatches"), source=path),
             rollout=saved.host.get("rollout", step),
             control=Control(**saved.host.get("control", {})),
-            replayed=Position(**saved.host.get("replayed", {})),
+            replayed=Position.from_json(saved.host.get("replayed", {})),
+            history=curriculum.from_json(saved.host.get("history", ())),
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: host holds {saved.host}, which is no position and counters of this version: "
             "use the version that wrote it, or start over with another --workdir."

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import itertools
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,8 @@ from rft_jax.checkpoint.inputs import Input, Inputs
 from rft_jax.checkpoint.policy import start_folder, start_of
 from rft_jax.checkpoint.provenance import check_name, load_config
 from rft_jax.config import Config, DataConfig, ModelConfig
+from rft_jax.config.fields import named_sources
+from rft_jax.data import schedule
 from rft_jax.data.prompts import ends_text, prompt_text, split_by_length
 from rft_jax.data.sources import load
 from rft_jax.data.tokenizers import load as tokenizers
@@ -40,24 +44,58 @@ from rft_jax.verification.canary import evaluation_spec, training_spec
 logger = logging.getLogger(__name__)
 
 
+_USES = {
+    "data.train": "train", "schedule.sources": "train",
+    "data.validation": "validation", "data.more_validation": "validation",
+    "data.test": "test", "data.more_test": "test",
+}  # fmt: skip
+
+
+def use_of(setting: str) -> str:
+    """What the questions are for that a setting, or one of its names, `SETTING[NAME]`, gives."""
+    return _USES.get(setting.partition("[")[0], setting)
+
+
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a run by their use.
+    """The questions of a run.
 
-    inputs: digests of all that their sources hold; too_long: how many of a use are left out; a log
-    of rollouts (pool.from_rollouts) counts its own.
+    parts: by their setting, `SETTING[NAME]` where it gives several sources; inputs: digests of all
+    that these hold; too_long: how many of a use are left out; a log of rollouts
+    (pool.from_rollouts) counts its own.
     """
 
-    train: tuple[Question, ...]
-    validation: tuple[Question, ...]
-    test: tuple[Question, ...]
+    parts: Mapping[str, tuple[Question, ...]]
     inputs: Inputs = field(default_factory=dict)
     too_long: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def train(self) -> tuple[Question, ...]:
+        """Those of all sources, one source's after the other's."""
+        return tuple(itertools.chain.from_iterable(self.sets("train").values()))
+
+    @property
+    def validation(self) -> tuple[Question, ...]:
+        """Those of data.validation."""
+        return self.parts.get("data.validation", ())
+
+    @property
+    def test(self) -> tuple[Question, ...]:
+        """Those of data.test."""
+        return self.parts.get("data.test", ())
+
+    def sets(self, use: str) -> dict[str, tuple[Question, ...]]:
+        """Those of a use by the names of sets, the main one's empty."""
+        return {
+            setting.partition("[")[2].rstrip("]"): questions
+            for setting, questions in self.parts.items()
+            if use_of(setting) == use
+        }
+
+    @property
     def evaluated(self) -> dict[str, tuple[Question, ...]]:
         """Those that the run evaluates on, by their setting."""
-        return {"data.validation": self.validation, "data.test": self.test}
+        return {name: one for name, one in self.parts.items() if use_of(name) != "train"}
 
 
 def make_folder(folder: Folder) -> None:
@@ -135,43 +173,47 @@ def load_questions(config: Config, tokenizer: Tokenizer) -> Questions:
 
     Raises DataError for bad rows, and for those that are too long unless data.drop_too_long.
     """
-    data, sources = config.data, _sources(config)
-    loaded = {
-        use: _load(sources[f"data.{use}"], config) if f"data.{use}" in sources else ()
-        for use in ("train", "validation", "test")
-    }
+    data, sources, plan = config.data, _sources(config), config.schedule
+    loaded = {setting: _load(source, config) for setting, source in sources.items()}
     inputs: Inputs = {}
-    for name, source in sources.items():
-        inputs |= digests.of_rows(name, source, loaded[name.removeprefix("data.")])
+    for setting, source in sources.items():
+        inputs |= digests.of_rows(setting, source, loaded[setting])
     if first := config.evaluation.num_questions:
-        loaded["validation"] = loaded["validation"][:first]
+        loaded |= {one: loaded[one][:first] for one in loaded if use_of(one) == "validation"}
+    most = {"data.train": 1.0}
+    if plan is not None:
+        trained = [setting for setting in sources if use_of(setting) == "train"]
+        most = dict(zip(trained, plan.most, strict=True))
+        for number, one in enumerate(trained):
+            loaded[one] = schedule.numbered(loaded[one], number, sources[one])
     split = {
-        use: split_by_length(
+        setting: split_by_length(
             questions,
-            source=getattr(data, use),
+            source=sources[setting],
             data=data,
             tokenizer=tokenizer,
-            demonstrations=use == "train" and config.row.source == "demonstrations",
+            demonstrations=setting == "data.train" and config.row.source == "demonstrations",
         )
-        for use, questions in loaded.items()
+        for setting, questions in loaded.items()
     }
     settle_too_long([sentence for _, sentence in split.values()], data)
-    for use, (fitting, sentence) in split.items():
+    too_long: Counter[str] = Counter()
+    for setting, (fitting, sentence) in split.items():
         if sentence and not fitting:
-            raise DataError(f"{sentence}: none is left for data.{use}.")
-    # RFT from a log of rollouts asks no questions, and counts its own.
-    uses = [use for use in split if use != "train" or "data.train" in sources]
+            raise DataError(f"{sentence}: none is left for {setting}.")
+        too_long[use_of(setting)] += len(loaded[setting]) - len(fitting)
     questions = Questions(
-        **{use: fitting for use, (fitting, _) in split.items()},
-        inputs=inputs,
-        too_long={use: len(loaded[use]) - len(split[use][0]) for use in uses},
+        {setting: fitting for setting, (fitting, _) in split.items()}, inputs, dict(too_long)
     )
     asked = config.rollout.questions_per_step if config.rollout else 0
-    if asked > len(questions.train):
-        raise ConfigError(
-            f"rollout.questions_per_step is {asked} and {data.train} has {len(questions.train)} "
-            "questions: ask at most that many in a step."
-        )
+    for setting, share in most.items():
+        of_source, there = math.ceil(asked * share), len(questions.parts.get(setting, ()))
+        if of_source > there:
+            given = f", {of_source} of them from {setting}," if of_source < asked else ""
+            raise ConfigError(
+                f"rollout.questions_per_step is {asked}{given} and {sources[setting]} has {there} "
+                "questions: ask at most that many in a step."
+            )
     return questions
 
 
@@ -205,7 +247,7 @@ def warn_of_shared(name: str, parts: Mapping[str, Sequence[Question]]) -> None:
     shared = [
         f"{a} and {b} share {len(both):,}"
         for a, b in itertools.combinations(texts, 2)
-        if (both := texts[a] & texts[b])
+        if use_of(a) != use_of(b) and (both := texts[a] & texts[b])
     ]
     if shared and is_main():
         logger.warning(
@@ -219,12 +261,20 @@ def _sources(config: Config) -> dict[str, str]:
     """The sources that a run reads, by their fields."""
     # RFT from a log of rollouts asks no questions.
     from_log = config.pool is not None and bool(config.pool.from_rollouts)
+    data, plan = config.data, config.schedule
     sources = {
-        "data.train": "" if from_log else config.data.train,
-        "data.validation": config.data.validation if config.evaluation.every_steps else "",
-        "data.test": config.data.test,
+        "data.train": "" if from_log else data.train,
+        **_each("schedule.sources", () if plan is None else plan.sources),
+        "data.validation": data.validation if config.evaluation.every_steps else "",
+        **_each("data.more_validation", data.more_validation),
+        "data.test": data.test,
+        **_each("data.more_test", data.more_test),
     }
-    return {use: source for use, source in sources.items() if source}
+    return {setting: source for setting, source in sources.items() if source}
+
+
+def _each(setting: str, values: Sequence[str]) -> dict[str, str]:
+    return {f"{setting}[{name}]": one for name, one in named_sources(setting, values).items()}
 
 
 def inputs_of_finished(
@@ -233,9 +283,9 @@ def inputs_of_finished(
     """What a finished run rests on, as far as it is there; weights of the known size and time are
     not read."""
     inputs: Inputs = {}
-    for use, source in _sources(config).items():
+    for setting, source in _sources(config).items():
         with contextlib.suppress(UserError):  # what is gone is needed no more
-            inputs |= digests.of_rows(use, source, _load(source, config))
+            inputs |= digests.of_rows(setting, source, _load(source, config))
     with contextlib.suppress(UserError):
         inputs |= inputs_beside_data(config, workdir, run, known, starts=False)
     return {name: one for name, one in inputs.items() if one.sha256 is not None}

@@ -7,8 +7,9 @@ and a pool are fixed sets: selected and weighed once, as a whole, by the functio
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 
 from rft_jax.checkpoint.inputs import Input, of_outputs
 from rft_jax.config import Config
-from rft_jax.data import stream
+from rft_jax.data import schedule, stream
+from rft_jax.data.curriculum import History
 from rft_jax.data.prompts import completion_tokens, prompt_tokens, split_by_length
 from rft_jax.data.stream import Position
 from rft_jax.distributed.collectives import from_main, meet
@@ -63,6 +65,11 @@ class PolicySource:
         """Rows taken at a time."""
         assert self.config.rollout is not None
         return self.config.rollout.questions_per_step
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each source."""
+        return schedule.sizes(self.questions, self.config)
 
     def outputs(
         self,
@@ -152,19 +159,38 @@ Source = PolicySource | FixedSet
 
 
 def take(
-    source: Source, seed: int, position: Position, asked: Container[int]
+    source: Source,
+    seed: int,
+    position: Position,
+    asked: Container[int],
+    step: int = 0,
+    history: History = MappingProxyType({}),
 ) -> tuple[list[int], Position]:
     """The next rows of a source's stream, none of those asked, and the position after them.
+
+    step, history: what a schedule and a curriculum go by.
 
     A question that a step has asked is passed over: it would get the same samples, as their keys
     are addressed. So is, for the same reason, one that an epoch's end and the next one's start
     both name.
     """
+    if isinstance(source, PolicySource) and not schedule.is_plain(source.config):
+        questions, sizes = source.questions, source.sizes
+        return schedule.take(questions, sizes, source.config, position, asked, step, history)
     while True:
         rows, position = stream.take(source.size, seed, position, source.per_step)
         named = rows.tolist() if source.repeats else list(dict.fromkeys(rows.tolist()))
         if new := [row for row in named if row not in asked]:
             return new, position
+
+
+def num_unasked(source: Source, step: int, asked: Sized) -> int:
+    """How many rows a step has left to ask, of sources that it asks at all."""
+    if isinstance(source, FixedSet):
+        return source.size - len(asked)
+    counts = schedule.counts(source.config, step)
+    parts = zip(source.sizes, counts, strict=True)
+    return sum(size for size, count in parts if count) - len(asked)
 
 
 def demonstrations(questions: Sequence[Question], config: Config, sampling: Sampling) -> FixedSet:
@@ -273,11 +299,17 @@ class Pool:
 
     def rounds(self) -> Iterator[tuple[int, list[int]]]:
         """Step and rows of each rollout that fills the pool."""
+        assert self.config.pool is not None
         source = PolicySource(self.questions, self.config, self.sampling)
-        position = Position(*divmod(self.steps.start * source.per_step, source.size))
-        for step in self.steps:
-            rows, position = take(source, self.config.seed, position, frozenset())
-            yield step, rows
+        first = self.steps.start if schedule.is_plain(self.config) else 0
+        position = Position(*divmod(first * source.per_step, source.size))
+        updates = self.config.pool.every_steps or self.config.steps
+        for step in range(first, self.steps.stop):
+            # A schedule's: the rollouts of a pool stand for its updates, evenly.
+            update = step * updates // self.config.pool.rollout_steps
+            rows, position = take(source, self.config.seed, position, frozenset(), update)
+            if step in self.steps:
+                yield step, rows
 
     def _outputs(self, rows: Sequence[int]) -> int:
         """Of a rollout of these rows."""
@@ -388,6 +420,7 @@ class Pool:
             if data.drop_too_long:
                 counts["data/too_long"] = len(asked) - len(fitting)
         logged = of_outputs(named, pairs)
+        counts |= schedule.metrics(self.config, list(asked.values()), {})
         return replace(fixed, logged=logged), counts | {
             "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),

@@ -7,11 +7,13 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.inputs import Input
 from rft_jax.config import Config
+from rft_jax.data.curriculum import History
 from rft_jax.data.stream import Position
 from rft_jax.io.paths import Folder
 from rft_jax.models.adapters import join
@@ -71,7 +73,8 @@ class State(NamedTuple):
     pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
     critic: the value function, where the method has one; rollout: step of the last rollout;
     control: what it was sampled with (training/control.py); replayed: position among the outputs
-    that are replayed (replay.py).
+    that are replayed (replay.py); history: pass rates of questions asked, for
+    a curriculum.
     """
 
     train: TrainState
@@ -85,6 +88,7 @@ class State(NamedTuple):
     rollout: int = 0
     control: Control = Control()
     replayed: Position = Position()
+    history: History = MappingProxyType({})
 
     def beside(self, config: Config) -> dict[str, Any]:
         """What a checkpoint holds beside the policy and the host's facts."""

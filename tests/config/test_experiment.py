@@ -15,9 +15,11 @@ import tiny
 from rft_jax.config import (
     Config,
     CriticConfig,
+    CurriculumConfig,
     PoolConfig,
     RefillConfig,
     ReplayConfig,
+    ScheduleConfig,
 )
 from rft_jax.config import experiment as experiments
 from rft_jax.config.experiment import load, override
@@ -275,7 +277,11 @@ def test_what_is_missing_gets_its_default() -> None:
 def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
-    none = {"refill": RefillConfig, "replay": ReplayConfig, "critic": CriticConfig}
+    none = {
+        "replay": ReplayConfig,
+        "refill": RefillConfig, "schedule": ScheduleConfig, "curriculum": CurriculumConfig,
+        "critic": CriticConfig,
+    }  # fmt: skip
     missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
     assert [name for name in field_types() if name not in missing] == [
         name for name in values if name not in none
@@ -283,7 +289,11 @@ def test_every_field_is_flattened_once() -> None:
     assert replace_fields(config, values) == config
     refill = RefillConfig(accepted=3, max_sampled=16)
     replay = ReplayConfig(sequences_per_step=2, weight=0.1)
-    sections = {"refill": refill, "replay": replay, "critic": CriticConfig()}
+    sections = {
+        "replay": replay,
+        "refill": refill, "critic": CriticConfig(), "curriculum": CurriculumConfig(drop_below=0.1),
+        "schedule": ScheduleConfig(("b=jsonl:b",), ("0: 1, 1",)),
+    }  # fmt: skip
     full = flatten(tiny.online_rft(method="ppo", **sections))
     assert [name for name in full if name in missing] == missing
     assert flatten(tiny.sft())["rollout"] is None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rft_jax.data.arithmetic import SEED, problems, splits
+from rft_jax.data.arithmetic import PLAIN, REWORDED, SEED, problems, splits
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
@@ -40,11 +40,11 @@ def retold(question):
                 value += numbers[0] * numbers[1]
             case "gives":
                 value -= numbers[0] * numbers[1]
-            case "soon" | "then" | "later":
+            case "soon" | "then" | "later" | "now" | "next" | "at":
                 value *= numbers[0]
-            case "finds" | "gets" | "makes" | "wins":
+            case word if word in PLAIN.gains + REWORDED.gains:
                 value += numbers[0]
-            case "loses" | "sells" | "breaks" | "uses":
+            case word if word in PLAIN.losses + REWORDED.losses:
                 value -= numbers[0]
             case other:
                 raise AssertionError(other)
@@ -64,6 +64,7 @@ def test_every_problem_is_right(published):
 def test_splits_have_their_sizes_and_share_nothing(published):
     assert {name: len(rows) for name, rows in published.items()} == {
         "demonstrations": 2000, "train": 8192, "validation": 1024, "test": 2048,
+        "reworded_train": 8192, "reworded_validation": 1024, "reworded_test": 2048,
     }  # fmt: skip
     rows = [problem for split in published.values() for problem in split]
     assert len({problem.question for problem in rows}) == len(rows)
@@ -77,12 +78,14 @@ def test_splits_are_pieces_of_one_stream(published):
 
 @pytest.mark.slow
 def test_splits_are_alike(published):
-    """Pieces of one stream: the same share of problems of each length in each."""
-    for rows in published.values():
+    """Pieces of one stream: the same share of problems of each length in each. The second family
+    has fewer short ones: their solutions are taken."""
+    for name, rows in published.items():
+        reworded = name.startswith("reworded")
         lengths = Counter(problem.solution.count("\n") for problem in rows)
         assert set(lengths) == {2, 3, 4}
         for number in lengths.values():
-            assert 0.28 < number / len(rows) < 0.38
+            assert 0.28 - 0.04 * reworded < number / len(rows) < 0.38 + 0.02 * reworded
 
 
 def test_the_vocabulary_is_small(published):
@@ -113,12 +116,30 @@ def test_seeds_differ():
 def test_the_published_splits_never_change(published):
     """Golden digest, made by this generator. Prepared copies of the data carry VERSION of
     arithmetic_builder.py and are not made again: who changes the problems must raise VERSION."""
-    digest = hashlib.sha256()
-    for name, rows in published.items():
-        digest.update(name.encode())
-        for problem in rows:
-            digest.update(repr((problem.question, problem.answer, problem.solution)).encode())
-    assert digest.hexdigest() == GOLDEN
+    for reworded, golden in enumerate(GOLDEN):
+        digest = hashlib.sha256()
+        for name, rows in published.items():
+            if name.startswith("reworded") == bool(reworded):
+                digest.update(name.encode())
+                for problem in rows:
+                    said = (problem.question, problem.answer, problem.solution)
+                    digest.update(repr(said).encode())
+        assert digest.hexdigest() == golden
 
 
-GOLDEN = "3723c345c6f5eb3e972b3de3442da73f15b1e55ca08ae48086293fc2877d8b68"
+GOLDEN = (
+    "3723c345c6f5eb3e972b3de3442da73f15b1e55ca08ae48086293fc2877d8b68",
+    "74f672efd5357c28dbee93e83086003b88091a6c756f149f80d978f353393042",
+)
+
+
+def test_most_reworded_problems_have_a_word_that_the_others_do_not(published):
+    new, old = ({word for words in family for word in words} for family in (REWORDED, PLAIN))
+    assert not new & old
+
+    def share(split):
+        told = [problem.question for problem in published[split]]
+        return sum(any(word in question for word in new) for question in told) / len(told)
+
+    assert share("reworded_train") > 0.85
+    assert share("demonstrations") == share("train") == 0

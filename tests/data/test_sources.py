@@ -251,7 +251,8 @@ def test_an_unknown_split_names_the_known(data_dir):
         load("tfds:arithmetic_problems/dev", data_dir)
     assert str(error.value) == (
         "source 'tfds:arithmetic_problems/dev': there is no split dev; choose one of "
-        "demonstrations, train, validation, test."
+        "demonstrations, train, validation, test, reworded_train, reworded_validation, "
+        "reworded_test."
     )
 
 
@@ -298,7 +299,7 @@ def test_a_data_dir_that_cannot_be_written(tmp_path):
 
 def test_prepared_files_that_are_damaged(tmp_path, small):
     load("tfds:arithmetic_problems/test[:1]", str(tmp_path))
-    (record,) = tmp_path.rglob("*test.array_record*")
+    (record,) = tmp_path.rglob("*-test.array_record*")
     record.write_bytes(record.read_bytes()[:100])
     with pytest.raises(DataError, match=r"or delete its folder arithmetic_problems, which is then"):
         load("tfds:arithmetic_problems/test", str(tmp_path))
@@ -335,7 +336,7 @@ def test_who_comes_second_reads_what_the_first_wrote(tmp_path, monkeypatch, smal
     monkeypatch.setattr(ArithmeticProblems, "_generate_examples", overtaken)
     second = load("tfds:arithmetic_problems/test", folder)
     assert list(second) == first
-    assert [path.name for path in (tmp_path / "arithmetic_problems").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "arithmetic_problems").iterdir()] == ["1.1.0"]
 
 
 ALONE = """
