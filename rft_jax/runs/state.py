@@ -73,8 +73,7 @@ class State(NamedTuple):
     pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
     critic: the value function, where the method has one; rollout: step of the last rollout;
     control: what it was sampled with (training/control.py); replayed: position among the outputs
-    that are replayed (replay.py); history: pass rates of questions asked, for
-    a curriculum.
+    that are replayed (replay.py); history: pass rates of questions asked, for a curriculum.
     """
 
     train: TrainState

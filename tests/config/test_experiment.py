@@ -278,8 +278,7 @@ def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
     none = {
-        "replay": ReplayConfig,
-        "refill": RefillConfig, "schedule": ScheduleConfig, "curriculum": CurriculumConfig,
+        "refill": RefillConfig, "replay": ReplayConfig, "schedule": ScheduleConfig, "curriculum": CurriculumConfig,
         "critic": CriticConfig,
     }  # fmt: skip
     missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
@@ -290,8 +289,7 @@ def test_every_field_is_flattened_once() -> None:
     refill = RefillConfig(accepted=3, max_sampled=16)
     replay = ReplayConfig(sequences_per_step=2, weight=0.1)
     sections = {
-        "replay": replay,
-        "refill": refill, "critic": CriticConfig(), "curriculum": CurriculumConfig(drop_below=0.1),
+        "refill": refill, "replay": replay, "critic": CriticConfig(), "curriculum": CurriculumConfig(drop_below=0.1),
         "schedule": ScheduleConfig(("b=jsonl:b",), ("0: 1, 1",)),
     }  # fmt: skip
     full = flatten(tiny.online_rft(method="ppo", **sections))
