@@ -278,8 +278,8 @@ def test_every_field_is_flattened_once() -> None:
     config = tiny.rft()
     values = flatten(config)
     none = {
-        "refill": RefillConfig, "replay": ReplayConfig, "schedule": ScheduleConfig, "curriculum": CurriculumConfig,
-        "critic": CriticConfig,
+        "refill": RefillConfig, "replay": ReplayConfig, "schedule": ScheduleConfig,
+        "curriculum": CurriculumConfig, "critic": CriticConfig,
     }  # fmt: skip
     missing = [f"{name}.{item.name}" for name in none for item in dataclasses.fields(none[name])]
     assert [name for name in field_types() if name not in missing] == [
@@ -289,7 +289,8 @@ def test_every_field_is_flattened_once() -> None:
     refill = RefillConfig(accepted=3, max_sampled=16)
     replay = ReplayConfig(sequences_per_step=2, weight=0.1)
     sections = {
-        "refill": refill, "replay": replay, "critic": CriticConfig(), "curriculum": CurriculumConfig(drop_below=0.1),
+        "refill": refill, "replay": replay, "critic": CriticConfig(),
+        "curriculum": CurriculumConfig(drop_below=0.1),
         "schedule": ScheduleConfig(("b=jsonl:b",), ("0: 1, 1",)),
     }  # fmt: skip
     full = flatten(tiny.online_rft(method="ppo", **sections))
