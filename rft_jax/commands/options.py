@@ -371,14 +371,14 @@ class ConvertOptions:
     hf:ORG/NAME[@REVISION] of the hub."""
     out: Positional[Path]
     """The new folder for the model."""
-    average: Annotated[tuple[str, ...], arg(metavar="CHECKPOINT=WEIGHT ...")] = ()
-    """Average the parameters with those of other checkpoints of the same model, in float32, each by
-    its weight; what the weights leave of 1 is that of the first. Default: none."""
     dtype: ComputeDtype | None = None
     """Type of the weights. Default: bfloat16 where the checkpoint is computed in it, else
     float32."""
     max_shard_gb: float = 4.0
     """Largest file of weights, in 10^9 bytes; as much is on the host at a time."""
+    average: Annotated[tuple[str, ...], arg(metavar="CHECKPOINT=WEIGHT ...")] = ()
+    """Average the parameters with those of other checkpoints of the same model, in float32, each by
+    its weight; what the weights leave of 1 is that of the first. Default: none."""
 
     def __post_init__(self) -> None:
         _positive(max_shard_gb=self.max_shard_gb)
