@@ -245,6 +245,7 @@ class Config:
     def _check_objective(self) -> None:
         row, objective, update = self.row, self.objective, self.update
         ratio = self.ratio  # which refuses bounds that are none
+        stale = self.refill.max_staleness if self.refill else 0
         online = row.source == "policy"
         for name in ("minibatches", "epochs"):
             value = getattr(update, name)
@@ -295,6 +296,12 @@ class Config:
             "to 0.",
         )
         require(
+            objective.importance_cap == 0 or stale == 0,
+            f"objective.importance_cap is {objective.importance_cap} and refill.max_staleness is "
+            f"{stale}: outputs that are carried over have no log-probs of their policy; set one of "
+            "them to 0.",
+        )
+        require(
             row.trains_on == "accepted" or not self.denominator.startswith("accepted"),
             f"objective.denominator is {self.denominator!r}: method {row.name} trains on incorrect "
             "outputs too; choose sampled, tokens or constant.",
@@ -317,7 +324,6 @@ class Config:
             f"rollout.samples_per_question is {outputs}: method {row.name} compares the outputs of "
             "a question; sample at least 2.",
         )
-        stale = self.refill.max_staleness if self.refill else 0
         require(
             not (row.steps or row.values) or stale == 0,
             f"refill.max_staleness is {stale}: outputs are carried over with one coefficient each, "

@@ -589,6 +589,14 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "objective.importance_cap is 2.0: it acts on rollouts of the policy whose method has no "
         "importance ratio of its own (method grpo): set it to 0.",
     ),
+    "importance of outputs that are carried over": (
+        lambda: tiny.online_rft(
+            refill=RefillConfig(accepted=4, max_sampled=8, max_staleness=1),
+            objective=ObjectiveConfig(importance_cap=2.0),
+        ),
+        "objective.importance_cap is 2.0 and refill.max_staleness is 1: outputs that are carried "
+        "over have no log-probs of their policy; set one of them to 0.",
+    ),
     "an importance cap of a pool": (
         lambda: tiny.rft(objective=ObjectiveConfig(importance_cap=2.0)),
         "objective.importance_cap is 2.0: it acts on rollouts of the policy whose method has no "
