@@ -93,6 +93,10 @@ def finish(
         sampled = rates | {"questions/distinct_correct": distinct} if samples else {}
         more = {"greedy/accuracy": greedy, "policy/entropy": 0.5, "seconds/evaluating": 10.0}
         more |= sampled
+        further = config.data.more_test if kind == "test" else config.data.more_validation
+        for name in (value.partition("=")[0] for value in further):
+            write_lines(folder / "evaluation" / file.replace(kind, f"{kind}-{name}"), rows)
+            more |= {f"{name}/{measure}": value for measure, value in more.items()}
         lines.append(line(kind, step, **more))
 
     if pooled:

@@ -140,7 +140,11 @@ def collect(
         for name, config in {**study.starts, **study.arms}.items()
         if config.data.test
     }
-    tested = {name: _tested(workdir, own) for name, own in runs.items()}
+    data = study.arms[study.base].data
+    sets = [value.partition("=")[0] for value in data.more_test]
+    scored = [study.score]
+    scored += [f"{value.partition('=')[0]}/{study.score}" for value in data.more_validation]
+    tested = {name: _tested(workdir, own, sets) for name, own in runs.items()}
     pairs = [(start, arm) for start in study.starts if start in runs for arm in study.arms]
     pairs += [(study.base, arm) for arm in study.arms if arm != study.base]
     arms = {arm: runs[arm] for arm in study.arms}
@@ -149,6 +153,7 @@ def collect(
         "compared": list(study.arms),
         "baseline": study.base,
         "score": study.score,
+        "scored": scored,
         "equal": list(study.equal),
         "intervals": "seeds and questions",
         "tuning": {
@@ -167,9 +172,7 @@ def collect(
                     cost: float(np.mean([lines_of(workdir, run)[-1][metric] for run in own]))
                     for cost, metric in COSTS.items()
                 },
-                "curves": [
-                    curve(workdir, run, dict.fromkeys((*CURVES, study.score))) for run in own
-                ],
+                "curves": [curve(workdir, run, dict.fromkeys((*CURVES, *scored))) for run in own],
             }
             for name, own in runs.items()
         },
@@ -190,15 +193,23 @@ def collect(
     }
 
 
-def _tested(workdir: Folder, runs: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Values [seed][question] of what the test measured; of what it has once, one a seed."""
+def _tested(
+    workdir: Folder, runs: Sequence[str], sets: Sequence[str]
+) -> dict[str, list[np.ndarray]]:
+    """Values [seed][question] of what the test measured, of further sets as `SET/MEASURE`; of what
+    it has once, one a seed."""
     lines = [test_line(workdir, run) for run in runs]
     ks = [int(name.rpartition("/")[2]) for name in lines[0] if name.startswith("pass_at/")]
     measures = ["greedy/accuracy", *(f"pass_at/{k}" for k in sorted(ks))]
     measures += ["questions/distinct_correct"] if ks else []
     values = {name: [per_question(workdir, run, name) for run in runs] for name in measures}
     entropies = [np.array([line["policy/entropy"]], float) for line in lines]
-    return {**values, "policy/entropy": entropies}
+    further = {
+        f"{part}/{name}": [per_question(workdir, run, name, f"test-{part}.jsonl") for run in runs]
+        for part in sets
+        for name in measures[:2]
+    }
+    return {**values, "policy/entropy": entropies, **further}
 
 
 def _estimate(values: Sequence[Any]) -> dict[str, Any] | None:
@@ -368,6 +379,9 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _title(measure: str) -> str:
+    if measure.count("/") > 1:
+        part, _, measure = measure.partition("/")
+        return f"{part}: {_title(measure)}"
     kind, _, k = measure.partition("/")
     names = {"greedy": "greedy %", "pass_at": f"pass@{k} %", "policy": "entropy"}
     return names.get(kind, "distinct correct")
@@ -384,7 +398,7 @@ def _cell(measure: str, found: Mapping[str, Any] | None, sign: str = "") -> str:
     """`58.7 [56.1, 60.9]`, in percent where it is a share."""
     if found is None:
         return NOTHING
-    share = measure.startswith(("greedy", "pass_at", "accepted"))
+    share = any(name in measure for name in ("greedy", "pass_at", "accepted"))
     scale, form = (100, f"{sign}.1f") if share else (1, f"{sign}.3f")
     mean, low, high = (
         None if found.get(name) is None else format(scale * found[name], form)
@@ -409,6 +423,7 @@ def figure(results: Results) -> bytes:
         (score, "seconds"),
         ("policy/entropy", "cost/updates"),
         ("questions/distinct_correct", "cost/updates"),
+        *((measure, "cost/updates") for measure in results.get("scored", ())[1:]),
     ]
     firsts = [results["arms"][arm]["curves"][0] for arm in compared]
     over = [

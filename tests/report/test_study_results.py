@@ -105,6 +105,25 @@ def test_questions_that_the_start_never_solves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_further_sets_have_columns_and_curves(tmp_path: Path) -> None:
+    study = tiny_study.study(grid={})
+    sets = {"more_validation": ("b=jsonl:b",), "more_test": ("b=jsonl:b",)}
+    arms = {name: replace(arm, data=replace(arm.data, **sets)) for name, arm in study.arms.items()}
+    starts = {"sft": replace(study.starts["sft"], data=replace(study.starts["sft"].data, **sets))}
+    study = replace(study, arms=arms, starts=starts)
+    for name, config in study.runs().items():
+        tiny_study.finish(tmp_path / name, config, RIGHT[name])
+    results = reports.collect(study, tmp_path, {}, {}, [1, 2])
+    found = results["arms"]["rft"]["test"]
+    assert found["b/pass_at/1"] == found["pass_at/1"]
+    curves = results["arms"]["rft"]["curves"][0]
+    assert curves["b/pass_at/1"] == curves["pass_at/1"]
+    text = reports.tables(results)
+    assert "| entropy | b: greedy % | b: pass@1 % |" in text
+    assert reports.figure(results).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_figure(tmp_path: Path) -> None:
     results = collected(tmp_path)
     assert reports.figure(results).startswith(b"\x89PNG")
