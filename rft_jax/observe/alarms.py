@@ -22,6 +22,10 @@ BEYOND_NOISE = 6.0
 """Standard errors by which one mean over a window must be below another."""
 
 
+SOLVED = 0.9
+"""Pass rate from which on outputs agree because they are right."""
+
+
 class Alarm(NamedTuple):
     """A sign from one step on.
 
@@ -135,17 +139,19 @@ def _episodes(name: str, sign: Sign) -> list[Alarm]:
     ]  # fmt: skip
 
 
+def _over(on: Array, count: int, how: Callable[..., Array]) -> Array:
+    """How many (`np.sum`), any or all of the last `count` places are true."""
+    windows = sliding_window_view(np.pad(on, (count - 1, 0)), count) if on.size else on[:, None]
+    return how(windows, axis=-1)
+
+
 def _held(on: Array, window: int) -> Array:
     """A sign of training lasts for a window of steps beyond what shows it."""
-    return (
-        np.any(sliding_window_view(np.pad(on, (window - 1, 0)), window), axis=-1) if on.size else on
-    )
+    return _over(on, window, np.any)
 
 
 def _in_a_row(on: Array, count: int) -> Array:
-    return (
-        np.all(sliding_window_view(np.pad(on, (count - 1, 0)), count), axis=-1) if on.size else on
-    )
+    return _over(on, count, np.all)
 
 
 def _first(values: Array) -> Array:
@@ -156,11 +162,10 @@ def _collapse(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:
     steps, deviation, rate, entropy = lines.means(
         config.window, "questions/reward_deviation", "pass_rate", "policy/entropy"
     )
-    # It falls with the pass rate's own variance, which is no sign: near 1 all is solved.
+    # It falls with the pass rate's own variance, which is no sign.
     spread = deviation / np.sqrt(np.maximum(rate * (1 - rate), 1e-9))
-    low = (spread < config.collapse * _first(spread)) & (
-        entropy < config.collapse * _first(entropy)
-    )
+    low = (spread < config.collapse * _first(spread)) & (rate < SOLVED)
+    low &= entropy < config.collapse * _first(entropy)
     what = "spread of rewards within questions, with the entropy,"
     yield Sign(what, steps, _held(low, config.window), spread, _first(spread))
 
@@ -224,11 +229,8 @@ def _gradient_norm(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:
     windows = sliding_window_view(padded, before)[config.window : -1]
     steps, norm = steps[config.window :], norm[config.window :]
     usual = np.nanmedian(windows, axis=-1) if len(norm) else norm
-    spikes = (norm > config.gradient_norm * usual).astype(int)
-    counts = (
-        np.convolve(spikes, np.ones(config.window, int))[: len(spikes)] if spikes.size else spikes
-    )
-    yield Sign("gradient norm, twice within a window,", steps, counts >= 2, norm, usual)
+    twice = _over(norm > config.gradient_norm * usual, config.window, np.sum) >= 2
+    yield Sign("gradient norm, twice within a window,", steps, twice, norm, usual)
 
 
 def _truncation(lines: Lines, config: AlarmsConfig) -> Iterable[Sign]:

@@ -135,8 +135,9 @@ def _voted(run: LoggedRun) -> np.ndarray:
     return np.array(rows, float).reshape(-1, 2).T
 
 
-def alarms_of(run: LoggedRun) -> list[Alarm]:
-    """The alarms of a run by its own thresholds, the defaults where it has none that are valid."""
+def alarms_of(run: LoggedRun) -> tuple[AlarmsConfig, list[Alarm]]:
+    """The settings of alarms of a run, the defaults where it has none that are valid, and by them
+    its alarms."""
     config = run.info.get("config")
     saved = config if isinstance(config, dict) else {}
     try:
@@ -144,21 +145,26 @@ def alarms_of(run: LoggedRun) -> list[Alarm]:
         measure = CheckpointConfig(**saved.get("checkpoint", {})).measure
     except (ConfigError, TypeError, AttributeError):
         settings, measure = AlarmsConfig(), CheckpointConfig.measure
-    return raised(Lines(run.metrics, measure), settings)
+    return settings, raised(Lines(run.metrics, measure), settings)
 
 
 def alarms_table(runs: Runs) -> Table:
     """Every alarm that was raised, and the settings that are at hand against it."""
-    rows = [
-        (
-            run.name, alarm.name,
-            f"{alarm.since}" + (f" to {alarm.until}" if alarm.until is not None else ""),
-            f"{alarm.what} is {alarm.value:.3g}, against {alarm.reference:.3g}",
-            f"{ALARMS[alarm.name].meaning}; {', '.join(ALARMS[alarm.name].remedies)}",
-        )
-        for run in runs
-        for alarm in alarms_of(run)
-    ]  # fmt: skip
-    notes = () if rows else ("No alarm was raised.",)
+    rows, notes = [], []
+    for run in runs:
+        settings, found = alarms_of(run)
+        for alarm in found:
+            kind, until = ALARMS[alarm.name], alarm.until
+            seen = f"{alarm.what} is {alarm.value:.3g}, against {alarm.reference:.3g}"
+            steps = f"{alarm.since}" if until is None else f"{alarm.since} to {until}"
+            helps = f"{kind.meaning}; {', '.join(kind.remedies)}"
+            rows.append((run.name, alarm.name, steps, seen, helps))
+        if settings.action in ("stop", "best") and any(alarm.until is None for alarm in found):
+            last = max(line["step"] for line in run.metrics)
+            tested = f"; its last evaluation is of step {run.final['step']}" if run.final else ""
+            action = f"alarms.action={settings.action}"
+            notes.append(f"{run.name} was ended at step {last} ({action}){tested}.")
+    if not rows and any(run.metrics for run in runs):
+        notes.append("No alarm was raised.")
     header = ("run", "alarm", "at step", "what was seen", "what it means; what helps")
-    return Table(header, tuple(rows), notes if any(run.metrics for run in runs) else ())
+    return Table(header, tuple(rows), tuple(notes))

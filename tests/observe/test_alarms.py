@@ -117,6 +117,10 @@ def test_noise_raises_no_alarm(seed: int) -> None:
             "pass_rate": falling(0.4, 0.9),
         },
         {"log_prob_incorrect": falling(-0.4, -0.1), "pass_rate": falling(0.4, 0.6)},
+        {
+            "reward_deviation": falling(0.25, 0.0), "entropy": falling(0.3, 0.1),
+            "pass_rate": lambda share: 0.4 if share < 0.3 else 0.97,
+        },
         # More is gained than lost.
         {"lost": falling(0.1, 0.5), "solved_change": falling(0, 0.2)},
         # Sure, and right.

@@ -453,7 +453,7 @@ def test_a_run_without_evaluation(tmp_path: Path) -> None:
 
 def test_the_page_says_whether_runs_are_healthy(tmp_path: Path) -> None:
     """Every alarm with what helps, by the thresholds of its run."""
-    for name, cut in (("well", 0), ("ill", 100), ("own", 100)):
+    for name, cut in (("well", 0), ("ill", 100), ("own", 100), ("ended", 100)):
         folder = make_run(tmp_path, name, "online_rft", 0.1, 0.2)
         lines = [train_line(step, 0.2, "online_rft") for step in range(1, STEPS + 1)]
         for line in lines[STEPS // 2 :]:
@@ -461,16 +461,18 @@ def test_the_page_says_whether_runs_are_healthy(tmp_path: Path) -> None:
         write_lines(folder / "metrics.jsonl", lines)
         path = folder / "evaluation" / "validation-000040.jsonl"
         write_lines(path, [{"question_id": 0, "greedy_correct": True, "greedy_text": "1"}])
-        if name == "own":
+        if name in ("own", "ended"):
             info = json.loads((folder / "config.json").read_text())
-            info["config"]["alarms"] = {"truncation": 0.9}
+            own = {"truncation": 0.9} if name == "own" else {"action": "stop"}
+            info["config"]["alarms"] = own
             (folder / "config.json").write_text(json.dumps(info))
     table = alarms_table(load_runs(tmp_path))
-    (row,) = table.rows
-    assert row[:2] == ("ill", "truncation")
+    ended, row = table.rows
+    assert (ended[0], row[0], row[1]) == ("ended", "ill", "truncation")
     assert int(row[2]) > STEPS // 2
     assert "share of outputs cut at the limit is" in row[3]
     assert "data.max_completion_tokens higher" in row[4]
+    assert table.notes == ("ended was ended at step 40 (alarms.action=stop).",)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert '<section id="is-it-healthy"><h2>Is it healthy?</h2>' in page
     assert "data.max_completion_tokens higher" in page

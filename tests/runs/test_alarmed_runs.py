@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 ACCURACY = (0.1, 0.2, 0.6, 0.3, 0.4, 0.7, 0.5, 0.5, 0.5)
 """After each step. The third is not surpassed by two evaluations, nor is the sixth."""
 STEPS = len(ACCURACY) - 1
+NOW = [0]
+"""The step that is evaluated."""
 
 Evaluated = list[tuple[int, list[np.ndarray]]]
 """The parameters of each evaluation, and how many questions it had."""
@@ -35,20 +37,21 @@ Evaluated = list[tuple[int, list[np.ndarray]]]
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """The accuracy is that of the table, and what is evaluated is kept."""
-    now, seen = [0], Evaluated()
+    seen = Evaluated()
     step, evaluate = loops.step, loops.evaluate
 
     def counted(*given: Any) -> Any:
         state, made = step(*given)
-        now[0] = state.step
+        NOW[0] = state.step
         return state, made
 
     def scripted(params: Any, questions: Any, *given: Any, **named: Any) -> Any:
         found, rows = evaluate(params, questions, *given, **named)
         seen.append((len(questions), [np.array(leaf) for leaf in jax.tree.leaves(params)]))
-        return found | {"greedy/accuracy": ACCURACY[now[0]]}, rows
+        return found | {"greedy/accuracy": ACCURACY[NOW[0]]}, rows
 
     monkeypatch.setattr(loops, "step", counted)
+    NOW[0] = 0
     monkeypatch.setattr(loops, "evaluate", scripted)
     return seen
 
@@ -92,6 +95,7 @@ def test_a_run_is_warned_of_and_resumes_with_the_same_bits(
     assert "alarm" not in json.loads((whole / "x/finished.json").read_text())
 
     caplog.clear()
+    NOW[0] = 0
     with pytest.MonkeyPatch.context() as patch:
         dies_in(patch, 5)
         with pytest.raises(KeyboardInterrupt):

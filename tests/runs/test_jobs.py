@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ import tiny_experiment
 from jobs import Job, Study, of_all, one_refused
 from killing import RUNS, assert_same, being_saved, current, files_in, lines_of, newest, rollouts_of
 
+from rft_jax.checkpoint import integrity as checkpoint_health
 from rft_jax.distributed.process import EXIT_USER
 from rft_jax.distributed.watchdog import EXIT_LOST
 from rft_jax.observe import log as metrics
@@ -365,3 +367,22 @@ def test_killed_jobs_end_with_the_same_bits(wholes: Wholes, study: Study) -> Non
         if len(kills) >= KILLS and {kill.partition(" ")[0] for kill in kills} == set(RUNS):
             break
     print(len(kills), "kills (run, lines of metrics, processes):", kills)  # shown by `pytest -s`
+
+
+def test_all_processes_end_at_an_alarm(study: Study) -> None:
+    """Only process 0 sees it; the others restore the best checkpoint with it."""
+    workdir = study.folder / "alarmed"
+    options = (
+        "--only=sft", "--sft.alarms.action=best", "--sft.checkpoint.keep_best=1",
+        # The norms of two steps are above next to nothing of what they usually are.
+        "--sft.alarms.gradient_norm=1e-6", "--sft.alarms.window=2",
+    )  # fmt: skip
+    with study.start(workdir, 2, 4, *options) as job:
+        job.finish()
+    assert f"ends at step 4 of {STEPS}, by alarm gradient_norm" in job.errors(0)
+    assert job.errors(1) == ""
+    finished = json.loads((workdir / "sft/finished.json").read_text())
+    known = checkpoint_health.accuracies(workdir / "sft/checkpoints")
+    assert finished["checkpoint"] == max(known, key=lambda step: (known[step], step))
+    assert (finished["alarm"], finished["cost/updates"]) == ("gradient_norm", 4)
+    assert metrics.read(workdir / "sft/metrics.jsonl")[-1]["kind"] == "test"

@@ -68,7 +68,11 @@ EVALUATION = {
 }  # fmt: skip
 
 
-TURNOVER = {"questions/gained", "questions/lost"}
+TURNOVER = {"questions/gained", "questions/lost"} | {
+    f"questions/{name}" + end
+    for name in ("solved_change", "distinct_change")
+    for end in ("", "_error")
+}
 """On validation, after the start."""
 
 
