@@ -217,6 +217,8 @@ def loop(run: Run, state: State) -> RunResult:
     every, accuracy = config.evaluation.every_steps, None
     saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
     clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
+    if config.pool is None or not config.pool.from_rollouts:
+        setup.warn_of_shared(run.name, run.questions.parts)
     source, state, pooled = _open_source(run, state)
     if source is None:
         return RunResult(0, False, run.stopped())
@@ -297,8 +299,6 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]
     pool that is not the first; no source when a signal came while the pool was sampled."""
     config, train = run.config, run.questions.train
     kind, evaluated = config.row.source, run.questions.evaluated
-    if config.pool is None or not config.pool.from_rollouts:
-        setup.warn_of_shared(run.name, run.questions.parts)
     if kind == "policy":
         return PolicySource(train, config, run.sampling), state, {}
     if kind == "demonstrations":
