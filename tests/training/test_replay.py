@@ -55,7 +55,7 @@ def opened(folder: Path | None = None, per_step: int = 1, **changes: Any) -> tup
     folders = (str(folder),) if folder else ()
     section = ReplayConfig(per_step, WEIGHT, from_rollouts=folders)
     settings = replace(config("online_rft", "sampled"), replay=section, **changes)
-    questions = Questions(train=QUESTIONS, validation=(), test=())
+    questions = Questions({"data.train": QUESTIONS})
     return open_replay("run", settings, questions, sampling()), settings
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="replay finds no accepted output and no demonstration"):
         opened(tmp_path)
     settings = opened()[1]
-    bare = Questions(train=(replace(QUESTIONS[0], solution=None),), validation=(), test=())
+    bare = Questions({"data.train": (replace(QUESTIONS[0], solution=None),)})
     with pytest.raises(DataError, match="question 0 has no solution"):
         open_replay("run", settings, bare, sampling())
 
