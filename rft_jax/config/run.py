@@ -82,7 +82,15 @@ class Config:
     @property
     def has_reference(self) -> bool:
         """Whether the run keeps pi_ref."""
-        return self.objective.kl_coefficient > 0 or self.row.log_ratios
+        pools = self.pool is not None and self.pool.sampled_from == "start"
+        objective = self.objective
+        return pools or self.row.log_ratios or objective.kl_coefficient + objective.kl_outputs > 0
+
+    @property
+    def num_pools(self) -> int:
+        """How often a pool is sampled or read."""
+        every = self.pool.every_steps if self.pool is not None else 0
+        return -(-self.steps // every) if every else int(self.pool is not None)
 
     @property
     def scores_reference(self) -> bool:
@@ -169,6 +177,17 @@ class Config:
             not samples or self.init_from != "random",
             f"init_from is random: method {row.name} starts from a supervised model; name it "
             "as run:NAME, workdir:PATH or hf:PATH_OR_REPO.",
+        )
+        if self.pool is not None:
+            require(
+                self.pool.every_steps < self.steps,
+                f"pool.every_steps is {self.pool.every_steps}: another pool is sampled before the "
+                f"last of {self.steps} steps, or none: lower it, or set it to 0.",
+            )
+        require(
+            online or self.objective.kl_outputs == 0,
+            f"objective.kl_outputs is {self.objective.kl_outputs}: it counts outputs of the "
+            f"policy's own rollouts: it must be 0 under method {row.name}.",
         )
         if self.refill is not None:
             self._check_refill(self.refill)

@@ -40,8 +40,24 @@ class PoolConfig:
     """Rollouts that fill the pool, each of rollout.questions_per_step questions."""
     from_rollouts: tuple[str, ...] = ()
     """Folders `WORKDIR/RUN/rollouts` of earlier runs, united, in place of sampling."""
+    every_steps: int = 0
+    """Updates after which another pool of as many rollouts takes its place (iterative RFT, RAFT);
+    0 keeps the first one."""
+    sampled_from: Literal["policy", "start"] = "policy"
+    """What samples the later pools: the policy as it is then, or the frozen start."""
 
     def __post_init__(self) -> None:
+        at_least(0, self, "every_steps")
+        require(
+            not (self.every_steps and self.from_rollouts),
+            f"pool.every_steps is {self.every_steps} and pool.from_rollouts is "
+            f"{list(self.from_rollouts)}: a log is read once; set pool.every_steps to 0.",
+        )
+        require(
+            bool(self.every_steps) or self.sampled_from == "policy",
+            f"pool.sampled_from is {self.sampled_from!r} and does nothing, as the only pool is "
+            "always the start's (pool.every_steps is 0): remove it.",
+        )
         require(
             (self.rollout_steps >= 1) != bool(self.from_rollouts),
             f"pool.rollout_steps is {self.rollout_steps} and pool.from_rollouts is "

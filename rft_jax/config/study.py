@@ -226,6 +226,7 @@ def budget(config: Config) -> dict[str, int | None]:
     elif config.rollout is not None:
         sampled = config.rollout.questions_per_step * config.rollout.samples_per_question
         own = -(-config.steps // config.update.per_rollout)
-        samples = sampled * (config.pool.rollout_steps if config.pool is not None else own)
+        pool = config.pool
+        samples = sampled * (pool.rollout_steps * config.num_pools if pool is not None else own)
     tokens = None if samples is None else samples * config.data.max_completion_tokens
     return {"samples": samples, "updates": config.steps, "tokens": tokens}

@@ -39,12 +39,15 @@ class ObjectiveConfig:
     """Where the KL is subtracted: from the objective (eq. 3), or, summed over an output's tokens,
     from its reward, before baselines (eq. 2). There k1 has the gradient of KL(pi_theta || pi_ref)
     of whole outputs."""
+    kl_outputs: int = 0
+    """Outputs of each rollout on which the KL to pi_ref is measured (policy/kl), with any weight;
+    0 for none, as without a weight it keeps a copy of the start's parameters."""
     reference_every: int = 0
     """Updates after which pi_ref becomes the policy, once the rollout is through (iterative GRPO,
     algorithm 1); 0 keeps the start."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "constant_length", "reference_every")
+        at_least(0, self, "constant_length", "kl_outputs", "reference_every")
         require(
             self.kl_coefficient >= 0,
             f"objective.kl_coefficient is {self.kl_coefficient}: 0 or more is needed.",

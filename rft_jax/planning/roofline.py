@@ -246,7 +246,8 @@ def hours(config: Config, seconds: Mapping[str, float], evaluating: float) -> di
         evaluating: seconds of all evaluations.
     """
     sampling = sum(each for phase, each in seconds.items() if phase != "update")
-    rollouts = config.pool.rollout_steps if config.pool else config.steps
+    pool = config.pool
+    rollouts = pool.rollout_steps * config.num_pools if pool else config.steps
     return {
         "sampling": sampling * rollouts / 3600,
         "updating": seconds["update"] * config.steps / 3600,

@@ -73,6 +73,13 @@ def _files(folder: Folder, pattern: str) -> dict[int, list[Folder]]:
     return dict(reversed(whole))  # of several sets of a step the one of fewest processes
 
 
+def remove_from(folder: Folder, step: int) -> None:
+    """Remove the rollouts of this step and later ones."""
+    for path in list(folder.glob("step-*.jsonl")):
+        if (named := _NAME.fullmatch(path.name)) and int(named[1]) >= step:
+            path.unlink()
+
+
 def is_whole(folder: Folder, step: int, outputs: int) -> bool:
     """Whether all outputs of a rollout are there; warns of one whose files are and hold others.
 

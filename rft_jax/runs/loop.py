@@ -12,15 +12,14 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
 from rft_jax.checkpoint import manager as checkpoint
 from rft_jax.checkpoint.clock import SaveClock
-from rft_jax.checkpoint.inputs import Input
 from rft_jax.checkpoint.policy import FINISHED
 from rft_jax.config import Config
 from rft_jax.data.stream import Position
@@ -28,19 +27,16 @@ from rft_jax.distributed.collectives import by_main, from_main, is_main, largest
 from rft_jax.errors import UserError
 from rft_jax.evaluation.evaluate import evaluate, turnover, write_rows
 from rft_jax.io.jsonl import read_jsonl
-from rft_jax.io.paths import Folder, write_atomically
-from rft_jax.models.adapters import join
+from rft_jax.io.paths import write_atomically
 from rft_jax.observe.alarms import measured
-from rft_jax.observe.log import Kind, MetricsLog
-from rft_jax.observe.profiling import Profiler, phase
+from rft_jax.observe.log import Kind
+from rft_jax.observe.profiling import phase
 from rft_jax.observe.progress import Progress
-from rft_jax.observe.system import Compilations, peak_memory_bytes
+from rft_jax.observe.system import peak_memory_bytes
 from rft_jax.rollout import log as rollout_log
-from rft_jax.rollout.engine import Rollout, Sampling, verify
+from rft_jax.rollout.engine import Rollout, verify
 from rft_jax.rollout.funnel import funnel
-from rft_jax.rollout.params import rollout_params
 from rft_jax.runs import setup
-from rft_jax.runs.health import Watch
 from rft_jax.runs.sources import (
     PolicySource,
     Pool,
@@ -51,131 +47,16 @@ from rft_jax.runs.sources import (
     take,
     writer,
 )
-from rft_jax.runs.utilization import Meter, sampling_metrics, update_metrics
+from rft_jax.runs.state import Metrics, Run, RunResult, State
+from rft_jax.runs.utilization import sampling_metrics, update_metrics
 from rft_jax.training import batch_filling
-from rft_jax.training.critic import Critic
-from rft_jax.training.minibatches import Minibatches, split, to_json
+from rft_jax.training.minibatches import split, to_json
 from rft_jax.training.packing import TrainingSequence, pack_step
-from rft_jax.training.scoring import Score, mean_kl, score_sequences, scored
+from rft_jax.training.scoring import kl_of_some, mean_kl, scored
 from rft_jax.training.selection import Kept, reweighed, select, training_sequences, weigh
-from rft_jax.training.state import Layout, as_reference
-from rft_jax.training.update import Updater
-from rft_jax.types import Params, Question, Sample, TrainState
-from rft_jax.verification.canary import FirstOutputs, watch_undecided
-from rft_jax.verification.pool import VerifierPool
-
-Metrics = dict[str, Any]
-
-
-class RunResult(NamedTuple):
-    """steps_done: by this call; finished: all steps and the test are done; stopped_by: the signal
-    that ended it early, 0 for none."""
-
-    steps_done: int
-    finished: bool
-    stopped_by: int = 0
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Sums over the whole run, resumptions included; saved in every checkpoint."""
-
-    sampled_tokens: int = 0
-    sampled_outputs: int = 0
-    updates: int = 0
-    skipped_updates: int = 0
-    seconds: float = 0.0
-
-    def plus(self, **changes: int) -> Counters:
-        """With these added."""
-        return replace(self, **{name: getattr(self, name) + more for name, more in changes.items()})
-
-
-class State(NamedTuple):
-    """All that a step changes, and all that a checkpoint holds.
-
-    train: parameters and optimizer, on the devices; step: steps made; position: of the stream;
-    surplus: kept outputs that wait for a later batch (training/batch_filling.py); minibatches: of
-    the last rollout, that wait for an update (training/minibatches.py); reference: parameters of
-    pi_ref, where the method or a KL needs it; a checkpoint holds those that are not the start's;
-    critic: the value function, where the method has one; rollout: step of the last rollout.
-    """
-
-    train: TrainState
-    step: int = 0
-    position: Position = Position()
-    surplus: batch_filling.Surplus = ()
-    counters: Counters = Counters()
-    minibatches: Minibatches = ()
-    reference: Params | None = None
-    critic: TrainState | None = None
-    rollout: int = 0
-
-    def beside(self, config: Config) -> dict[str, Any]:
-        """What a checkpoint holds beside the policy and the host's facts."""
-        trees = {"reference": self.reference} if config.objective.reference_every else {}
-        return trees | ({"critic": self.critic._asdict()} if self.critic is not None else {})
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step of a run to its last. log: None but in process 0;
-    stopped: the signal received so far, 0 for none, which all processes must ask for together;
-    began: on time.perf_counter's clock, the seconds of earlier attempts before now; rests_on: takes
-    the outputs of a pool, and whether they must be those that were recorded; first_outputs: looks
-    at those of the first steps; watch: raises alarms."""
-
-    config: Config
-    folder: Folder
-    sampling: Sampling
-    evaluator: VerifierPool
-    questions: setup.Questions
-    layout: Layout
-    update: Updater
-    critic: Critic
-    meter: Meter
-    log: MetricsLog | None
-    checkpoints: checkpoint.Checkpoints
-    compilations: Compilations
-    profiler: Profiler
-    stopped: Callable[[], int]
-    began: float
-    rests_on: Callable[[Input, bool], None]
-    first_outputs: FirstOutputs
-    watch: Watch
-
-    @property
-    def name(self) -> str:
-        """The name of the run in its experiment."""
-        return self.folder.name
-
-    def rollout_params(self, state: State) -> Params:
-        """The current policy in the layout and type it samples in."""
-        params = join(self.update.frozen, state.train.params)
-        return rollout_params(params, self.layout.rollout, dtype=self.config.model.compute_dtype)
-
-    def score(self, params: Params) -> Score:
-        """What gives outputs their log-probs under the policy of these parameters."""
-        of = self.update
-        return functools.partial(
-            score_sequences, params, config=self.config,
-            frozen=of.frozen, mesh=of.mesh, vocab_size=of.vocab_size,
-        )  # fmt: skip
-
-    def costs(self, counters: Counters) -> dict[str, Any]:
-        """The counters as metrics."""
-        names = ("sampled_tokens", "sampled_outputs", "updates", "skipped_updates")
-        sums = {f"cost/{name}": getattr(counters, name) for name in names}
-        return sums | {"seconds/elapsed": time.perf_counter() - self.began}
-
-    def write(self, kind: Kind, state: State, metrics: Metrics) -> None:
-        """A line of metrics, with the counters."""
-        left_out = self.questions.too_long
-        if self.config.data.drop_too_long and kind in left_out:
-            metrics = {"data/too_long": left_out[kind]} | metrics
-        if self.log is not None and not self.log.has(kind, state.step):
-            metrics = metrics | self.costs(state.counters)
-            self.log.write(kind, state.step, self.watch.see(kind, state.step, metrics))
+from rft_jax.training.state import as_reference
+from rft_jax.types import Question, Sample
+from rft_jax.verification.canary import watch_undecided
 
 
 def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
@@ -188,7 +69,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     if state.minibatches:
         return _update(run, state, [], time.perf_counter())
     config, began = run.config, time.perf_counter()
-    policy = functools.cache(lambda: run.rollout_params(state))
+    policy = functools.cache(lambda: run.rollout_params(state.train.params))
     asked, rounds, position = dict[int, Question](), list[Rollout](), state.position
     while True:
         questions, position = take(source, config.seed, position, asked)
@@ -208,6 +89,9 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
             break
     policy.cache_clear()  # the update needs the room
     metrics = _log_rollout(run, state, rounds, asked, kept)
+    if count := config.objective.kl_outputs:
+        score = run.score(state.reference)
+        metrics |= kl_of_some(samples_of(rounds), source.prompt, score, count)
     kept, surplus, filled = batch_filling.fill(
         kept, state.surplus, config, step=state.step, num_rounds=len(rounds)
     )
@@ -343,7 +227,7 @@ def loop(run: Run, state: State) -> RunResult:
     every, accuracy = config.evaluation.every_steps, None
     saving = 0.0  # a step's line is written before its checkpoint: these seconds go to the next
     clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
-    source, state = _open_source(run, state)
+    source, state, pooled = _open_source(run, state)
     if source is None:
         return RunResult(0, False, run.stopped())
     if every and state.step == 0:
@@ -351,8 +235,16 @@ def loop(run: Run, state: State) -> RunResult:
     stop, ended = run.stopped(), run.watch.ends()
     with Progress(config.steps, first, run.name) as progress:
         while state.step < config.steps and not (stop or ended):
+            if state.step > first and _begins_pool(config, state.step):
+                # What samples the pool is kept first, so that a rollout is never repeated.
+                if run.checkpoints.latest_step() != state.step:
+                    saving += save(run, state, None)
+                source, state, pooled = _open_source(run, state)
+                if source is None:
+                    return RunResult(state.step - first, False, run.stopped())
             with run.profiler.step(state.step + 1):
                 state, metrics = step(run, source, state)
+                metrics, pooled = pooled | metrics, {}
                 metrics |= {
                     "system/compilations": run.compilations.count,
                     "seconds/compiling": run.compilations.seconds,
@@ -404,35 +296,50 @@ def _is_tested(run: Run, state: State) -> bool:
     )
 
 
-def _open_source(run: Run, state: State) -> tuple[Source | None, State]:
-    """The run's source of outputs, and the state with the cost of its pool; no source when a signal
-    came while the pool was sampled."""
+def _begins_pool(config: Config, step: int) -> bool:
+    """Whether a pool is sampled, or read, before the update after this step."""
+    every = config.pool.every_steps if config.pool is not None else 0
+    return step % every == 0 if every else step == 0
+
+
+def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]:
+    """The source of the next step's outputs, the state with the cost of its pool, and metrics of a
+    pool that is not the first; no source when a signal came while the pool was sampled."""
     config, train = run.config, run.questions.train
     kind, evaluated = config.row.source, run.questions.evaluated
     if config.pool is None or not config.pool.from_rollouts:
         setup.warn_of_shared(run.name, {"data.train": train, **evaluated})
     if kind == "policy":
-        return PolicySource(train, config, run.sampling), state
+        return PolicySource(train, config, run.sampling), state, {}
     if kind == "demonstrations":
-        return demonstrations(train, config, run.sampling), state
+        return demonstrations(train, config, run.sampling), state, {}
+    assert config.pool is not None
     score = run.score(state.reference) if config.scores_reference else None
-    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score)
-    seconds = dict[str, float]()
-    if state.step == 0 and config.rollout is not None:
-        policy = functools.cache(lambda: run.rollout_params(state))
-        sampled = pool.fill(policy, run.stopped)
+    every, begins = config.pool.every_steps, _begins_pool(config, state.step)
+    number = state.step // every if every else 0
+    pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score, number)
+    seconds, later = dict[str, float](), (number + 1) * config.pool.rollout_steps
+    if every:  # what is there of later pools is of a policy that this state does not stem from
+        by_main(f"pools to {later}", lambda: rollout_log.remove_from(pool.folder, later))
+    if begins and config.rollout is not None:
+        by = state.reference if config.pool.sampled_from == "start" else state.train.params
+        sampled = pool.fill(functools.cache(lambda: run.rollout_params(by)), run.stopped)
         if sampled is None:
-            return None, state
+            return None, state, {}
         seconds = sampled
     source, counts = pool.read()
     assert source.logged is not None
-    # Before the first step nothing rests on what this run has sampled itself.
-    run.rests_on(source.logged, state.step > 0 or config.rollout is None)
+    # Before its first step nothing rests on what this run has sampled itself.
+    name = f"pool {number}" if number else "pool"
+    run.rests_on(name, source.logged, not begins or config.rollout is None)
     cost = {name: counts.pop(name) for name in ("sampled_tokens", "sampled_outputs")}
-    if state.step == 0:
-        state = state._replace(counters=replace(state.counters, **cost))
-        run.write("train", state, counts | seconds)
-    return source, state
+    if not begins:
+        return source, state, {}
+    state = state._replace(counters=state.counters.plus(**cost), position=Position())
+    if state.step:
+        return source, state, counts | seconds
+    run.write("train", state, counts | seconds)
+    return source, state, {}
 
 
 def validation_rows(step: int) -> str:
@@ -447,7 +354,7 @@ def _evaluate(run: Run, state: State, kind: Kind) -> tuple[float | None, float]:
     began = time.perf_counter()
     with phase("evaluating"):
         metrics, rows = evaluate(
-            run.rollout_params(state),
+            run.rollout_params(state.train.params),
             run.questions.validation if validation else run.questions.test,
             replace(run.sampling, verifier=run.evaluator),
             settings,

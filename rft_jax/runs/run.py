@@ -34,7 +34,8 @@ from rft_jax.observe.system import count_compilations
 from rft_jax.rollout.engine import Sampling, nowhere
 from rft_jax.runs import setup
 from rft_jax.runs.health import Watch
-from rft_jax.runs.loop import Counters, Run, RunResult, State, loop
+from rft_jax.runs.loop import loop
+from rft_jax.runs.state import Counters, Run, RunResult, State
 from rft_jax.runs.utilization import meter
 from rft_jax.training import batch_filling, minibatches
 from rft_jax.training.critic import Critic
@@ -115,10 +116,13 @@ def run(
     if recorded is None and first and is_main():
         logger.info("%s: what it rests on was not recorded so far: it is from step %d", name, first)
 
-    def rests_on(pool: Input, compare: bool) -> None:
-        logged = {"pool": pool}
+    def rests_on(name: str, pool: Input, compare: bool) -> None:
+        logged = {name: pool}
         _check_inputs(folder, logged, accept=accept_changed, compare=compare)
-        by_main(f"{name} keeps its pool", lambda: provenance.record_inputs(folder, logged, first))
+        by_main(
+            f"{folder.name} keeps its {name}",
+            lambda: provenance.record_inputs(folder, logged, first),
+        )
 
     def keep() -> None:
         policy = policies.keep(config, workdir, folder, tokenizer)
@@ -233,7 +237,7 @@ def _begin(
 def _check_inputs(folder: Folder, inputs: Inputs, *, accept: bool, compare: bool = True) -> None:
     """Raise where a process reads other inputs than process 0, or, if they are to be compared, that
     one others than were recorded."""
-    what = f"{folder.name} rests on its {'pool' if 'pool' in inputs else 'inputs'}"
+    what = f"{folder.name} rests on its {'inputs' if len(inputs) > 1 else next(iter(inputs), '')}"
     told = from_main(what, lambda: {name: one.sha256 for name, one in inputs.items()})
     for name, one in inputs.items():
         if told.get(name, one.sha256) != one.sha256:

@@ -235,10 +235,11 @@ def slow_verdicts_of(rounds: Sequence[Rollout]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Pool:
-    """RFT's samples: rollouts of the frozen start, sampled once into a log and read from it.
+    """RFT's samples: rollouts of one policy, sampled once into a log and read from it.
 
     evaluated: questions, by setting, that pool.from_rollouts is warned of when it asks them too;
-    score: under pi_ref, where the method reads it.
+    score: under pi_ref, where the method reads it; number: of the pool, where one takes the place
+    of another.
     """
 
     questions: Sequence[Question]
@@ -247,14 +248,22 @@ class Pool:
     folder: Folder
     evaluated: Mapping[str, Sequence[Question]] = field(default_factory=dict)
     score: Score | None = None
+    number: int = 0
 
-    def rounds(self) -> Iterator[list[int]]:
-        """The rows of each rollout that fills the pool."""
+    @property
+    def steps(self) -> range:
+        """Its rollouts' steps in the log: pools follow each other."""
         assert self.config.pool is not None
-        source, position = PolicySource(self.questions, self.config, self.sampling), Position()
-        for _ in range(self.config.pool.rollout_steps):
+        size = self.config.pool.rollout_steps
+        return range(self.number * size, (self.number + 1) * size)
+
+    def rounds(self) -> Iterator[tuple[int, list[int]]]:
+        """Step and rows of each rollout that fills the pool."""
+        source = PolicySource(self.questions, self.config, self.sampling)
+        position = Position(*divmod(self.steps.start * source.per_step, source.size))
+        for step in self.steps:
             rows, position = take(source, self.config.seed, position, frozenset())
-            yield rows
+            yield step, rows
 
     def _outputs(self, rows: Sequence[int]) -> int:
         """Of a rollout of these rows."""
@@ -270,16 +279,15 @@ class Pool:
         first outputs are looked at before more are sampled.
 
         Args:
-            policy: the frozen start.
+            policy: what samples it.
             stopped: the signal so far, the same in all processes.
         """
-        assert self.config.pool is not None
-        name, steps = f"{self.folder.parent.name} pool", range(self.config.pool.rollout_steps)
+        name = f"{self.folder.parent.name} pool"
         there = from_main(
             name,
             lambda: [
                 step
-                for step, rows in enumerate(self.rounds())
+                for step, rows in self.rounds()
                 if rollout_log.is_whole(self.folder, step, self._outputs(rows))
             ],
         )
@@ -287,8 +295,8 @@ class Pool:
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
         metrics: dict[str, float] = {}
         first = FirstOutputs(self.config)
-        with Progress(len(steps), len(there), name) as progress:
-            for step, rows in enumerate(self.rounds()):
+        with Progress(len(self.steps), len(there), name) as progress:
+            for step, rows in self.rounds():
                 if step in there:
                     if not first.done:
                         logged = rollout_log.read_step(self.folder, step, self._outputs(rows))
@@ -308,7 +316,7 @@ class Pool:
                 for name, value in (seconds | slow_verdicts_of([drawn])).items():
                     metrics[name] = metrics.get(name, 0) + value
                 progress.update(
-                    step + 1,
+                    step + 1 - self.steps.start,
                     acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
                     tokens_per_second=drawn.num_tokens / sum(seconds.values()),
                 )
@@ -371,7 +379,7 @@ class Pool:
         """In the order in which its questions were asked, whichever process wrote it."""
         meet(f"{self.folder.parent.name} pool is written")
         pairs = []
-        for step, rows in enumerate(self.rounds()):
+        for step, rows in self.rounds():
             place = {self.questions[row].id: number for number, row in enumerate(rows)}
             of_step = rollout_log.read_step(self.folder, step, self._outputs(rows))
             pairs += sorted(of_step, key=lambda pair: place.get(pair[0].id, -1))

@@ -190,6 +190,19 @@ def with_kl_in_reward(facts: Facts, samples: Sequence[Sample], config: Config) -
     return facts._replace(rewards=facts.rewards - kl.sum(axis=1), penalties=kl)
 
 
+def kl_of_some(
+    samples: Sequence[Sample], prompt: Callable[[int], Sequence[int]], reference: Score, count: int
+) -> dict[str, float]:
+    """The KL of the policy that sampled to pi_ref per token (k3), on `count` decided outputs that
+    are spread over the rollout, as a metric."""
+    decided = [one for one in samples if one.verdict is not Verdict.UNDECIDED]
+    some = decided[:: -(-len(decided) // count)] if decided else []
+    if not some:
+        return {}
+    per_token = token_kl(scored(some, prompt, reference=reference), "k3")
+    return {"policy/kl": float(per_token.sum() / sum(one.num_tokens for one in some))}
+
+
 def mean_kl(samples: Sequence[Sample], config: Config) -> dict[str, Any]:
     """The KL to pi_ref per token, the mean over decided outputs, as a metric; nothing where it is
     not in the reward."""

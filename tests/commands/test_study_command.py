@@ -22,7 +22,7 @@ from rft_jax.commands import run as running
 from rft_jax.commands import study as studies
 from rft_jax.config import Config
 from rft_jax.observe.log import MetricsLog
-from rft_jax.runs.loop import RunResult
+from rft_jax.runs.state import RunResult
 
 TESTS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
 VALIDATION = {"rft": ([1, 4], [2, 2]), "online_rft": ([1, 1], [1, 2])}

@@ -80,8 +80,12 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def resolved(path: Path) -> dict[str, Any]:
-    """The settings of every run, as JSON would give them back."""
-    runs = {name: plain(config) for name, config in load(path).items()}
+    """The settings of every run, of a study those of one seed, as JSON would give them back."""
+    runs = {
+        name: plain(config)
+        for name, config in load(path).items()
+        if "_seed" not in name or "_seed1" in name
+    }
     return json.loads(json.dumps(runs))
 
 

@@ -219,6 +219,26 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: PoolConfig(rollout_steps=2, from_rollouts=("a",)),
         "pool.rollout_steps is 2 and pool.from_rollouts is ['a']: give exactly one of them.",
     ),
+    "a log that is sampled again": (
+        lambda: PoolConfig(from_rollouts=("a",), every_steps=2),
+        "pool.every_steps is 2 and pool.from_rollouts is ['a']: a log is read once; set "
+        "pool.every_steps to 0.",
+    ),
+    "only pool from the start": (
+        lambda: PoolConfig(rollout_steps=2, sampled_from="start"),
+        "pool.sampled_from is 'start' and does nothing, as the only pool is always the start's "
+        "(pool.every_steps is 0): remove it.",
+    ),
+    "pool after the end": (
+        lambda: tiny.rft(pool=PoolConfig(rollout_steps=2, every_steps=tiny.rft().steps)),
+        f"pool.every_steps is {tiny.rft().steps}: another pool is sampled before the last of "
+        f"{tiny.rft().steps} steps, or none: lower it, or set it to 0.",
+    ),
+    "KL of outputs of a pool": (
+        lambda: tiny.rft(objective=ObjectiveConfig(kl_outputs=4)),
+        "objective.kl_outputs is 4: it counts outputs of the policy's own rollouts: it must be 0 "
+        "under method rft.",
+    ),
     "negative cap": (
         lambda: SelectionConfig(max_per_question=-1),
         "selection.max_per_question is -1: 0 (no cap) or more is needed.",

@@ -30,7 +30,7 @@ from rft_jax.observe import log as metrics
 from rft_jax.rollout import log as rollout_log
 from rft_jax.runs import loop as steps_of
 from rft_jax.runs import run as loop
-from rft_jax.runs.loop import RunResult
+from rft_jax.runs.state import RunResult
 from rft_jax.training.optimizer import make_optimizer
 from rft_jax.training.selection import reduced
 from rft_jax.training.state import make_layout

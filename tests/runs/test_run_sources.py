@@ -38,8 +38,8 @@ from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Rollout
 from rft_jax.runs import loop
-from rft_jax.runs.loop import State
 from rft_jax.runs.sources import FixedSet, PolicySource, Pool, demonstrations
+from rft_jax.runs.state import State
 from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.selection import select, weigh
 from rft_jax.types import Question, Sample, Verdict
@@ -198,7 +198,7 @@ def test_online_samples_the_current_policy_at_each_step(tmp_path: Path) -> None:
     asked_for: list[str] = []
     (result,) = steps(
         settings, source, tmp_path, drawn, 1,
-        first=State(mock.sentinel.train, step=6),
+        first=State(mock.MagicMock(), step=6),
         policy=lambda: asked_for.append("policy"),
     )  # fmt: skip
     assert asked_for == ["policy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -16,9 +17,9 @@ from rft_jax.distributed.mesh import make_mesh, param_shardings
 from rft_jax.models import transformer
 from rft_jax.models.axes import logical_axes
 from rft_jax.training.packing import TrainingSequence
-from rft_jax.training.scoring import packed_scores, score_sequences
+from rft_jax.training.scoring import kl_of_some, packed_scores, score_sequences
 from rft_jax.training.state import as_reference
-from rft_jax.types import Params
+from rft_jax.types import Params, Sample, Verdict
 
 MESHES = {
     "one": MeshConfig(data=1),
@@ -107,6 +108,33 @@ def test_a_reference_in_the_compute_type_has_the_same_scores() -> None:
         assert ours.tolist() == theirs.tolist()
     without_norms = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     score_sequences(without_norms, many, config, frozen={}, mesh=mesh, vocab_size=32)
+
+
+def test_the_kl_of_some_outputs_is_spread_over_the_rollout() -> None:
+    """Undecided outputs have none, and every token counts once."""
+    apart = {number: 0.1 * number for number in range(6)}
+    samples = [
+        Sample(
+            question_id=number, sample_index=0, step=0, text="", tokens=(1,) * (1 + number),
+            log_probs=(-1.0,) * (1 + number), finished=True,
+            verdict=Verdict.UNDECIDED if number == 1 else Verdict.CORRECT, reason="",
+        )
+        for number in apart
+    ]  # fmt: skip
+
+    def reference(some: Sequence[TrainingSequence]) -> list[np.ndarray]:
+        return [np.full(len(one.completion), -1.0 + apart[one.prompt[0]]) for one in some]
+
+    def expected(numbers: Sequence[int]) -> float:
+        sums = [(1 + n) * (np.exp(apart[n]) - apart[n] - 1) for n in numbers]
+        return float(np.sum(sums) / sum(1 + n for n in numbers))
+
+    def kl(count: int) -> dict[str, float]:
+        return kl_of_some(samples, lambda question: [question], reference, count)
+
+    assert kl(9) == {"policy/kl": pytest.approx(expected([0, 2, 3, 4, 5]), rel=1e-4)}
+    assert kl(3) == {"policy/kl": pytest.approx(expected([0, 3, 5]), rel=1e-4)}
+    assert kl_of_some(samples[1:2], lambda question: [question], reference, 3) == {}
 
 
 def test_nothing_to_score_asks_no_device() -> None:
