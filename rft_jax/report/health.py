@@ -50,8 +50,8 @@ PANELS = (
         "log-prob of correct, incorrect (dashed)", "train",
         ("policy/log_prob_correct", "policy/log_prob_incorrect"),
     ),
-    Panel("KL to pi_ref", "train", ("objective/kl",)),
-    Panel("KL to pi_ref, on some outputs", "train", ("policy/kl",)),
+    Panel("KL to pi_ref, in the objective", "train", ("objective/kl",)),
+    Panel("KL to pi_ref, of some outputs", "train", ("policy/kl",)),
     Panel(
         "outputs cut at the limit", "train",
         ("funnel/finished", "funnel/sampled"), lambda a, b: 1 - a / max(b, 1),
