@@ -19,6 +19,7 @@ from rft_jax.checkpoint import integrity as health
 from rft_jax.checkpoint import policy as policies
 from rft_jax.config import AlarmsConfig, CheckpointConfig, Config
 from rft_jax.observe import log as metrics
+from rft_jax.runs import evaluating
 from rft_jax.runs import loop as loops
 from rft_jax.runs.run import RunResult, run
 
@@ -38,7 +39,7 @@ Evaluated = list[tuple[int, list[np.ndarray]]]
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     """The accuracy is that of the table, and what is evaluated is kept."""
     seen = Evaluated()
-    step, evaluate = loops.step, loops.evaluate
+    step, evaluate = loops.step, evaluating.evaluate
 
     def counted(*given: Any) -> Any:
         state, made = step(*given)
@@ -52,7 +53,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Evaluated:
 
     monkeypatch.setattr(loops, "step", counted)
     NOW[0] = 0
-    monkeypatch.setattr(loops, "evaluate", scripted)
+    monkeypatch.setattr(evaluating, "evaluate", scripted)
     return seen
 
 

@@ -19,7 +19,7 @@ import tiny_experiment
 from rft_jax.config import Config, CriticConfig, MeshConfig, ObjectiveConfig
 from rft_jax.distributed.mesh import make_mesh
 from rft_jax.planning import memory
-from rft_jax.runs import loop
+from rft_jax.runs import evaluating, loop
 from rft_jax.runs import run as runs
 from rft_jax.training.update import Updater
 
@@ -118,7 +118,8 @@ def test_live_bytes(
     mesh = make_mesh(config.mesh, jax.devices()[: math.prod(shape)])
     monkeypatch.setattr(runs, "make_mesh", lambda _: mesh)
     seen: dict[str, list[int]] = {}
-    step, evaluate, update, carry_out = loop.step, loop.evaluate, Updater.__call__, runs.loop
+    step, evaluate = loop.step, evaluating.evaluate
+    update, carry_out = Updater.__call__, runs.loop
     signals: list[int] = []
 
     def note(moment: str) -> None:
@@ -145,7 +146,7 @@ def test_live_bytes(
 
     monkeypatch.setattr(runs, "loop", began)
     monkeypatch.setattr(loop, "step", stepped)
-    monkeypatch.setattr(loop, "evaluate", evaluated)
+    monkeypatch.setattr(evaluating, "evaluate", evaluated)
     monkeypatch.setattr(Updater, "__call__", updated)
     before = live_bytes()
     runs.run("x", {"x": config}, tmp_path)
