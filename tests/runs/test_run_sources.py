@@ -160,7 +160,7 @@ def test_every_process_has_the_outputs_whole_that_a_kl_is_measured_on() -> None:
     for count, whole in ((0, False), (4, True)):
         measured = replace(settings, objective=replace(settings.objective, kl_outputs=count))
         with mock.patch.object(sources, "sample", return_value=outputs) as drawn:
-            PolicySource(QUESTIONS, measured, sampling()).outputs([0], lambda: {}, 0)
+            PolicySource(QUESTIONS, measured, sampling()).outputs([0], dict, 0)
         shares = drawn.call_args.kwargs["shares"]
         assert shares(wrong) == whole
         assert not shares(replace(wrong, verdict=Verdict.UNDECIDED))
