@@ -138,11 +138,13 @@ class Study:
         for name, config in self.arms.items():
             self._check_asked(name, config, first)
         for name, config in self.starts.items():
-            require(
-                config.data.test in ("", first.data.test),
-                f"{name}: data.test is {config.data.test!r} but {first.data.test!r} in arm "
-                f"{self.base}: set both alike, or leave it empty.",
-            )
+            for field_name in ("test", "more_test"):
+                ours, theirs = (getattr(one.data, field_name) for one in (config, first))
+                require(
+                    not ours or ours == theirs,
+                    f"{name}: data.{field_name} is {ours!r} but {theirs!r} in arm {self.base}: set "
+                    "both alike, or leave it empty.",
+                )
         self._check_budgets()
 
     def _check_grid(self) -> None:

@@ -58,10 +58,11 @@ def curve(workdir: Folder, name: str, measures: Iterable[str] = CURVES) -> dict[
 
 def test_line(workdir: Folder, name: str) -> Line:
     """The metrics of a run on the test questions; UserError where they are not there."""
-    for line in lines_of(workdir, name):
-        if line["kind"] == "test":
-            return line
-    raise UserError(f"{workdir / name} has no test in metrics.jsonl: run the study to its end.")
+    # A run that continued after its end is tested again.
+    tests = [line for line in lines_of(workdir, name) if line["kind"] == "test"]
+    if not tests:
+        raise UserError(f"{workdir / name} has no test in metrics.jsonl: run the study to its end.")
+    return tests[-1]
 
 
 def validation_score(workdir: Folder, name: str, score: str, last: int) -> float:
@@ -134,17 +135,21 @@ def collect(
         chosen: number of each arm's try, where something was.
         seeds: those that are compared.
     """
-    compared = study.compared(chosen)
+    compared, configs = study.compared(chosen), {**study.starts, **study.arms}
     runs = {
         name: [compared[seed][name] for seed in seeds]
-        for name, config in {**study.starts, **study.arms}.items()
+        for name, config in configs.items()
         if config.data.test
     }
+    samples = {
+        name: config.evaluation.test_samples_per_question for name, config in configs.items()
+    }
     data = study.arms[study.base].data
-    sets = [value.partition("=")[0] for value in data.more_test]
     scored = [study.score]
     scored += [f"{value.partition('=')[0]}/{study.score}" for value in data.more_validation]
-    tested = {name: _tested(workdir, own, sets) for name, own in runs.items()}
+    tested = {
+        name: _tested(workdir, own, configs[name].data.more_test) for name, own in runs.items()
+    }
     pairs = [(start, arm) for start in study.starts if start in runs for arm in study.arms]
     pairs += [(study.base, arm) for arm in study.arms if arm != study.base]
     arms = {arm: runs[arm] for arm in study.arms}
@@ -183,7 +188,7 @@ def collect(
             arm: {
                 start: _turnover(workdir, runs[start], runs[arm])
                 for start in study.starts
-                if start in runs and "pass_at/1" in tested[arm]
+                if start in runs and samples[start] == samples[arm] and "pass_at/1" in tested[arm]
             }
             for arm in study.arms
         },
@@ -196,8 +201,8 @@ def collect(
 def _tested(
     workdir: Folder, runs: Sequence[str], sets: Sequence[str]
 ) -> dict[str, list[np.ndarray]]:
-    """Values [seed][question] of what the test measured, of further sets as `SET/MEASURE`; of what
-    it has once, one a seed."""
+    """Values [seed][question] of what the test measured, of further sets, each NAME=SOURCE, as
+    `NAME/MEASURE`; of what it has once, one a seed."""
     lines = [test_line(workdir, run) for run in runs]
     ks = [int(name.rpartition("/")[2]) for name in lines[0] if name.startswith("pass_at/")]
     measures = ["greedy/accuracy", *(f"pass_at/{k}" for k in sorted(ks))]
@@ -206,7 +211,7 @@ def _tested(
     entropies = [np.array([line["policy/entropy"]], float) for line in lines]
     further = {
         f"{part}/{name}": [per_question(workdir, run, name, f"test-{part}.jsonl") for run in runs]
-        for part in sets
+        for part in (value.partition("=")[0] for value in sets)
         for name in measures[:2]
     }
     return {**values, "policy/entropy": entropies, **further}

@@ -91,7 +91,7 @@ def open_replay(
         asked = {question.id: question for question in load(source, data.data_dir)}
         inputs["replay"] = of_questions(source, asked.values())
     else:
-        asked = {question.id: question for question in questions.train}
+        asked = {question.id: question for question in questions.parts["data.train"]}
     fitting, sentence = split_by_length(
         list(asked.values()), source=source, data=data, tokenizer=tokenizer,
         demonstrations=not folders,

@@ -80,12 +80,12 @@ class PolicySource:
     ) -> Outputs:
         """One round of the rollout's settings, on its way to the verifier. temperature: where it is
         not that of the settings."""
-        rollout, with_kl = self.config.rollout, self.config.objective.kl_coefficient > 0
+        rollout, method, objective = self.config.rollout, self.config.row, self.config.objective
         assert rollout is not None
-        method = self.config.row
+        with_kl = objective.kl_coefficient + objective.kl_outputs > 0
 
         def shares(output: Sample) -> bool:
-            # With a KL term every decided output is trained on.
+            # A KL is over all decided outputs.
             return is_trained(method, output) or (
                 with_kl and output.verdict is not Verdict.UNDECIDED
             )

@@ -102,7 +102,7 @@ def changed(arm: str, **changes: Any) -> dict[str, Any]:
 
 
 STUDY = tiny_study.study()
-RFT = STUDY.arms["rft"]
+RFT, SFT = STUDY.arms["rft"], STUDY.starts["sft"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,9 @@ RFT = STUDY.arms["rft"]
         (changed("rft", data=dataclasses.replace(RFT.data, test="")), "rft: data.test is empty"),
         (changed("online_rft", data=dataclasses.replace(RFT.data, test="jsonl:other.jsonl")),
          "online_rft: data.test is 'jsonl:other.jsonl' but 'jsonl:questions.jsonl[:6]' in arm rft"),
+        ({"starts": {"sft": dataclasses.replace(
+            SFT, data=dataclasses.replace(SFT.data, more_test=("b=jsonl:b",)))}},
+         "sft: data.more_test is ('b=jsonl:b',) but () in arm rft: set both alike, or leave it"),
         (changed("online_rft",
                  evaluation=dataclasses.replace(RFT.evaluation, test_samples_per_question=8)),
          "online_rft: evaluation.test_samples_per_question is 8 but 4 in arm rft"),

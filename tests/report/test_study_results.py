@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_study
+from synthetic_workdir import write_lines
 
 from rft_jax.report import study as reports
 
@@ -102,6 +103,37 @@ def test_questions_that_the_start_never_solves(tmp_path: Path) -> None:
     text = reports.tables(results)
     assert "| arm | start | unsolved by the start in 4 % | solved now % |" in text
     assert "| online_rft | sft | 37.5 [" in text
+
+
+def test_a_start_that_is_tested_on_less(tmp_path: Path) -> None:
+    """Without the further set, and greedily: its rows say nothing of what is in reach."""
+    study = tiny_study.study(grid={})
+    sets = {"more_test": ("b=jsonl:b",)}
+    arms = {name: replace(arm, data=replace(arm.data, **sets)) for name, arm in study.arms.items()}
+    start = study.starts["sft"]
+    greedy = replace(start.evaluation, test_samples_per_question=0)
+    study = replace(study, arms=arms, starts={"sft": replace(start, evaluation=greedy)})
+    for name, config in study.runs().items():
+        sampled = not name.startswith("sft")
+        tiny_study.finish(tmp_path / name, config, RIGHT[name], samples=sampled)
+        if not sampled:
+            file = tmp_path / name / "evaluation/test.jsonl"
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            write_lines(file, [{k: v for k, v in row.items() if "num_" not in k} for row in rows])
+    results = reports.collect(study, tmp_path, {}, {}, [1, 2])
+    assert results["turnover"] == {"rft": {}, "online_rft": {}}
+    assert "b/greedy/accuracy" in results["arms"]["rft"]["test"]
+    assert "b/greedy/accuracy" not in results["arms"]["sft"]["test"]
+    assert "| rft - sft | +" in reports.tables(results)
+
+
+def test_of_several_tests_the_last_counts(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "kind": "test", "seconds/elapsed": 1.0, "greedy/accuracy": step / 8}
+        for step in (8, 4)
+    ]
+    write_lines(tmp_path / "x/metrics.jsonl", lines)
+    assert reports.test_line(tmp_path, "x")["greedy/accuracy"] == 0.5
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ from rft_jax.data.stream import Position
 from rft_jax.errors import DataError, UserError
 from rft_jax.keys import Purpose
 from rft_jax.rollout import log as rollout_log
-from rft_jax.rollout.engine import Rollout
-from rft_jax.runs import loop
+from rft_jax.rollout.engine import Outputs, Rollout
+from rft_jax.runs import loop, sources
 from rft_jax.runs.sources import FixedSet, PolicySource, Pool, demonstrations
 from rft_jax.runs.state import State
 from rft_jax.training.packing import TrainingSequence
@@ -152,6 +152,18 @@ def test_with_kl_every_decided_sample_is_returned(seed: int) -> None:
             plain.sequences
         )
         assert (with_kl.num_distinct, with_kl.num_kept) == (plain.num_distinct, plain.num_kept)
+
+
+def test_every_process_has_the_outputs_whole_that_a_kl_is_measured_on() -> None:
+    settings, wrong = config("online_rft"), sample(QUESTIONS[0], WRONG)
+    outputs = mock.create_autospec(Outputs, instance=True)
+    for count, whole in ((0, False), (4, True)):
+        measured = replace(settings, objective=replace(settings.objective, kl_outputs=count))
+        with mock.patch.object(sources, "sample", return_value=outputs) as drawn:
+            PolicySource(QUESTIONS, measured, sampling()).outputs([0], dict, 0)
+        shares = drawn.call_args.kwargs["shares"]
+        assert shares(wrong) == whole
+        assert not shares(replace(wrong, verdict=Verdict.UNDECIDED))
 
 
 @pytest.mark.parametrize("verdict", [Verdict.INCORRECT, Verdict.UNDECIDED])

@@ -143,6 +143,14 @@ def test_a_replayed_output_has_no_ratio_and_no_kl(terms: Terms) -> None:
     assert float(found.maxima.mismatch) == pytest.approx(float(alone.maxima.mismatch))
 
 
+def test_the_demonstrations_of_data_train_are_not_those_of_a_schedule() -> None:
+    _, settings = opened()
+    other = replace(QUESTIONS[1], id=10_000_000, solution=None)
+    parts = {"data.train": QUESTIONS[:1], "schedule.sources[b]": (other,)}
+    replay = open_replay("run", settings, Questions(parts), sampling())
+    assert [one.completion for one in replay.sequences] == [DEMONSTRATIONS[0]]
+
+
 def test_demonstrations_in_an_order_of_their_own_epoch_after_epoch() -> None:
     replay, _ = opened(per_step=3)
     position, seen = Position(), []
