@@ -308,13 +308,13 @@ def _open_source(run: Run, state: State) -> tuple[Source | None, State, Metrics]
     every, begins = config.pool.every_steps, _begins_pool(config, state.step)
     number = state.step // every if every else 0
     pool = Pool(train, config, run.sampling, run.folder / "rollouts", evaluated, score, number)
-    seconds, later = Metrics(), (number + 1) * config.pool.rollout_steps
+    seconds, later = dict[str, float](), (number + 1) * config.pool.rollout_steps
     if every:  # what is there of later pools is of a policy that this state does not stem from
         by_main(f"pools to {later}", lambda: rollout_log.remove_from(pool.folder, later))
     if begins and config.rollout is not None:
         by = state.reference if config.pool.sampled_from == "start" else state.train.params
         policy = functools.cache(lambda: run.rollout_params(by))
-        sampled = pool.fill(policy, run.stopped, run.meter)
+        sampled = pool.fill(policy, run.stopped)
         if sampled is None:
             return None, state, {}
         seconds = sampled

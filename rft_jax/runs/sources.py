@@ -25,12 +25,13 @@ from rft_jax.distributed.collectives import from_main, meet
 from rft_jax.errors import ConfigError, UserError
 from rft_jax.io.paths import Folder
 from rft_jax.keys import Purpose
+from rft_jax.observe.flops import Model
 from rft_jax.observe.progress import Progress
 from rft_jax.rollout import log as rollout_log
 from rft_jax.rollout.engine import Outputs, Rollout, Sampling, sample, verify
 from rft_jax.rollout.funnel import funnel
 from rft_jax.runs import setup
-from rft_jax.runs.utilization import Meter, sampling_metrics
+from rft_jax.runs.utilization import sampling_cost
 from rft_jax.training.methods import is_trained
 from rft_jax.training.packing import Weight
 from rft_jax.training.scoring import Score, scored
@@ -317,8 +318,8 @@ class Pool:
         return len(rows) * self.config.rollout.samples_per_question
 
     def fill(
-        self, policy: Callable[[], Params], stopped: Callable[[], int], meter: Meter | None = None
-    ) -> Metrics | None:
+        self, policy: Callable[[], Params], stopped: Callable[[], int]
+    ) -> dict[str, float] | None:
         """Sample what is not in the log yet; metrics of that, or None when stopped before the end.
 
         A rollout that is there whole is not repeated, so a killed run resumes where it was. The
@@ -327,7 +328,6 @@ class Pool:
         Args:
             policy: what samples it.
             stopped: the signal so far, the same in all processes.
-            meter: of the machine, whose use is then among the metrics.
         """
         name = f"{self.folder.parent.name} pool"
         there = from_main(
@@ -340,7 +340,7 @@ class Pool:
         )
         purpose = Purpose(from_main(f"{name}'s keys", lambda: self._purpose(there)))
         source = PolicySource(self.questions, self.config, self.sampling, purpose=purpose)
-        metrics, decoded = Metrics(), list[Decoded]()
+        metrics: dict[str, float] = {}
         first = FirstOutputs(self.config)
         with Progress(len(self.steps), len(there), name) as progress:
             for step, rows in self.rounds():
@@ -359,7 +359,6 @@ class Pool:
                     outputs=self._outputs(rows),
                 )  # fmt: skip
                 first.see(drawn.samples)
-                decoded += drawn.decoded
                 seconds = seconds_of([drawn])
                 for name, value in (seconds | slow_verdicts_of([drawn])).items():
                     metrics[name] = metrics.get(name, 0) + value
@@ -368,9 +367,7 @@ class Pool:
                     acceptance=float(np.mean([sample.accepted for sample in drawn.samples])),
                     tokens_per_second=drawn.num_tokens / sum(seconds.values()),
                 )
-        if meter is None or not decoded:
-            return metrics
-        return metrics | sampling_metrics(meter, decoded, metrics["seconds/sampling"])
+        return metrics
 
     def _purpose(self, there: Sequence[int]) -> int:
         """What the pool's keys are for; one that an earlier version began is filled as it was."""
@@ -414,7 +411,9 @@ class Pool:
             )
         kept = fixed.kept
         counts = funnel(samples, num_distinct=kept.num_distinct, num_kept=len(kept.samples))
-        if self.config.pool.from_rollouts:
+        if not self.config.pool.from_rollouts:
+            counts["utilization/sampling_flops"] = self._flops(samples, fixed.prompt)
+        else:
             parts = {"pool.from_rollouts": fitting, **self.evaluated}
             setup.warn_of_shared(self.folder.parent.name, parts)
             if data.drop_too_long:
@@ -425,6 +424,16 @@ class Pool:
             "sampled_tokens": sum(len(sample.tokens) for sample in samples),
             "sampled_outputs": len(samples),
         }
+
+    def _flops(self, samples: Sequence[Sample], prompt: Callable[[int], Sequence[int]]) -> float:
+        """Products of sampling all of it, in however many attempts."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for one in samples:
+            groups.setdefault((one.step, one.question_id), []).append(one.num_tokens)
+        prompts = tuple(len(prompt(question)) for _, question in groups)
+        vocab = setup.vocab_size(self.config.model, self.sampling.tokenizer)
+        decoded = Decoded(prompts, tuple(map(tuple, groups.values())), steps=0)
+        return sampling_cost(Model(self.config.model, vocab), decoded).flops
 
     def _own_log(self) -> list[tuple[Question, Sample]]:
         """In the order in which its questions were asked, whichever process wrote it."""

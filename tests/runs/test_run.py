@@ -169,7 +169,8 @@ def test_names_of_metrics(study: Study) -> None:
         for line in study.lines(name, "test"):
             assert set(line) == base | EVALUATION | {"pass_at/4"}
     costs = {name for name in ALWAYS if name.startswith("cost/")} | {"seconds/elapsed"}
-    assert set(study.lines("rft", "train")[0]) == base | FUNNEL | costs
+    pooled = FUNNEL | {"utilization/sampling_flops"}
+    assert set(study.lines("rft", "train")[0]) == base | pooled | costs
 
 
 def test_costs_add_up(study: Study) -> None:
