@@ -13,7 +13,7 @@ quickstart: $(READY)
 	$(BIN)/rft-jax run experiments/arithmetic.py
 
 test: check
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Quick: fewer examples of each law, and XLA optimizes nothing; in `test` it does for the tests that
 # tests/conftest.py names.
