@@ -4,8 +4,8 @@
 (`tensorboard --logdir RUN`, with the xprof plugin); ui.perfetto.dev opens its *.trace.json.gz. In
 it `step` spans one step of the loop, and `sampling`, `verifying`, `updating`, `evaluating` and
 `checkpointing` what the loop does, as far as it waits for it: verification beside sampling and the
-writing of a checkpoint continue elsewhere. The seconds in metrics.jsonl of a traced step include what
-tracing costs.
+writing of a checkpoint continue elsewhere. The seconds in metrics.jsonl of a traced step include
+what tracing costs.
 """
 
 from __future__ import annotations
