@@ -43,7 +43,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, with what an older version left out."""
     rows = {
         int(path.stem.rpartition("-")[2]): path
-        for path in (run / "evaluation").glob("validation-*.jsonl")
+        for path in (run / "evaluation").glob("validation-[0-9]*.jsonl")
     }
     start = read_jsonl(rows[0], {"question_id": int}) if 0 in rows else None
     lines = []

@@ -394,6 +394,8 @@ class ConvertOptions:
         found: dict[str, float] = {}
         for one in self.average:
             name, _, weight = one.rpartition("=")
+            if name in found:
+                raise ConfigError(f"average names {name} twice: give it one weight.")
             try:
                 found[name] = float(weight)
             except ValueError:

@@ -73,3 +73,8 @@ class AlarmsConfig:
             f"alarms.patience is {self.patience}, which does nothing under alarms.action=off: set "
             "it to 0, or have it warn, stop or best.",
         )
+        require(
+            self.action == "off" or any(getattr(self, name) for name in ("patience", *SIGNS)),
+            f"alarms.action is {self.action!r}, and every alarm is switched off: set it to off, or "
+            "a threshold above 0.",
+        )

@@ -62,6 +62,11 @@ class ScheduleConfig:
             f"schedule.repeat_every is {self.repeat_every}: it must be above the last point's step,"
             f" {self.last}.",
         )
+        require(
+            not self.repeat_every or len(points) > 1,
+            f"schedule.repeat_every is {self.repeat_every} and schedule.weights has one point: "
+            "give another one, or set it to 0.",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

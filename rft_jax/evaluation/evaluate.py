@@ -262,8 +262,9 @@ def turnover(
 ) -> dict[str, float | None]:
     """Of the questions that the start did not solve the share that is solved, and of those that it
     did the share that is not; solved: by any of the same number of outputs, those sampled or the
-    greedy one. Then the change of the share solved (with samples: of pass@G), and of distinct
-    correct outputs where outputs are sampled, each with its standard error over questions.
+    greedy one, and nothing where that number has changed. Then the change of the share solved (with
+    samples: of pass@G), and of distinct correct outputs where outputs are sampled, each with its
+    standard error over questions.
 
     Args:
         start: the rows of the evaluation before the first step.
@@ -271,6 +272,9 @@ def turnover(
     """
     before = {row["question_id"]: row for row in start}
     pairs = [(before[row["question_id"]], row) for row in rows if row["question_id"] in before]
+    counts = [max((row.get("num_samples", 0) for row in of), default=0) for of in (start, rows)]
+    if rows and counts[0] != counts[1]:
+        return {}
     solved = [(_solved(old), _solved(new)) for old, new in pairs]
     known = [(old, new) for old, new in solved if old is not None and new is not None]
     found = {

@@ -219,12 +219,14 @@ def loop(run: Run, state: State) -> RunResult:
     clock = SaveClock(config.checkpoint, config.steps, time.monotonic())
     if config.pool is None or not config.pool.from_rollouts:
         setup.warn_of_shared(run.name, run.questions.parts)
-    source, state, pooled = _open_source(run, state)
-    if source is None:
-        return RunResult(0, False, run.stopped())
+    source, pooled, ended = None, Metrics(), run.watch.ends()
+    if state.step < config.steps and not ended:  # no pool is sampled for a run that is over
+        source, state, pooled = _open_source(run, state)
+        if source is None:
+            return RunResult(0, False, run.stopped())
     if every and state.step == 0:
         accuracy, _ = _evaluate(run, state, "validation")
-    stop, ended = run.stopped(), run.watch.ends()
+    stop = run.stopped()
     with Progress(config.steps, first, run.name) as progress:
         while state.step < config.steps and not (stop or ended):
             if state.step > first and _begins_pool(config, state.step):
@@ -234,6 +236,7 @@ def loop(run: Run, state: State) -> RunResult:
                 source, state, pooled = _open_source(run, state)
                 if source is None:
                     return RunResult(state.step - first, False, run.stopped())
+            assert source is not None
             with run.profiler.step(state.step + 1):
                 state, metrics = step(run, source, state)
                 metrics, pooled = pooled | metrics, {}

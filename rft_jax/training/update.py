@@ -39,8 +39,8 @@ class UpdateMetrics(NamedTuple):
     mismatch_max, mismatch_mean: |trainer's - sampler's log-prob| over trained tokens, in nats
     (meaningless where the sampler's are unknown); ratio, ratio_max: pi_theta / pi_old over trained
     tokens, the mean and the largest; clipped: the share of them that a bound acts on; entropy: the
-    mean over trained tokens, in nats; replay: what the replayed outputs add to the objective, whose
-    tokens count for nothing else.
+    mean over trained tokens, in nats, NaN without any; replay: what the replayed outputs add to the
+    objective, whose tokens count for nothing else.
     """
 
     value: Float[Array, ""]
@@ -304,7 +304,7 @@ def update(
         ratio=totals.ratio / tokens,
         ratio_max=maxima.ratio,
         clipped=totals.clipped / tokens,
-        entropy=None if totals.entropy is None else totals.entropy / tokens,
+        entropy=None if totals.entropy is None else totals.entropy / totals.tokens,
         replay=totals.replay,
     )
 

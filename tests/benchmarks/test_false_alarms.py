@@ -19,6 +19,8 @@ def test_what_older_versions_left_out_is_computed(tmp_path: Path) -> None:
         folder / "evaluation/validation-000010.jsonl",
         [row | {"greedy_correct": True} for row in rows],
     )
+    # Of a further set, which counts for nothing here.
+    write_lines(folder / "evaluation/validation-b-000010.jsonl", rows)
     evaluated = [{"step": step, "kind": "validation"} for step in (0, 10)]
     write_lines(folder / "metrics.jsonl", [evaluated[0], line, evaluated[1]])
     before, trained, after = lines_of(folder)

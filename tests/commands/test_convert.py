@@ -450,6 +450,7 @@ def test_an_average_is_that_of_the_parameters(found: Found, tmp_path: Path) -> N
         (["{own}=0.5", "{on_own}=0.5"], "the weights must add up to less than 1"),
         (["{own}"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
         (["{own}=half"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
+        (["{own}=0.2", "{own}=0.3"], "average names .*own.* twice: give it one weight"),
         (["{own}=1.5"], "CHECKPOINT=WEIGHT is expected, a weight between 0 and 1"),
         (["{published}=0.5"], r"qwen: its \w+ is .*: average policies of one model"),
     ],

@@ -36,6 +36,7 @@ from rft_jax.config import (
     UpdateConfig,
     VerificationConfig,
 )
+from rft_jax.config.alarms import SIGNS
 from rft_jax.config.serialize import replace_fields, section_types
 from rft_jax.errors import ConfigError
 
@@ -451,6 +452,11 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: AlarmsConfig(patience=3, action="off"),
         "alarms.patience is 3, which does nothing under alarms.action=off: set it to 0, or have "
         "it warn, stop or best.",
+    ),
+    "an action without alarms": (
+        lambda: AlarmsConfig(action="stop", **dict.fromkeys(SIGNS, 0.0)),
+        "alarms.action is 'stop', and every alarm is switched off: set it to off, or a threshold "
+        "above 0.",
     ),
     "a share above one": (
         lambda: AlarmsConfig(forgetting=25),

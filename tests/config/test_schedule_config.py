@@ -52,6 +52,10 @@ def test_shares_follow_the_points() -> None:
         ({"sources": ("b=a", "b=c"), "weights": ("0: 1, 1, 1",)}, "names a source twice"),
         ({"weights": ("1: 1, 0",)}, "the first point must be at step 0."),
         ({"weights": ()}, "the first point must be at step 0."),
+        (
+            {"weights": ("0: 1, 1",), "repeat_every": 5},
+            "has one point: give another one, or set it",
+        ),
         ({"weights": ("0: 1, 1", "5: 1, 0", "5: 0, 1")}, "a point at step 5 after one at 5: give"),
         (
             {"weights": ("0: 1",)},

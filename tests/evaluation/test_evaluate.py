@@ -179,6 +179,9 @@ def test_turnover_is_of_what_the_start_solved() -> None:
         {"question_id": 0, "greedy_correct": False},
         {"question_id": 1, "greedy_correct": True},
     ]
+    # A resumed run may sample more, or less, than its start: that is no change of the policy.
+    assert turnover(start, [row | {"num_samples": 2} for row in start]) == {}
+    assert turnover(greedy, rows(True, True)) == {}
     names = ("gained", "lost", "solved_change", "solved_change_error")
     assert turnover(greedy, greedy) == {f"questions/{name}": 0.0 for name in names}
     nothing = turnover(start, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,22 @@ def test_pools_that_are_killed_end_with_the_same_bits(
     assert [line["step"] for line in logs[0] if "pass_rate" in line] == [0, 4, 7]
     drawn = [line["cost/sampled_outputs"] for line in logs[0]]
     assert drawn == [64] * 4 + [128] * 3 + [192] * 2
+
+
+def test_no_pool_is_sampled_for_a_run_that_has_made_its_steps(
+    started: tuple[Path, Config], tmp_path: Path
+) -> None:
+    """It is killed before it says that it is finished, where another pool would begin."""
+    work, sft = started
+    experiment = {"sft": sft, "run": replace(iterative(sft), steps=6)}
+    shutil.copytree(work, tmp_path / "work")
+    folder = tmp_path / "work/run"
+    with mock.patch.object(steps_of, "_finish", side_effect=Killed), pytest.raises(Killed):
+        loop.run("run", experiment, tmp_path / "work")
+    drawn = outputs(folder)
+    assert loop.run("run", experiment, tmp_path / "work") == RunResult(0, True)
+    assert outputs(folder) == drawn
+    assert json.loads((folder / "finished.json").read_text())["cost/sampled_outputs"] == 128
 
 
 @pytest.mark.parametrize("by", ["policy", "start"])

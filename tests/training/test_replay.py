@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 import tiny
@@ -41,7 +42,7 @@ from rft_jax.runs.replay import Replay, open_replay
 from rft_jax.runs.setup import Questions
 from rft_jax.runs.sources import PolicySource
 from rft_jax.training.packing import TrainingSequence, pack
-from rft_jax.training.update import Terms, gradients
+from rft_jax.training.update import Terms, gradients, init_state, update
 from rft_jax.types import Verdict
 
 MODEL = tiny.model(compute_dtype="float64")
@@ -141,6 +142,21 @@ def test_a_replayed_output_has_no_ratio_and_no_kl(terms: Terms) -> None:
         ours, theirs = getattr(found.totals, name), getattr(alone.totals, name)
         assert float(ours) == pytest.approx(float(theirs), rel=1e-12)
     assert float(found.maxima.mismatch) == pytest.approx(float(alone.maxima.mismatch))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_float64")
+def test_an_update_on_replayed_outputs_only_has_no_entropy() -> None:
+    batch = pack(opened(per_step=2)[0].take(Position())[0], **SHAPE)
+    ascent = optax.sgd(0.1)
+    _, metrics = update(
+        init_state(reference.params64(MODEL, 0), ascent), None, batch, jnp.float64(1.0), None,
+        jnp.float64(0.1), config=MODEL, optimizer=ascent, terms=Terms(entropy=True, replay=True),
+        chunk=7,
+    )  # fmt: skip
+    assert np.isnan(metrics.entropy)
+    assert metrics.finite
+    assert metrics.gradient_norm > 0
 
 
 def test_the_demonstrations_of_data_train_are_not_those_of_a_schedule() -> None:
