@@ -33,6 +33,11 @@ class RolloutConfig:
         at_least(0, self, "slots")
         both_or_none(self, "temperature_target", "temperature_step")
         require(
+            not 0 < self.temperature_step < LEAST_TEMPERATURE,
+            f"rollout.temperature_step is {self.temperature_step}: it is also the lowest "
+            f"temperature, and must be at least {LEAST_TEMPERATURE}.",
+        )
+        require(
             self.temperature >= LEAST_TEMPERATURE,
             f"rollout.temperature is {self.temperature}: training samples need one of at least "
             f"{LEAST_TEMPERATURE} (greedy outputs explore nothing).",

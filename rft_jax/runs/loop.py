@@ -230,7 +230,7 @@ def loop(run: Run, state: State) -> RunResult:
     with Progress(config.steps, first, run.name) as progress:
         while state.step < config.steps and not (stop or ended):
             if state.step > first and _begins_pool(config, state.step):
-                # What samples the pool is kept first, so that a rollout is never repeated.
+                # What samples the pool is kept first, so that a resume needs no rollout again.
                 if run.checkpoints.latest_step() != state.step:
                     saving += save(run, state, None)
                 source, state, pooled = _open_source(run, state)

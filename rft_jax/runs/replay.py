@@ -33,8 +33,8 @@ from rft_jax.training.packing import TrainingSequence
 from rft_jax.training.selection import reduced
 from rft_jax.types import Question
 
-_ORDER = 2**32
-"""Added to the seed: questions are asked in the order of the seed itself."""
+_ORDER = 2**62
+"""Added to the seed: questions, those of a schedule too, are asked in orders of smaller numbers."""
 
 
 @dataclass(frozen=True)

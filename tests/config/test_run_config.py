@@ -209,6 +209,11 @@ MALFORMED: dict[str, tuple[Callable[[], object], str]] = {
         "rollout.temperature is 0.0: training samples need one of at least 1e-06 (greedy outputs "
         "explore nothing).",
     ),
+    "temperature that may fall to nothing": (
+        lambda: RolloutConfig(temperature_target=1.0, temperature_step=1e-9),
+        "rollout.temperature_step is 1e-09: it is also the lowest temperature, and must be at "
+        "least 1e-06.",
+    ),
     "infinite temperature": (
         lambda: tiny.rft(rollout=RolloutConfig(temperature=float("inf"))),
         "rollout.temperature is inf: it must be a finite number, of float32.",
