@@ -110,7 +110,7 @@ def step(run: Run, source: Source, state: State) -> tuple[State, Metrics]:
     state = state._replace(
         position=position, surplus=surplus, counters=counters, minibatches=minibatches,
         rollout=state.step,
-        control=state.control._replace(entropy=metrics.get("policy/entropy")),
+        control=state.control.saw(config, metrics.get("policy/entropy")),
         history=history,
     )  # fmt: skip
     state, updated = _update(run, state, rounds, began)

@@ -48,6 +48,12 @@ class Control(NamedTuple):
             coefficient = max(0.0, _moved(old, objective.entropy_step, self.entropy, target))
         return Control(temperature, coefficient)
 
+    def saw(self, config: Config, entropy: float | None) -> Control:
+        """With the entropy of the rollout, where something follows it."""
+        rollout = config.rollout
+        targets = config.objective.entropy_target, rollout.temperature_target if rollout else 0.0
+        return self._replace(entropy=entropy) if any(targets) else self
+
     def bonus(self, config: Config) -> float:
         """The weight of the entropy bonus in updates on the last rollout."""
         objective = config.objective

@@ -14,9 +14,9 @@ from rft_jax.config import experiment as experiments
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHOWN = {
-    "long_comparison": ("rft_fresh", "iterative_rft", "random"),
-    "collapse": ("online_rft", "replay", "early_stop"),
-    "drift": ("rft_start", "iterative_rft_ramp", "online_rft"),
+    "long_comparison": ("iterative_rft", "random"),
+    "collapse": ("replay", "early_stop"),
+    "drift": ("rft_start", "online_rft"),
 }
 """Arms of each study that differ in more than a number; the settings of all are in golden/."""
 STEPS = 4
@@ -33,7 +33,11 @@ def short(config: Config) -> Config:
         steps=STEPS,
         model=replace(config.model, num_layers=1, d_model=16, num_heads=1, num_kv_heads=1),
         data=replace(
-            data, validation=data.validation + few, test=data.test.partition("[")[0] + few
+            data,
+            validation=data.validation + few,
+            test=data.test.partition("[")[0] + few,
+            more_validation=tuple(one + few for one in data.more_validation),
+            more_test=tuple(one.partition("[")[0] + few for one in data.more_test),
         ),
         rollout=config.rollout and replace(config.rollout, questions_per_step=2),
         pool=pool,

@@ -176,7 +176,8 @@ def test_outputs_of_weight_zero_contribute_nothing() -> None:
     rejected = [one._replace(weight=0.0) for one in sequences(5)]
     found = computed(params, rejected, config=FLOAT32)
     assert not reference.flat(found.gradients).any()
-    assert (*found.totals, *found.maxima) == (0,) * 8
+    numbers = [one for one in (*found.totals, *found.maxima) if one is not None]
+    assert numbers == [0] * 8
 
 
 @pytest.mark.slow
