@@ -80,13 +80,17 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def resolved(path: Path) -> dict[str, Any]:
-    """The settings of every run, of a study those of one seed, as JSON would give them back."""
-    runs = {
-        name: plain(config)
-        for name, config in load(path).items()
-        if "_seed" not in name or "_seed1" in name
-    }
-    return json.loads(json.dumps(runs))
+    """The settings of every run as JSON would give them back, of a study's further seeds those in
+    which they differ from seed 1."""
+    every = {name: plain(config) for name, config in load(path).items()}
+    runs: dict[str, Any] = json.loads(json.dumps(every))
+    for name in every:
+        first = re.sub(r"_seed\d+", "_seed1", name)
+        if first != name:
+            like = leaves(runs[first])
+            ours = leaves(runs[name]).items()
+            runs[name] = {leaf: value for leaf, value in ours if like.get(leaf) != value}
+    return runs
 
 
 def golden_path(path: Path) -> Path:
